@@ -8,14 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, errors, functional, nn, reference, train
+    from . import data as data
+    from . import errors as errors
+    from . import functional as functional
+    from . import nn as nn
+    from . import reference as reference
+    from . import train as train
 
 __version__ = "0.1.0"
 
 _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
 _NAMES: dict[str, str] = {}
 
-__all__ = ["__version__", *_MODULES, *_NAMES]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_MODULES, *_NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,7 @@
 
 
 class GammabetaError(Exception):
-    """Base of every error raised for a user's input; the command line prints it and exits with ``exit_code``."""
+    """Base of every error that a user can mend; the command line prints it and exits with ``exit_code``."""
 
     exit_code = 2
 

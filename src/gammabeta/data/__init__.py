@@ -1,1 +1,1 @@
-
+"""Images and labels as checked uint8 arrays, from wherever they come."""

@@ -1,1 +1,1 @@
-
+"""Changes to whole models: convert, recalibrate, fold, export."""

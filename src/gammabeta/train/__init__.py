@@ -1,1 +1,1 @@
-
+"""Recipes, the network, the training loop and the run folder it leaves behind."""

@@ -1,0 +1,1 @@
+"""``batch_norm``: checks, dispatch to a kernel, the autograd rule."""

@@ -1,0 +1,1 @@
+"""Batch normalization from its equations, in plain tensor code."""
