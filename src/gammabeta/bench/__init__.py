@@ -1,0 +1,1 @@
+"""Benchmarks: correctness first, peers interleaved in one run, medians, the machine named."""
