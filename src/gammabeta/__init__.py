@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import reference as reference
     from . import train as train
+    from .surgery.recalibrate import recalibrate as recalibrate
 
 __version__ = "0.1.0"
 
 _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
-_NAMES: dict[str, str] = {}
+_NAMES: dict[str, str] = {
+    "recalibrate": ".surgery.recalibrate",
+}
 
 __all__ = ["__version__", *_MODULES, *_NAMES]
 

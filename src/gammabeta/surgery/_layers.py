@@ -1,0 +1,52 @@
+"""Which modules of a model are batch normalization, and which of them their owner has frozen."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+BatchNormLayer = _BatchNorm
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside ``torch.compile``, ``DistributedDataParallel`` or ``DataParallel`` wrappers.
+
+    Their ``forward`` would replay a compiled graph that misses hooks, or start collectives that ranks with
+    unequal numbers of batches never finish.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Every batch-normalization module once, under its first name, in order of registration."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def is_frozen_class(layer: nn.Module) -> bool:
+    """Whether the class itself never updates its statistics (``FrozenBatchNorm2d`` and its kin)."""
+    return any(base.__name__.startswith("FrozenBatchNorm") for base in type(layer).__mro__)
+
+
+def frozen_layers(model: nn.Module) -> set[str]:
+    """Names of the layers whose statistics their owner holds still.
+
+    Frozen are: layers of a ``FrozenBatchNorm`` class; layers set to evaluation inside a model that trains;
+    and, in a model set to evaluation as a whole (where modes tell nothing), layers none of whose affine
+    parameters require a gradient while other parameters of the model do.
+    """
+    layers = batch_norm_layers(model)
+    others_learn = any(parameter.requires_grad for parameter in model.parameters())
+    frozen = set()
+    for name, layer in layers.items():
+        affine: list[Tensor] = [p for p in (layer.weight, layer.bias) if p is not None]
+        held = bool(affine) and not any(p.requires_grad for p in affine) and others_learn
+        in_eval = not layer.training and (model.training or held)
+        if is_frozen_class(layer) or in_eval:
+            frozen.add(name)
+    return frozen
