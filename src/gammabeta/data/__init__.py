@@ -1,1 +1,10 @@
-"""Images and labels as checked uint8 arrays, from wherever they come."""
+"""Images and labels as checked uint8 arrays, from wherever they come.
+
+``load("mnist")`` needs no network: MNIST is inside the package. Nothing here imports torch.
+"""
+
+from .catalog import known_names, load
+from .dataset import Dataset, Split
+from .idx import read_idx, write_idx
+
+__all__ = ["Dataset", "Split", "known_names", "load", "read_idx", "write_idx"]

@@ -1,0 +1,99 @@
+"""What every reader hands on: images and labels, checked once, here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+
+#: Larger images are photographs, not the input of a network that is held in memory whole.
+MAX_SIDE = 4096
+
+#: More classes than this are a damaged label, not a data set of ours.
+MAX_CLASSES = 65_536
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images with a label each.
+
+    Attributes:
+        images: uint8, (N, C, H, W), C-contiguous and writable, 0 dark to 255 light. N ≥ 1.
+        labels: int64, (N,), the index of the image's class, from 0.
+
+    Raises:
+        DataError: the arrays are of another type, shape or layout, are empty, or differ in length.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.flags.c_contiguous:
+            raise DataError(
+                f"images: expected contiguous uint8 of shape (N, C, H, W), got {images.dtype} {images.shape}"
+            )
+        if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+            raise DataError(
+                f"labels: expected {len(images)} of int64, one per image, got {labels.dtype} {labels.shape}"
+            )
+        if 0 in images.shape:
+            raise DataError(
+                f"images: at least one image with at least one pixel is needed, got {images.shape}"
+            )
+        if max(images.shape[2:]) > MAX_SIDE:
+            raise DataError(f"images: {_size(images)} pixels; at most {MAX_SIDE} on a side can be used")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A training split, a test split, and the names of the classes.
+
+    Attributes:
+        name: what to call it in a report.
+        train: what a network learns from.
+        test: what it is judged by; the same C, H, W as ``train``.
+        classes: the name of class ``i`` at place ``i``.
+
+    Raises:
+        DataError: the splits differ in image shape, or a label has no class.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.train.images.shape[1:] != self.test.images.shape[1:]:
+            raise DataError(
+                f"{self.name}: training images are {_size(self.train.images)}, test images "
+                f"{_size(self.test.images)}; both need the same size and number of channels"
+            )
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise DataError(
+                f"{self.name}: {len(self.classes)} classes; between 1 and {MAX_CLASSES} can be used"
+            )
+        for part, split in (("training", self.train), ("test", self.test)):
+            least, most = int(split.labels.min()), int(split.labels.max())
+            if least < 0 or most >= len(self.classes):
+                raise DataError(
+                    f"{self.name}: a {part} label is {least if least < 0 else most}, "
+                    f"but labels go from 0 to {len(self.classes) - 1}; the labels are damaged"
+                )
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, c, h, w = self.train.images.shape
+        return c, h, w
+
+
+def _size(images: npt.NDArray[np.uint8]) -> str:
+    _, c, h, w = images.shape
+    return f"{c}×{h}×{w}"

@@ -1,0 +1,135 @@
+"""Bytes from a file, raw or gzip, never more of them than were allowed.
+
+A reader must know what it will hold before it allocates. A raw file says so by its size. A gzip file does
+not: deflate packs zeros a thousand to one, so a file of one megabyte may claim a gigabyte. `Stream.limit`
+is the number of bytes a reader may believe in, and nothing past it is ever unpacked.
+"""
+
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from ..errors import DataError
+
+#: No array larger than this is read: everything is held in memory, on the device too.
+MAX_BYTES = 4 << 30
+
+#: A compressed file may unpack to this many bytes whatever its size …
+FREE_UNPACKED = 64 << 20
+
+#: … and beyond that to this many times its own size. MNIST's images, mostly background, reach 5.
+MAX_RATIO = 100
+
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def regular_file(path: Path) -> int:
+    """The size of ``path`` in bytes.
+
+    Raises:
+        DataError: ``path`` is missing, cannot be reached, or is no plain file (a folder, a pipe, a device).
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be reached ({reason(error)}); check the path") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(f"{path}: not a plain file; give the file itself")
+    return found.st_size
+
+
+def exists(path: Path) -> bool:
+    """Whether something can be reached at ``path``; a name that no file can have is nowhere."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def unpacked_limit(packed: int) -> int:
+    """How many bytes a compressed file of ``packed`` bytes may unpack to before we call it a bomb."""
+    return min(MAX_BYTES, max(FREE_UNPACKED, MAX_RATIO * packed))
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in the few words of the system or library, on one line."""
+    words = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return " ".join(words.split())
+
+
+class Stream:
+    """A readable file that turns each way of being damaged into a `DataError` naming the file."""
+
+    def __init__(self, path: Path, file: BinaryIO, limit: int, *, packed: bool) -> None:
+        self.path = path
+        self.limit = limit
+        self.packed = packed
+        self._file = file
+
+    def read(self, count: int, what: str) -> bytes:
+        """Exactly ``count`` bytes, which are the file's ``what``; `DataError` if it ends before."""
+        buffer = bytearray(count)
+        self.fill(memoryview(buffer), what)
+        return bytes(buffer)
+
+    def fill(self, buffer: memoryview, what: str) -> None:
+        """Fill ``buffer`` to its last byte with the file's ``what``; `DataError` if it ends before."""
+        done = 0
+        while done < len(buffer):
+            # Pieces small enough to stay in cache: gzip hands each one over through a copy.
+            count = self._readinto(buffer[done : done + (1 << 18)])
+            if count == 0:
+                raise DataError(
+                    f"{self.path}: cut short: {what} need {len(buffer)} bytes, found {done}; "
+                    "copy or download the file again"
+                )
+            done += count
+
+    def end(self) -> None:
+        """Check that nothing follows; for gzip this also checks the checksum of all that was read."""
+        if self._readinto(memoryview(bytearray(1))):
+            raise DataError(f"{self.path}: bytes are left over after its last item; the file is damaged")
+
+    def _readinto(self, view: memoryview) -> int:
+        try:
+            return cast("int", self._file.readinto(view))  # type: ignore[attr-defined]
+        except EOFError:
+            raise DataError(
+                f"{self.path}: the gzip data are cut short; copy or download the file again"
+            ) from None
+        except (gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(
+                f"{self.path}: damaged gzip data ({reason(error)}); copy or download it again"
+            ) from None
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({reason(error)})") from None
+
+
+@contextmanager
+def open_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
+    """Open ``path`` for reading; gzip is told by its first two bytes, not by the file's name.
+
+    Raises:
+        DataError: the file is missing, is no plain file, or may not be read.
+    """
+    path = Path(path)
+    size = regular_file(path)
+    try:
+        raw = path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be opened ({reason(error)}); check its permissions") from None
+    with raw:
+        packed = raw.read(2) == GZIP_MAGIC
+        raw.seek(0)
+        if packed:
+            with gzip.GzipFile(fileobj=raw) as unpacked:
+                yield Stream(path, cast("BinaryIO", unpacked), unpacked_limit(size), packed=True)
+        else:
+            yield Stream(path, raw, size, packed=False)
