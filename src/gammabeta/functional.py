@@ -1,1 +1,0 @@
-"""``batch_norm``: checks, dispatch to a kernel, the autograd rule."""

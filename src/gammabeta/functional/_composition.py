@@ -1,0 +1,94 @@
+"""torch's own road: ``F.batch_norm`` and what follows it, one operator after the other.
+
+Serves every dtype, device, tensor subclass and transform; autograd, ``torch.func`` and ``torch.export`` see
+nothing but ATen operators. Each kernel is a faster way to say the same thing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+}
+
+
+def finish(out: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+    """``pool(activation(out + residual))``; broadcasting and type promotion are torch's."""
+    if residual is not None:
+        out = out + residual
+    if activation is not None:
+        out = ACTIVATIONS[activation](out)
+    if pool is not None:
+        out = F.avg_pool2d(out, pool)
+    return out
+
+
+def batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+    residual: Any,
+    pool: int | None,
+) -> Tensor:
+    """Exactly ``F.batch_norm``, running statistics included, then ``finish``."""
+    out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    return finish(out, residual, activation, pool)
+
+
+def train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Any,
+    eps: float,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise with the batch's own statistics and return them: ``(out, mean, unbiased var)``.
+
+    ``F.batch_norm`` gives its statistics away only as running ones: with momentum 1 those are the batch's.
+    """
+    kind = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    if weight is not None:
+        kind = weight.dtype
+    elif bias is not None:
+        kind = bias.dtype
+    mean = torch.zeros(x.shape[1], dtype=kind, device=x.device)
+    var = torch.zeros(x.shape[1], dtype=kind, device=x.device)
+    out = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
+    return finish(out, residual, activation, pool), mean, var
+
+
+def affine(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Any,
+    activation: str | None,
+    pool: int | None,
+) -> Tensor:
+    """Normalise with statistics that are given, in the dtype of ``x``: differentiable any number of times."""
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    z = (x.to(mean.dtype) - mean.view(shape)) * invstd.view(shape)
+    if weight is not None:
+        z = z * weight.to(z.dtype).view(shape)
+    if bias is not None:
+        z = z + bias.to(z.dtype).view(shape)
+    return finish(z.to(x.dtype), residual, activation, pool)

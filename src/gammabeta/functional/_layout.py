@@ -1,0 +1,41 @@
+"""Memory layouts: a kernel reads contiguous ``(N, C, S)`` or channels_last ``(N, S, C)``, nothing else."""
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether ``(N, S, C)`` lies in memory without gaps; for 1d too, which torch has no name for."""
+    form = _CHANNELS_LAST.get(x.dim())
+    if form is not None:
+        return x.is_contiguous(memory_format=form)
+    return x.dim() == 3 and x.transpose(1, 2).is_contiguous()
+
+
+def dense(x: Tensor) -> Tensor:
+    """``x`` itself where a kernel can read it, else a copy in the layout torch would give the output."""
+    if x.is_contiguous() or is_channels_last(x):
+        return x
+    form = suggest_memory_format(x) if x.dim() in _CHANNELS_LAST else torch.contiguous_format
+    return x.contiguous(memory_format=form)
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """``t`` in the layout of ``x``, which is dense; copied only where it differs."""
+    if x.is_contiguous():
+        return t.contiguous()
+    if x.dim() == 3:
+        return t.transpose(1, 2).contiguous().transpose(1, 2)
+    return t.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+
+
+def empty(shape: tuple[int, ...], x: Tensor) -> Tensor:
+    """An uninitialised tensor of this shape in the layout, dtype and device of ``x``."""
+    if x.is_contiguous():
+        return x.new_empty(shape)
+    if x.dim() == 3:
+        return x.new_empty((shape[0], shape[2], shape[1])).transpose(1, 2)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_CHANNELS_LAST[x.dim()])

@@ -1,0 +1,224 @@
+"""The same as operators of ``torch.library``: what ``torch.compile`` puts into its graphs.
+
+Each operator is functional: it returns new tensors and changes nothing. The running statistics are updated
+beside it with torch's own operators, which the compiler can see.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import _plain, _rule
+from ._dispatch import kernels
+from ._layout import dense, empty, like
+from ._rule import single
+
+_LIBRARY = torch.library.Library("gammabeta", "DEF")
+_TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
+_LIBRARY.define(
+    "batch_norm_train(Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, float eps, str? activation, "
+    "int? pool) -> (Tensor out, Tensor mean, Tensor var, Tensor invstd)",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    "batch_norm_apply(Tensor x, Tensor mean, Tensor invstd, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "str? activation, int? pool) -> Tensor",
+    tags=_TAGS,
+)
+_LIBRARY.define(
+    "batch_norm_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? bias, Tensor? residual, Tensor mean, "
+    "Tensor invstd, str? activation, int? pool, bool training, bool need_x, bool need_affine, "
+    "bool need_residual) -> (Tensor dx, Tensor dweight, Tensor dbias, Tensor dresidual)",
+    tags=_TAGS,
+)
+
+
+def _kernel(x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None) -> Any:
+    """The backend of this device, or tensor operations where it cannot serve."""
+    module = kernels("cpu") if x.is_cpu else kernels("gpu") if x.is_cuda else "no kernel"
+    if isinstance(module, str) or module.unsupported(x, residual, activation, pool) is not None:
+        return _plain
+    return module
+
+
+def _train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = dense(x)
+    residual = None if residual is None else like(residual, x)
+    kernel = _kernel(x, residual, activation, pool)
+    kind = torch.float64 if x.dtype is torch.float64 else torch.float32
+    out, mean, var, invstd = kernel.forward_train(
+        x, single(weight, kind), single(bias, kind), residual, eps, activation, pool
+    )
+    return like(out, x), mean, var, invstd
+
+
+def _apply(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> Tensor:
+    x = dense(x)
+    residual = None if residual is None else like(residual, x)
+    kernel = _kernel(x, residual, activation, pool)
+    weight, bias = single(weight, mean.dtype), single(bias, mean.dtype)
+    return like(kernel.forward(x, mean, invstd, weight, bias, residual, activation, pool), x)
+
+
+def _backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    activation: str | None,
+    pool: int | None,
+    training: bool,
+    need_x: bool,
+    need_affine: bool,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = dense(x)
+    residual = None if residual is None else like(residual, x)
+    saved = (x, weight, bias, residual, mean, invstd)
+    found = _rule.gradients(
+        _kernel(x, residual, activation, pool),
+        grad,
+        saved,
+        activation,
+        pool,
+        training,
+        need_x,
+        need_affine,
+        need_residual,
+    )
+    need_reduced = need_affine or (not need_x and not need_residual)
+    dx = like(found[0], x) if need_x and found[0] is not None else x.new_empty(0)
+    dweight = found[1] if need_reduced and found[1] is not None else mean.new_empty(0)
+    dbias = found[2] if need_reduced and found[2] is not None else mean.new_empty(0)
+    dresidual = like(found[3], x) if need_residual and found[3] is not None else x.new_empty(0)
+    return dx, dweight, dbias, dresidual
+
+
+def _pooled(x: Tensor, pool: int | None) -> tuple[int, ...]:
+    if pool is None:
+        return tuple(x.shape)
+    return (x.shape[0], x.shape[1], x.shape[2] // pool, x.shape[3] // pool)
+
+
+def _train_fake(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = dense(x)
+    kind = torch.float64 if x.dtype is torch.float64 else torch.float32
+    mean, var, invstd = (x.new_empty(x.shape[1], dtype=kind) for _ in range(3))
+    return empty(_pooled(x, pool), x), mean, var, invstd
+
+
+def _apply_fake(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> Tensor:
+    x = dense(x)
+    return empty(_pooled(x, pool), x)
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    activation: str | None,
+    pool: int | None,
+    training: bool,
+    need_x: bool,
+    need_affine: bool,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x = dense(x)
+    need_reduced = need_affine or (not need_x and not need_residual)
+    sums = [
+        mean.new_empty(mean.shape if need_reduced else 0, dtype=mean.dtype if t is None else t.dtype)
+        for t in (weight, bias)
+    ]
+    dx = torch.empty_like(x) if need_x else x.new_empty(0)
+    return dx, sums[0], sums[1], torch.empty_like(x) if need_residual else x.new_empty(0)
+
+
+for _name, _real, _fake in (
+    ("batch_norm_train", _train, _train_fake),
+    ("batch_norm_apply", _apply, _apply_fake),
+    ("batch_norm_backward", _backward, _backward_fake),
+):
+    _LIBRARY.impl(_name, _real, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gammabeta::{_name}", _fake, lib=_LIBRARY)
+
+
+def _first_order(*call: Any) -> tuple[Tensor | None, ...]:
+    """``_rule.gradients`` as an operator, so that a traced backward pass is one node."""
+    grad, saved, activation, pool, training, need_x, need_affine, need_residual = call
+    found: tuple[Tensor, ...] = torch.ops.gammabeta.batch_norm_backward(
+        grad, *saved, activation, pool, training, need_x, need_affine, need_residual
+    )
+    return found
+
+
+def _save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, residual, eps, activation, pool = inputs
+    _, mean, var, invstd = output
+    ctx.mark_non_differentiable(mean, var, invstd)
+    _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, True, eps)
+
+
+def _differentiate_train(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    found = _rule.backward(ctx, grad, ctx.needs_input_grad[:4], _first_order)
+    return (*found, None, None, None)
+
+
+def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, mean, invstd, weight, bias, residual, activation, pool = inputs
+    _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, False, 0.0)
+
+
+def _differentiate_apply(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+    needs = ctx.needs_input_grad
+    found = _rule.backward(ctx, grad, (needs[0], *needs[3:6]), _first_order)
+    return (found[0], None, None, *found[1:], None, None)
+
+
+torch.library.register_autograd(
+    "gammabeta::batch_norm_train", _differentiate_train, setup_context=_save_train, lib=_LIBRARY
+)
+torch.library.register_autograd(
+    "gammabeta::batch_norm_apply", _differentiate_apply, setup_context=_save_apply, lib=_LIBRARY
+)

@@ -1,0 +1,147 @@
+"""``GhostBatchNorm1d/2d/3d``: each part of a batch normalised by itself."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import UsageError
+from ..functional import _running, _step
+from ._layer import Fused
+
+
+class Ghost(Fused):
+    """Normalise ghost batches: parts of a batch, each with its own mean and *biased* variance.
+
+    A batch of ``N`` makes ``G = max(1, N // virtual_batch_size)`` ghost batches; sample ``i`` belongs to
+    ghost batch ``i % G``, which needs no copy: ``(N, C, S)`` is seen as ``(N/G, G*C, S)`` and normalised in
+    one call. Where ``G`` does not divide ``N``, sizes differ by one, none is smaller than
+    ``virtual_batch_size``, and it takes two calls. A smaller batch is one ghost batch.
+
+    The running statistics take one step for a batch, towards the mean over the ghost batches of their means
+    and of their *unbiased* variances (weighted by size); ``momentum`` is the weight of the *new* value. In
+    evaluation mode the layer is plain batch normalization.
+
+    Args:
+        num_features: and all up to ``bias`` as for ``BatchNorm1d/2d/3d``.
+        eps: added to the variance.
+        momentum: weight of the new value in the running statistics; None for the cumulative average.
+        affine: whether there are a weight and a bias.
+        track_running_stats: whether running statistics are kept.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: whether there is a bias, if ``affine``.
+        virtual_batch_size: samples in a ghost batch, at least.
+        activation: and the rest as for ``BatchNorm1d/2d/3d``.
+        pool: as there.
+        skip_nonfinite: as there.
+        initialize: as there.
+
+    Raises:
+        UsageError: ``virtual_batch_size`` below 1, or as ``BatchNorm1d/2d/3d``.
+
+    Hoffer, Hubara and Soudry 2017, "Train longer, generalize better", Algorithm 1, whose running statistics
+    take one step for each ghost batch instead.
+    """
+
+    virtual_batch_size: int = 32
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        virtual_batch_size: int = 32,
+        activation: str | None = None,
+        pool: int | None = None,
+        skip_nonfinite: bool = True,
+        initialize: str | None = None,
+    ) -> None:
+        if virtual_batch_size < 1:
+            raise UsageError(f"virtual_batch_size must be at least 1, got {virtual_batch_size}")
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            pool=pool,
+            skip_nonfinite=skip_nonfinite,
+            initialize=initialize,
+        )
+        self.virtual_batch_size = virtual_batch_size
+
+    def extra_repr(self) -> str:
+        """Add the size of a ghost batch."""
+        return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
+
+    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+        groups = max(1, x.shape[0] // self.virtual_batch_size)
+        if groups == 1 or not self._batch_statistics() or x.numel() == 0:
+            return super()._normalise(x, residual, activation, pool)
+        size, larger = divmod(x.shape[0], groups)
+        if larger == 0:
+            out, mean, var = self._ghosts(x, residual, groups, activation, pool)
+        else:
+            # The first ghost batches have `size` samples, the last `larger` ones have one more.
+            cut = (groups - larger) * size
+            rests = (None, None) if residual is None else (residual[:cut], residual[cut:])
+            out, mean, var = self._ghosts(x[:cut], rests[0], groups - larger, activation, pool)
+            more = self._ghosts(x[cut:], rests[1], larger, activation, pool)
+            out = torch.cat((out, more[0]))
+            share = cut / x.shape[0]
+            mean, var = mean * share + more[1] * (1 - share), var * share + more[2] * (1 - share)
+        running_mean, running_var, counts = self._tracked()
+        if counts and running_mean is not None and running_var is not None:
+            accepted = _running.update(
+                running_mean, running_var, mean, var, self._factor(), self.skip_nonfinite
+            )
+            self._count(accepted, x)
+        return out
+
+    def _ghosts(
+        self, x: Tensor, residual: Any, groups: int, activation: str | None, pool: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Ghost batches of one size: ``(out, mean of their means, mean of their unbiased variances)``."""
+        N, C, *spatial = x.shape
+
+        def gathered(t: Any) -> Any:
+            return t.reshape(N // groups, groups * C, *spatial) if isinstance(t, Tensor) else t
+
+        out, mean, var = _step.with_statistics(
+            gathered(x),
+            None if self.weight is None else self.weight.repeat(groups),
+            None if self.bias is None else self.bias.repeat(groups),
+            self.eps,
+            activation,
+            gathered(residual),
+            pool,
+            "auto",
+        )
+        return (
+            out.reshape(N, C, *out.shape[2:]),
+            mean.view(groups, C).mean(0),
+            var.view(groups, C).mean(0),
+        )
+
+
+class GhostBatchNorm1d(Ghost, torch.nn.BatchNorm1d):
+    """``torch.nn.BatchNorm1d`` over ghost batches; ``Ghost`` documents it."""
+
+
+class GhostBatchNorm2d(Ghost, torch.nn.BatchNorm2d):
+    """``torch.nn.BatchNorm2d`` over ghost batches; ``Ghost`` documents it."""
+
+
+class GhostBatchNorm3d(Ghost, torch.nn.BatchNorm3d):
+    """``torch.nn.BatchNorm3d`` over ghost batches; ``Ghost`` documents it."""
