@@ -1,0 +1,5 @@
+"""``python -m gammabeta``: the command line."""
+
+from .cli import main
+
+main()

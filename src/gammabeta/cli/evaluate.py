@@ -1,0 +1,100 @@
+"""``gammabeta evaluate``: accuracy, confusion, and the worst mistakes as a picture."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .output import Device, Json, Quiet, console, print_json
+
+if TYPE_CHECKING:
+    from ..data import Split
+    from ..train.evaluate import Evaluation
+    from ..train.run import Run
+
+_WORST = 24  # mistakes in the picture: four rows of six
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    data: Annotated[str | None, typer.Option(help="Another data set; default: the one it was trained on.")] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Judge a run on its test images, and draw the confusion matrix and the worst mistakes."""
+    from ..train.load import load_model, load_split
+
+    trained = load_model(run, device)
+    images = load_split(trained, data, split)
+    clock = time.perf_counter()
+    result = trained.evaluate(images, keep_probabilities=True)
+    seconds = time.perf_counter() - clock
+    pictures = _draw(trained.run, images, result, out or run, split)
+    document = {
+        "run": str(run),
+        "data": data or trained.run.info.data,
+        "split": split,
+        "count": result.count,
+        "correct": result.correct,
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "confusion": result.confusion.tolist(),
+        "classes": trained.run.info.network.classes,
+        "seconds": round(seconds, 4),
+        "pictures": [str(path) for path in pictures],
+    }
+    if json:
+        print_json(document)
+        return
+    screen = console()
+    rate = result.count / max(seconds, 1e-9)
+    screen.print(f"accuracy {result.accuracy:.4f} ({result.correct:,} of {result.count:,} {split} images)")
+    if not quiet:
+        screen.print(f"loss {result.loss:.4f}; {seconds:.2f} s, {rate:,.0f} images/s")
+        _print_confusions(result, trained.run.info.network.classes)
+        screen.print("Pictures: " + ", ".join(map(str, pictures)))
+
+
+def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
+    from rich.table import Table
+
+    off = result.confusion.clone().fill_diagonal_(0)
+    worst = off.flatten().topk(min(5, off.numel()))
+    pairs = [(int(n), *divmod(int(i), len(classes))) for n, i in zip(worst.values, worst.indices, strict=True) if n]
+    if not pairs:
+        return
+    table = Table("true", "predicted", "images", title="Most frequent mistakes", title_justify="left", box=None)
+    for count, true, guess in pairs:
+        table.add_row(classes[true], classes[guess], str(count))
+    console().print(table)
+
+
+def _draw(run: "Run", images: "Split", result: "Evaluation", folder: Path, split: str) -> list[Path]:
+    import torch
+
+    from ..train.files import make_folder
+    from ..train.pictures import confusion, mistakes, save_figure
+
+    make_folder(folder)
+    classes = run.info.network.classes
+    paths = [folder / f"confusion-{split}.png", folder / f"mistakes-{split}.png"]
+    title = f"{result.accuracy:.2%} of {result.count:,} {split} images right"
+    save_figure(confusion(result.confusion.numpy(), classes, title), paths[0])
+    assert result.probabilities is not None  # asked for above
+    labels = torch.from_numpy(images.labels)
+    sure, guess = result.probabilities.max(1)
+    wrong = (guess != labels).nonzero().flatten()
+    worst = wrong[result.probabilities[wrong, labels[wrong]].argsort()][:_WORST]
+    figure = mistakes(
+        images.images[worst.numpy()],
+        [classes[int(i)] for i in labels[worst]],
+        [classes[int(i)] for i in guess[worst]],
+        sure[worst].tolist(),
+        f"The {len(worst)} worst of {len(wrong)} mistakes" if len(wrong) else "No mistakes",
+    )
+    save_figure(figure, paths[1])
+    return paths

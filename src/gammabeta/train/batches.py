@@ -1,0 +1,121 @@
+"""The data set on the device: a batch is an index, and pixels become numbers there."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import Split
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """``(pixel - mean) * scale`` per channel, in units of the uint8 pixel."""
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: np.ndarray, kind: str) -> "Scaling":
+        """Measure the scaling of uint8 images ``(N, C, H, W)``: ``unit`` or ``standardized``."""
+        channels = images.shape[1]
+        if kind == "unit":
+            return cls((0.0,) * channels, (1 / 255,) * channels)
+        levels = np.arange(256)
+        mean, scale = [], []
+        for channel in range(channels):
+            counts = np.bincount(images[:, channel].reshape(-1), minlength=256)
+            average = float((counts * levels).sum() / counts.sum())
+            variance = float((counts * (levels - average) ** 2).sum() / counts.sum())
+            mean.append(average)
+            scale.append(1 / max(variance, 1.0) ** 0.5)
+        return cls(tuple(mean), tuple(scale))
+
+
+class DeviceImages:
+    """A split of a data set held on a device as uint8; ``(N, C, H, W)``, labels int64 ``(N,)``.
+
+    Args:
+        split: Images and labels.
+        scaling: How a pixel becomes a number.
+        device: Where everything is held and computed.
+        shift: Largest random translation in pixels; the border is filled with the darkest value.
+        flip: Mirror half of the images at random.
+    """
+
+    def __init__(
+        self, split: Split, scaling: Scaling, device: torch.device, *, shift: int = 0, flip: bool = False
+    ) -> None:
+        images = torch.from_numpy(split.images).to(device)
+        self.height, self.width = images.shape[-2:]
+        if shift:
+            images = torch.nn.functional.pad(images, (shift,) * 4)
+        self._windows = images.unfold(2, self.height, 1).unfold(3, self.width, 1)
+        self._images = images
+        self._shift, self._flip = shift, flip
+        self.labels = torch.from_numpy(split.labels).to(device)
+        self._mean = torch.tensor(scaling.mean, device=device).view(-1, 1, 1)
+        self._scale = torch.tensor(scaling.scale, device=device).view(-1, 1, 1)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return float32 images ``(B, C, H, W)``, channels_last, and labels ``(B,)``.
+
+        With a generator the images are augmented; without one they are as they were read.
+        """
+        pixels = self._pick(index, generator)
+        x = (pixels.float() - self._mean).mul_(self._scale)
+        return x.contiguous(memory_format=torch.channels_last), self.labels[index]
+
+    def _pick(self, index: Tensor | slice, generator: torch.Generator | None) -> Tensor:
+        if generator is None or isinstance(index, slice) or not (self._shift or self._flip):
+            middle = self._windows[:, :, self._shift, self._shift]
+            return middle[index] if isinstance(index, slice) else middle.index_select(0, index)
+        count, device = len(index), index.device
+        move = torch.randint(0, 2 * self._shift + 1, (2, count), generator=generator).to(device)
+        pixels = self._windows[index, :, move[0], move[1]]
+        if self._flip:
+            mirrored = torch.rand(count, generator=generator).to(device) < 0.5
+            pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        return pixels
+
+
+class Order:
+    """Which images each step sees: a permutation per epoch, a pure function of the seed and the epoch.
+
+    So the position in a training is one number, and a resumed run sees what it would have seen.
+    """
+
+    def __init__(self, count: int, recipe: Recipe, seed: int) -> None:
+        self._count, self._seed, self._batch = count, seed, recipe.batch_size
+        self._starts = batch_starts(count, recipe.batch_size)
+        self.steps_per_epoch = len(self._starts)
+        self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
+        self._epoch, self._permutation = -1, torch.empty(0)
+
+    def indices(self, step: int) -> Tensor:
+        """Return the image numbers of a step, int64 ``(B,)`` on the CPU."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._permutation = torch.randperm(self._count, generator=generator_for(self._seed, epoch))
+            self._epoch = epoch
+        end = self._starts[place + 1] if place + 1 < self.steps_per_epoch else self._count
+        return self._permutation[self._starts[place] : end]
+
+
+def batch_starts(count: int, batch_size: int) -> list[int]:
+    """Return where each batch begins; a last batch of one image, which has no variance, joins its neighbour."""
+    starts = list(range(0, count, batch_size))
+    if len(starts) > 1 and count - starts[-1] == 1:
+        starts.pop()
+    return starts
+
+
+def generator_for(seed: int, *purpose: int) -> torch.Generator:
+    """Return a CPU generator whose stream depends on the seed and on what it is for, and on nothing else."""
+    state = np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)

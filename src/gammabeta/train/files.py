@@ -1,0 +1,95 @@
+"""Files that are whole or not there: atomic writing, checked reading."""
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import RunError, WeightsError
+
+_LARGEST_JSON = 64 << 20  # bytes; a run's own documents are a thousand times smaller
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at any moment either the old content or the new is there, whole.
+
+    Raises:
+        RunError: It cannot be written (no space, no permission); the old file is as it was.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                Path(temporary).unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every system can open a folder
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON document of ours.
+
+    Raises:
+        RunError: It is missing, too large or not JSON.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise RunError(f"{path} is larger than any run's; it was not written by gammabeta")
+        return json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from None
+    except (UnicodeDecodeError, ValueError, RecursionError):
+        raise RunError(f"{path} is damaged: it is not valid JSON") from None
+
+
+def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors as safetensors, atomically."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save(plain, metadata))
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file: tensors by name, and its metadata.
+
+    Raises:
+        WeightsError: It is missing, truncated or not safetensors.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except FileNotFoundError:
+        raise WeightsError(f"there is no weights file {path}") from None
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise WeightsError(f"{path} is not a readable safetensors file: {reason}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents; ``RunError`` if that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"cannot make the folder {path}: {error.strerror}") from None

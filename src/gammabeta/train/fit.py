@@ -1,0 +1,190 @@
+"""``fit``: a network, a data set and a recipe, trained, judged, and told about as it goes."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..data import Dataset, Split
+from ..errors import UsageError
+from ..kernels.memory import keep_pages
+from ..surgery import convert, recalibrate
+from .batches import DeviceImages, Scaling, generator_for
+from .device import Precision, resolve_device, resolve_precision
+from .evaluate import Evaluation, evaluate
+from .loop import Progress, Training
+from .network import DigitNetwork, initialize_he, initialize_like_notebook
+from .recipe import Recipe
+
+_INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
+_REPORT_SECONDS = 0.25
+
+
+class Interrupted(Exception):
+    """A training was asked to stop; ``progress`` says where it stood."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__("interrupted")
+        self.progress = progress
+
+
+class Observer(Protocol):
+    """Is told how a training goes."""
+
+    def progressed(self, progress: Progress, seconds: float) -> None:
+        """Some steps were taken; ``seconds`` of training so far."""
+
+    def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
+        """A split, ``"train"`` or ``"test"``, was judged in ``seconds``."""
+
+    def stop_requested(self) -> bool:
+        """Tell whether the training shall end after this step."""
+
+
+class Silent:
+    """An observer that says nothing and never stops."""
+
+    def progressed(self, progress: Progress, seconds: float) -> None:
+        """Say nothing."""
+
+    def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
+        """Say nothing."""
+
+    def stop_requested(self) -> bool:
+        """Go on."""
+        return False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training gave. Times are wall-clock seconds."""
+
+    model: nn.Module
+    scaling: Scaling
+    precision: Precision
+    progress: Progress
+    train: Evaluation
+    test: Evaluation
+    seconds: dict[str, float]
+
+
+def build_network(recipe: Recipe, dataset: Dataset, seed: int) -> DigitNetwork:
+    """Build and initialise the notebook's network for a data set, as the recipe says."""
+    _, channels, height, width = dataset.train.images.shape
+    network = DigitNetwork(
+        channels,
+        (height, width),
+        len(dataset.classes),
+        batch_norm=recipe.batch_norm,
+        hidden_bias=recipe.hidden_bias,
+        momentum=recipe.batch_norm_momentum,
+        eps=recipe.batch_norm_eps,
+        first_batch=recipe.running_statistics == "first-batch",
+    )
+    initialize = initialize_like_notebook if recipe.initialization == "notebook" else initialize_he
+    initialize(network, generator_for(seed, _INITIALIZE))
+    return network
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """Return the data set with the last ``count`` training images in place of the test images."""
+    images, labels = dataset.train.images, dataset.train.labels
+    if not 0 < count < len(labels):
+        raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
+    kept, held = Split(images[:-count], labels[:-count]), Split(images[-count:], labels[-count:])
+    return Dataset(dataset.name, kept, held, dataset.classes)
+
+
+def fit(
+    model: nn.Module,
+    dataset: Dataset,
+    recipe: Recipe,
+    *,
+    device: str = "auto",
+    seed: int = 0,
+    observer: Observer | None = None,
+) -> Outcome:
+    """Train a network on a data set; its batch normalization is converted to the fused modules first.
+
+    Args:
+        model: Any network from ``(N, C, H, W)`` float32 to logits ``(N, classes)``.
+        dataset: uint8 images and labels; held on the device for the length of the training.
+        recipe: The settings.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
+        seed: Of the order and the augmentation of the images.
+        observer: Is told how it goes, and may ask it to stop.
+
+    Raises:
+        UsageError: There are fewer than two images to train on.
+        Interrupted: The observer asked to stop.
+    """
+    if len(dataset.train.labels) < 2:
+        raise UsageError("there are fewer than two training images: a batch of one has no variance")
+    watcher = observer or Silent()
+    place = resolve_device(device)
+    precision = resolve_precision(recipe.precision, place)
+    clock = time.perf_counter()
+    scaling = Scaling.of(dataset.train.images, recipe.pixels)
+    images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
+    test = DeviceImages(dataset.test, scaling, place)
+    model = convert(model, to="fused").to(place, memory_format=torch.channels_last)
+    training = Training(model, images, recipe, seed, precision)
+    seconds = {"prepare": time.perf_counter() - clock, "train": 0.0, "recalibrate": 0.0, "evaluate": 0.0}
+
+    def judge(epoch: int) -> tuple[Evaluation, Evaluation]:
+        results = []
+        for split, data in (("train", images), ("test", test)):
+            clock = time.perf_counter()
+            result = evaluate(model, data, len(dataset.classes), precision=precision)
+            taken = time.perf_counter() - clock
+            seconds["evaluate"] += taken
+            watcher.evaluated(epoch, split, result, taken)
+            results.append(result)
+        return results[0], results[1]
+
+    with keep_pages():
+        while training.step < training.steps:
+            epoch = training.epoch
+            seconds["train"] += _train_epoch(training, watcher, seconds["train"])
+            last = training.step == training.steps
+            if last and recipe.recalibrate and recipe.batch_norm:
+                seconds["recalibrate"] = _recalibrate(model, images, recipe, seed, precision)
+            if last or recipe.evaluate == "epoch":
+                train_result, test_result = judge(epoch)
+    return Outcome(model, scaling, precision, training.progress(), train_result, test_result, seconds)
+
+
+def _train_epoch(training: Training, watcher: Observer, before: float) -> float:
+    """Train to the end of the epoch; return the seconds it took."""
+    clock = time.perf_counter()
+    end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
+    chunk = 1
+    while training.step < end:
+        began = time.perf_counter()
+        training.advance(min(chunk, end - training.step))
+        progress = training.progress()
+        now = time.perf_counter()
+        watcher.progressed(progress, before + now - clock)
+        if watcher.stop_requested():
+            raise Interrupted(progress)
+        chunk = max(1, min(2 * chunk, int(chunk * _REPORT_SECONDS / max(now - began, 1e-6))))
+    return time.perf_counter() - clock
+
+
+def _recalibrate(model: nn.Module, images: DeviceImages, recipe: Recipe, seed: int, precision: Precision) -> float:
+    clock = time.perf_counter()
+    order = torch.randperm(len(images), generator=generator_for(seed, _RECALIBRATE))[: recipe.recalibrate]
+    device = images.labels.device
+
+    def forward(network: nn.Module, x: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return network(x)
+
+    batches = (images.batch(part.to(device))[0] for part in order.split(1024))
+    recalibrate(model, batches, forward_fn=forward)
+    return time.perf_counter() - clock
+
+

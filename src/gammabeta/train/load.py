@@ -1,0 +1,90 @@
+"""A trained network taken out of its run folder, ready to judge and to predict."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import data as datasets
+from ..data import Dataset, Split
+from ..errors import DataError, UsageError
+from .batches import DeviceImages, Scaling
+from .device import resolve_device
+from .evaluate import Evaluation, evaluate, evaluating
+from .fit import hold_out
+from .network import DigitNetwork
+from .run import Run
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run and its network, in evaluation mode on its device."""
+
+    run: Run
+    model: nn.Module
+    device: torch.device
+
+    @property
+    def scaling(self) -> Scaling:
+        """How pixels become the network's numbers."""
+        network = self.run.info.network
+        return Scaling(tuple(network.pixel_mean), tuple(network.pixel_scale))
+
+    def evaluate(self, split: Split, *, keep_probabilities: bool = False) -> Evaluation:
+        """Judge the network on a split, in the precision it was trained in."""
+        images = DeviceImages(split, self.scaling, self.device)
+        classes = len(self.run.info.network.classes)
+        precision = self.run.info.precision if str(self.device) == self.run.info.device else "fp32"
+        return evaluate(self.model, images, classes, precision=precision, keep_probabilities=keep_probabilities)
+
+    def probabilities(self, pictures: np.ndarray) -> Tensor:
+        """Return class probabilities float32 ``(N, classes)`` for uint8 pictures ``(N, C, H, W)``."""
+        split = Split(pictures, np.zeros(len(pictures), np.int64))
+        x, _ = DeviceImages(split, self.scaling, self.device).batch(slice(None))
+        with evaluating(self.model):
+            return self.model(x).float().softmax(1).cpu()
+
+
+def load_model(path: str | Path, device: str = "auto") -> Trained:
+    """Open a run folder and build its network with its weights.
+
+    Raises:
+        RunError: It is not a run folder, or is damaged.
+        WeightsError: The weights are missing, damaged, or do not fit.
+    """
+    place = resolve_device(device)
+    run = Run.open(path)
+    info = run.info.network
+    network = DigitNetwork(
+        info.channels,
+        (info.height, info.width),
+        len(info.classes),
+        batch_norm=info.batch_norm,
+        hidden_bias=info.hidden_bias,
+        eps=info.eps,
+    )
+    model = run.load_model(network).eval().to(place, memory_format=torch.channels_last)
+    return Trained(run, model, place)
+
+
+def load_split(trained: Trained, source: str | None, split: str) -> Split:
+    """Return the ``test`` or ``train`` split of a data set that fits the network; default: the run's own."""
+    if split not in ("test", "train"):
+        raise UsageError(f"unknown split {split!r}: choose test or train")
+    dataset = datasets.load(source or trained.run.info.data)
+    if source is None and trained.run.info.holdout:
+        dataset = hold_out(dataset, trained.run.info.holdout)
+    check_fit(trained, dataset)
+    return dataset.test if split == "test" else dataset.train
+
+
+def check_fit(trained: Trained, dataset: Dataset) -> None:
+    """Raise ``DataError`` unless the images and classes are those the network takes."""
+    network = trained.run.info.network
+    wanted, found = (network.channels, network.height, network.width), dataset.train.images.shape[1:]
+    if wanted != found:
+        raise DataError(f"{dataset.name} has images of {found}, the network takes {wanted}")
+    if len(dataset.classes) != len(network.classes):
+        raise DataError(f"{dataset.name} has {len(dataset.classes)} classes, the network {len(network.classes)}")

@@ -1,0 +1,129 @@
+"""The training loop: no Python per sample, no waiting for the device within a step."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .batches import DeviceImages, Order, generator_for
+from .device import Precision
+from .recipe import Recipe
+from .schedule import learning_rate
+
+MOVING_WEIGHT = 0.01  # of the newest batch in the moving loss and accuracy, as in the notebook
+_AUGMENT = 1  # the purpose of a random stream, beside the epochs' permutations
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a training stands; the loss is the mean over a batch in nats, both figures moving averages."""
+
+    step: int
+    steps: int
+    epoch: int
+    images: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+
+
+class Training:
+    """A training that goes on step by step and can be put down and taken up between any two.
+
+    Args:
+        model: The network, on its device; it is trained in place.
+        data: The training images, on the same device.
+        recipe: The settings.
+        seed: Of the order and the augmentation of the images.
+        precision: Of convolutions and matrix products; parameters and statistics are float32 always.
+    """
+
+    def __init__(
+        self, model: nn.Module, data: DeviceImages, recipe: Recipe, seed: int, precision: Precision
+    ) -> None:
+        self.model, self.data, self.recipe = model, data, recipe
+        self._seed, self._precision = seed, precision
+        self._device = data.labels.device
+        self.order = Order(len(data), recipe, seed)
+        self.steps = self.order.steps
+        self.step = 0
+        self.images = 0
+        self.optimizer = make_optimizer(model, recipe)
+        self._unread: list[tuple[Tensor, Tensor, int]] = []
+        self._loss = self._accuracy = float("nan")
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next step, from 0."""
+        return self.step // self.order.steps_per_epoch
+
+    def advance(self, steps: int) -> None:
+        """Take that many steps, or as many as are left."""
+        self.model.train()
+        for _ in range(min(steps, self.steps - self.step)):
+            self._take_step()
+
+    def _take_step(self) -> None:
+        index = self.order.indices(self.step).to(self._device, non_blocking=True)
+        augment = generator_for(self._seed, self.step, _AUGMENT) if self._augmented else None
+        x, y = self.data.batch(index, augment)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            logits = self.model(x)
+        logits = logits.float()
+        loss = F.cross_entropy(
+            logits, y, reduction=self.recipe.loss, label_smoothing=self.recipe.label_smoothing
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        rate = learning_rate(self.recipe, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self._unread.append((loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)))
+        self.step += 1
+        self.images += len(y)
+
+    @property
+    def _augmented(self) -> bool:
+        return bool(self.recipe.shift or self.recipe.flip)
+
+    def progress(self) -> Progress:
+        """Read the figures of the steps since the last call from the device, and say where things stand."""
+        if self._unread:
+            losses = torch.stack([loss for loss, _, _ in self._unread]).tolist()
+            correct = torch.stack([hits for _, hits, _ in self._unread]).tolist()
+            for loss, hits, (_, _, count) in zip(losses, correct, self._unread, strict=True):
+                mean = loss / count if self.recipe.loss == "sum" else loss
+                self._loss = _move(self._loss, mean)
+                self._accuracy = _move(self._accuracy, hits / count)
+            self._unread.clear()
+        return Progress(
+            step=self.step,
+            steps=self.steps,
+            epoch=self.epoch,
+            images=self.images,
+            loss=self._loss,
+            accuracy=self._accuracy,
+            learning_rate=learning_rate(self.recipe, min(self.step, self.steps - 1), self.steps),
+        )
+
+
+def _move(average: float, new: float) -> float:
+    return new if average != average else (1 - MOVING_WEIGHT) * average + MOVING_WEIGHT * new
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
+    """Return stochastic gradient descent whose weight decay spares γ, β and biases."""
+    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
+    spared = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
+    groups.append({"params": spared, "weight_decay": 0.0})
+    return torch.optim.SGD(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+        fused=True,
+    )

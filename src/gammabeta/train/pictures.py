@@ -1,0 +1,88 @@
+"""Pictures of a training: curves, the confusion matrix, the worst mistakes."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .files import write_atomically
+
+_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#777777"  # Okabe and Ito's colour-blind-safe palette
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_atomically(path, buffer.getvalue())
+
+
+def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Draw loss and accuracy over epochs from the lines of ``metrics.jsonl``."""
+    steps = [row for row in rows if row["kind"] == "progress"]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    figure.suptitle(title)
+    x = [row["epochs"] for row in steps]
+    loss_axes.plot(x, [row["loss"] for row in steps], color=_BLUE, label="training, moving average")
+    loss_axes.set(xlabel="epoch", ylabel="loss (cross-entropy, nats)", yscale="log")
+    accuracy_axes.plot(x, [100 * row["accuracy"] for row in steps], color=_BLUE, label="training, moving average")
+    _mark_evaluations(accuracy_axes, rows)
+    low = min([90.0, *(100 * row["accuracy"] for row in steps[len(steps) // 4 :])])
+    accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
+    for axes in (loss_axes, accuracy_axes):
+        axes.grid(color="#dddddd", linewidth=0.6, which="both")
+        axes.set_axisbelow(True)
+        axes.legend(frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _mark_evaluations(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    for split, color, marker in (("train", _GREY, "s"), ("test", _ORANGE, "o")):
+        judged = [row for row in rows if row["kind"] == "evaluation" and row["split"] == split]
+        if not judged:
+            continue
+        x, y = [row["epochs"] for row in judged], [100 * row["accuracy"] for row in judged]
+        label = f"all {judged[-1]['count']:,} {split} images: {y[-1]:.2f} %"
+        axes.plot(x, y, color=color, marker=marker, label=label, linewidth=1)
+
+
+def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Draw a confusion matrix, int64 ``(classes, classes)``, rows true; the counts are written into small ones."""
+    count = len(classes)
+    side = min(max(5.0, 0.55 * count), 20.0)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.subplots()
+    mistakes = table.astype(float).copy()
+    np.fill_diagonal(mistakes, np.nan)
+    axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(np.nanmax(mistakes), 1.0))
+    axes.set(title=title, xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
+    axes.set_yticks(range(count), classes)
+    if count <= 30:
+        for row, column in np.argwhere(table > 0):
+            weight = "bold" if row == column else "normal"
+            axes.text(column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, weight=weight)
+    return figure
+
+
+def mistakes(
+    images: np.ndarray, truth: Sequence[str], guess: Sequence[str], confidence: Sequence[float], title: str
+) -> Figure:
+    """Draw images ``(K, C, H, W)`` uint8 with what they are, what was said, and how surely (0 to 1)."""
+    columns = 6
+    rows = max(1, -(-len(images) // columns))
+    figure = Figure(figsize=(columns * 1.6, rows * 1.95 + 0.5), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, image, true, said, p in zip(grid.flat, images, truth, guess, confidence, strict=False):
+        axes.imshow(image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255)
+        axes.set_title(f"{true}, said {said}\n{100 * p:.1f} % sure", fontsize=8)
+    return figure

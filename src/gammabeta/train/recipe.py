@@ -1,0 +1,149 @@
+"""Recipes: every setting of a training, validated, in TOML files that can build on one another."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import UsageError
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Recipe(BaseModel):
+    """The settings of a training. No field has a default: the values stand in the recipe files.
+
+    Statistics follow PyTorch: ``batch_norm_momentum`` is the weight of the *new* value, batches are normalised
+    with the biased variance and the running variance is the unbiased one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: str = Field(description="What the recipe is called.")
+    epochs: float = Field(gt=0, le=10_000, description="Passes over the training images; may be a fraction.")
+    batch_size: int = Field(ge=2, le=1 << 20, description="Images per step. One image has no batch statistics.")
+    loss: Literal["sum", "mean"] = Field(description="How the loss of a batch is reduced.")
+    label_smoothing: float = Field(ge=0, lt=1, description="Weight of the uniform distribution in the target.")
+    learning_rate: float = Field(gt=0, description="The highest learning rate of the schedule.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        description="How the learning rate falls after the warm-up."
+    )
+    warmup: Fraction = Field(description="Share of the steps in which the learning rate rises linearly.")
+    final_learning_rate: Fraction = Field(description="Last learning rate, as a share of the highest.")
+    momentum: float = Field(ge=0, lt=1, description="Momentum of stochastic gradient descent.")
+    nesterov: bool = Field(description="Nesterov's form of momentum.")
+    weight_decay: float = Field(ge=0, description="L2 penalty on weights; never on γ, β and biases.")
+    initialization: Literal["notebook", "he"] = Field(
+        description="notebook: everything N(0, 0.01) and γ N(1, 0.01); he: He et al. 2015, γ = 1, β = 0."
+    )
+    hidden_bias: bool = Field(description="A bias before batch normalization, which cancels it.")
+    batch_norm: bool = Field(description="False trains the twin without batch normalization.")
+    batch_norm_momentum: float = Field(gt=0, le=1, description="Weight of the new value in running statistics.")
+    batch_norm_eps: float = Field(gt=0, description="Added to the variance.")
+    running_statistics: Literal["exponential", "first-batch"] = Field(
+        description="Start the running statistics from 0 and 1, or from the first batch."
+    )
+    recalibrate: int = Field(
+        ge=0, description="Training images for exact statistics after the last step; 0: keep the running ones."
+    )
+    pixels: Literal["unit", "standardized"] = Field(
+        description="unit: pixels / 255; standardized: zero mean and unit variance over the training images."
+    )
+    shift: int = Field(ge=0, le=64, description="Random translation, at most this many pixels each way.")
+    flip: bool = Field(description="Random mirror images, left and right.")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        description="auto: bf16 where the processor computes in it, else fp32."
+    )
+    evaluate: Literal["epoch", "end"] = Field(description="Judge after every epoch, or once at the end.")
+
+    def to_toml(self) -> str:
+        """Return the recipe as a TOML document that ``load`` reads back."""
+        return tomli_w.dumps(self.model_dump())
+
+
+def names() -> list[str]:
+    """Return the names of the recipes inside the package."""
+    folder = files(__package__) / "recipes"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+    """Load a recipe by name or from a TOML file, with some fields set anew.
+
+    Args:
+        name_or_path: A name of ``names()`` or the path of a TOML file. A file may give all fields, or
+            ``base = "<name>"`` and those that differ.
+        overrides: Fields and their values, or ``"field=value"`` strings.
+
+    Raises:
+        UsageError: The recipe or a field is unknown, or a value has the wrong type or range.
+    """
+    settings = _read(str(name_or_path), seen=())
+    settings.update(_parse(overrides) if not isinstance(overrides, Mapping) else overrides)
+    return validate(settings, str(name_or_path))
+
+
+def validate(settings: Mapping[str, Any], source: str) -> Recipe:
+    """Turn settings into a recipe, or raise a one-line ``UsageError`` that names ``source``."""
+    try:
+        return Recipe.model_validate(settings)
+    except ValidationError as error:
+        raise UsageError(f"recipe {source}: {_first_complaint(error)}") from None
+
+
+def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if source in seen:
+        raise UsageError(f"recipe {source} builds on itself: {' → '.join((*seen, source))}")
+    settings = _parse_toml(source)
+    base = settings.pop("base", None)
+    if base is None:
+        return settings
+    return {**_read(str(base), (*seen, source)), "name": Path(source).stem, **settings}
+
+
+def _parse_toml(source: str) -> dict[str, Any]:
+    known = names()
+    if source in known:
+        text = (files(__package__) / "recipes" / f"{source}.toml").read_text("utf-8")
+    elif source.endswith(".toml"):
+        try:
+            text = Path(source).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            raise UsageError(f"cannot read the recipe file {source}: {reason}") from None
+    else:
+        raise UsageError(f"unknown recipe {source!r}: choose {', '.join(known)}, or a file ending in .toml")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"recipe file {source} is not valid TOML: {error}") from None
+
+
+def _parse(overrides: Sequence[str]) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for item in overrides:
+        field, equals, value = item.partition("=")
+        field = field.strip().replace("-", "_")
+        if not equals:
+            raise UsageError(f"{item!r} is not FIELD=VALUE, for example learning_rate=0.1")
+        if field not in Recipe.model_fields:
+            raise UsageError(f"unknown recipe field {field!r}: choose from {', '.join(Recipe.model_fields)}")
+        parsed[field] = value.strip()
+    return parsed
+
+
+def _first_complaint(error: ValidationError) -> str:
+    details = error.errors()
+    first = details[0]
+    field = ".".join(map(str, first["loc"]))
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    if first["type"] == "extra_forbidden":
+        return f"unknown field {field!r}: choose from {', '.join(Recipe.model_fields)}{more}"
+    if first["type"] == "missing":
+        return f"field {field!r} is missing: give it, or add base = \"fast\"{more}"
+    message = first["msg"][0].lower() + first["msg"][1:]
+    return f"{field} = {first['input']!r}: {message}{more}"
