@@ -18,9 +18,13 @@ _WORST = 24  # mistakes in the picture: four rows of six
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    data: Annotated[str | None, typer.Option(help="Another data set; default: the one it was trained on.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Another data set; default: the one it was trained on.")
+    ] = None,
     split: Annotated[str, typer.Option(help="test or train.")] = "test",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")
+    ] = None,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -64,10 +68,14 @@ def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
 
     off = result.confusion.clone().fill_diagonal_(0)
     worst = off.flatten().topk(min(5, off.numel()))
-    pairs = [(int(n), *divmod(int(i), len(classes))) for n, i in zip(worst.values, worst.indices, strict=True) if n]
+    pairs = [
+        (int(n), *divmod(int(i), len(classes))) for n, i in zip(worst.values, worst.indices, strict=True) if n
+    ]
     if not pairs:
         return
-    table = Table("true", "predicted", "images", title="Most frequent mistakes", title_justify="left", box=None)
+    table = Table(
+        "true", "predicted", "images", title="Most frequent mistakes", title_justify="left", box=None
+    )
     for count, true, guess in pairs:
         table.add_row(classes[true], classes[guess], str(count))
     console().print(table)

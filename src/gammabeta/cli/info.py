@@ -24,6 +24,8 @@ def info(json: Json = False) -> None:
 
 
 def _words(value: object) -> str:
-    return {True: "yes", False: "no", None: "unknown"}.get(value, str(value)) if not isinstance(value, int | float) or (
-        isinstance(value, bool)
-    ) else str(value)
+    return (
+        {True: "yes", False: "no", None: "unknown"}.get(value, str(value))
+        if not isinstance(value, int | float) or (isinstance(value, bool))
+        else str(value)
+    )

@@ -7,7 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 
@@ -26,7 +28,7 @@ def print_json(document: dict[str, Any]) -> None:
 def fail(message: str, code: int) -> int:
     """Print an error as one line on standard error; return the exit code."""
     line = " ".join(message.split())
-    Console(stderr=True, highlight=False, soft_wrap=True).print("[bold red]gammabeta: error:[/]", line, markup=True) if (
-        "[" not in line
-    ) else sys.stderr.write(f"gammabeta: error: {line}\n")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        "[bold red]gammabeta: error:[/]", line, markup=True
+    ) if ("[" not in line) else sys.stderr.write(f"gammabeta: error: {line}\n")
     return code

@@ -10,7 +10,9 @@ from .output import Device, Json, console, print_json
 
 def predict(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
-    images: Annotated[list[Path], typer.Argument(help="Pictures of any common format and size, ink dark or light.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="Pictures of any common format and size, ink dark or light.")
+    ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 1,
     device: Device = "auto",
     json: Json = False,
@@ -29,7 +31,8 @@ def predict(
         {
             "image": str(path),
             "predictions": [
-                {"class": info.classes[int(i)], "probability": float(p)} for p, i in zip(ps, indices, strict=True)
+                {"class": info.classes[int(i)], "probability": float(p)}
+                for p, i in zip(ps, indices, strict=True)
             ],
         }
         for path, ps, indices in zip(images, best.values, best.indices, strict=True)

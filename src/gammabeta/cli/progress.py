@@ -31,7 +31,9 @@ class TrainingBar:
             disable=quiet,
             transient=True,
         )
-        self._task = self._bar.add_task("training", total=None, loss=float("nan"), accuracy=float("nan"), speed=0.0)
+        self._task = self._bar.add_task(
+            "training", total=None, loss=float("nan"), accuracy=float("nan"), speed=0.0
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -22,9 +22,14 @@ def _complete_recipe() -> list[str]:
 def train(
     data: Annotated[str, typer.Argument(help="A data set's name or path; see docs/data.md.")] = "mnist",
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", help="fast, classic, best or a TOML file.", autocompletion=_complete_recipe)
+        str,
+        typer.Option(
+            "--recipe", "-r", help="fast, classic, best or a TOML file.", autocompletion=_complete_recipe
+        ),
     ] = "fast",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
@@ -37,7 +42,10 @@ def train(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and augmentation.")] = 0,
     holdout: Annotated[
-        int, typer.Option(min=0, help="Judge on the last N training images, not trained on, instead of the test images.")
+        int,
+        typer.Option(
+            min=0, help="Judge on the last N training images, not trained on, instead of the test images."
+        ),
     ] = 0,
     device: Device = "auto",
     quiet: Quiet = False,

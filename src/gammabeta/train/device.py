@@ -24,7 +24,9 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        why = "this PyTorch was built without CUDA" if torch.version.cuda is None else "no usable GPU was found"
+        why = (
+            "this PyTorch was built without CUDA" if torch.version.cuda is None else "no usable GPU was found"
+        )
         raise UnavailableError(f"device {name} is not available: {why}; use --device cpu")
     if int(index or 0) >= torch.cuda.device_count():
         raise UnavailableError(f"device {name} does not exist: there are {torch.cuda.device_count()} GPUs")

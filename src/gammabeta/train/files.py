@@ -33,7 +33,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(temporary).replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from None
+        raise RunError(
+            f"cannot write {path}: {error.strerror}; free space or choose another folder"
+        ) from None
     finally:
         if temporary is not None:
             with suppress(FileNotFoundError):

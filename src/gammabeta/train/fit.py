@@ -174,7 +174,9 @@ def _train_epoch(training: Training, watcher: Observer, before: float) -> float:
     return time.perf_counter() - clock
 
 
-def _recalibrate(model: nn.Module, images: DeviceImages, recipe: Recipe, seed: int, precision: Precision) -> float:
+def _recalibrate(
+    model: nn.Module, images: DeviceImages, recipe: Recipe, seed: int, precision: Precision
+) -> float:
     clock = time.perf_counter()
     order = torch.randperm(len(images), generator=generator_for(seed, _RECALIBRATE))[: recipe.recalibrate]
     device = images.labels.device
@@ -186,5 +188,3 @@ def _recalibrate(model: nn.Module, images: DeviceImages, recipe: Recipe, seed: i
     batches = (images.batch(part.to(device))[0] for part in order.split(1024))
     recalibrate(model, batches, forward_fn=forward)
     return time.perf_counter() - clock
-
-

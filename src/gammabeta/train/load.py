@@ -37,7 +37,9 @@ class Trained:
         images = DeviceImages(split, self.scaling, self.device)
         classes = len(self.run.info.network.classes)
         precision = self.run.info.precision if str(self.device) == self.run.info.device else "fp32"
-        return evaluate(self.model, images, classes, precision=precision, keep_probabilities=keep_probabilities)
+        return evaluate(
+            self.model, images, classes, precision=precision, keep_probabilities=keep_probabilities
+        )
 
     def probabilities(self, pictures: np.ndarray) -> Tensor:
         """Return class probabilities float32 ``(N, classes)`` for uint8 pictures ``(N, C, H, W)``."""
@@ -87,4 +89,6 @@ def check_fit(trained: Trained, dataset: Dataset) -> None:
     if wanted != found:
         raise DataError(f"{dataset.name} has images of {found}, the network takes {wanted}")
     if len(dataset.classes) != len(network.classes):
-        raise DataError(f"{dataset.name} has {len(dataset.classes)} classes, the network {len(network.classes)}")
+        raise DataError(
+            f"{dataset.name} has {len(dataset.classes)} classes, the network {len(network.classes)}"
+        )

@@ -101,7 +101,11 @@ class DigitNetwork(nn.Module):
     def trace(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         """Return the shape of every intermediate value for ``x``, in order, and change nothing."""
         shapes: dict[str, tuple[int, ...]] = {}
-        with _evaluation(self), torch.no_grad(), _watching(self, lambda n, _, out: shapes.update({n: tuple(out.shape)})):
+        with (
+            _evaluation(self),
+            torch.no_grad(),
+            _watching(self, lambda n, _, out: shapes.update({n: tuple(out.shape)})),
+        ):
             self(x)
         renamed = {"bn1": "h1", "bn2": "h2", "bn3": "h3", "fc2": "output"}
         return {renamed.get(name, name): shape for name, shape in _with_flat(shapes).items()}

@@ -30,7 +30,9 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     x = [row["epochs"] for row in steps]
     loss_axes.plot(x, [row["loss"] for row in steps], color=_BLUE, label="training, moving average")
     loss_axes.set(xlabel="epoch", ylabel="loss (cross-entropy, nats)", yscale="log")
-    accuracy_axes.plot(x, [100 * row["accuracy"] for row in steps], color=_BLUE, label="training, moving average")
+    accuracy_axes.plot(
+        x, [100 * row["accuracy"] for row in steps], color=_BLUE, label="training, moving average"
+    )
     _mark_evaluations(accuracy_axes, rows)
     low = min([90.0, *(100 * row["accuracy"] for row in steps[len(steps) // 4 :])])
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
@@ -67,7 +69,9 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     if count <= 30:
         for row, column in np.argwhere(table > 0):
             weight = "bold" if row == column else "normal"
-            axes.text(column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, weight=weight)
+            axes.text(
+                column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, weight=weight
+            )
     return figure
 
 
@@ -83,6 +87,8 @@ def mistakes(
     for axes in grid.flat:
         axes.set_axis_off()
     for axes, image, true, said, p in zip(grid.flat, images, truth, guess, confidence, strict=False):
-        axes.imshow(image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255)
+        axes.imshow(
+            image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255
+        )
         axes.set_title(f"{true}, said {said}\n{100 * p:.1f} % sure", fontsize=8)
     return figure

@@ -25,9 +25,13 @@ class Recipe(BaseModel):
 
     name: str = Field(description="What the recipe is called.")
     epochs: float = Field(gt=0, le=10_000, description="Passes over the training images; may be a fraction.")
-    batch_size: int = Field(ge=2, le=1 << 20, description="Images per step. One image has no batch statistics.")
+    batch_size: int = Field(
+        ge=2, le=1 << 20, description="Images per step. One image has no batch statistics."
+    )
     loss: Literal["sum", "mean"] = Field(description="How the loss of a batch is reduced.")
-    label_smoothing: float = Field(ge=0, lt=1, description="Weight of the uniform distribution in the target.")
+    label_smoothing: float = Field(
+        ge=0, lt=1, description="Weight of the uniform distribution in the target."
+    )
     learning_rate: float = Field(gt=0, description="The highest learning rate of the schedule.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         description="How the learning rate falls after the warm-up."
@@ -42,13 +46,16 @@ class Recipe(BaseModel):
     )
     hidden_bias: bool = Field(description="A bias before batch normalization, which cancels it.")
     batch_norm: bool = Field(description="False trains the twin without batch normalization.")
-    batch_norm_momentum: float = Field(gt=0, le=1, description="Weight of the new value in running statistics.")
+    batch_norm_momentum: float = Field(
+        gt=0, le=1, description="Weight of the new value in running statistics."
+    )
     batch_norm_eps: float = Field(gt=0, description="Added to the variance.")
     running_statistics: Literal["exponential", "first-batch"] = Field(
         description="Start the running statistics from 0 and 1, or from the first batch."
     )
     recalibrate: int = Field(
-        ge=0, description="Training images for exact statistics after the last step; 0: keep the running ones."
+        ge=0,
+        description="Training images for exact statistics after the last step; 0: keep the running ones.",
     )
     pixels: Literal["unit", "standardized"] = Field(
         description="unit: pixels / 255; standardized: zero mean and unit variance over the training images."
@@ -144,6 +151,6 @@ def _first_complaint(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown field {field!r}: choose from {', '.join(Recipe.model_fields)}{more}"
     if first["type"] == "missing":
-        return f"field {field!r} is missing: give it, or add base = \"fast\"{more}"
+        return f'field {field!r} is missing: give it, or add base = "fast"{more}'
     message = first["msg"][0].lower() + first["msg"][1:]
     return f"{field} = {first['input']!r}: {message}{more}"

@@ -17,7 +17,13 @@ from .provenance import provenance
 from .recipe import Recipe
 
 FORMAT = 1
-_INFO, _RECIPE, _METRICS, _WEIGHTS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", "model.safetensors", ".lock"
+_INFO, _RECIPE, _METRICS, _WEIGHTS, _LOCK = (
+    "run.json",
+    "recipe.toml",
+    "metrics.jsonl",
+    "model.safetensors",
+    ".lock",
+)
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -27,7 +33,9 @@ class NetworkInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    factory: str | None = Field(default=None, max_length=500)  # None: the digit network; else "module:function"
+    factory: str | None = Field(
+        default=None, max_length=500
+    )  # None: the digit network; else "module:function"
     channels: int = Field(ge=1, le=4096)
     height: int = Field(ge=1, le=1 << 14)
     width: int = Field(ge=1, le=1 << 14)
@@ -91,7 +99,9 @@ class Run:
         except Timeout:
             raise RunError(f"{path} is being written by another process") from None
         except OSError as error:
-            raise RunError(f"cannot write to {path}: {error.strerror}; choose another folder with --out") from None
+            raise RunError(
+                f"cannot write to {path}: {error.strerror}; choose another folder with --out"
+            ) from None
         created = RunInfo(status="running", created=_now(), provenance=provenance(), **info)
         run = cls(path, created, recipe)
         run._lock = lock
@@ -195,7 +205,9 @@ def fit_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path
             raise WeightsError(f"{source} does not fit the network: it has {name}, which the network lacks")
         found, expected = tuple(tensors[name].shape), tuple(wanted[name].shape)
         if found != expected:
-            raise WeightsError(f"{source} does not fit the network: {name} is {found} where {expected} is wanted")
+            raise WeightsError(
+                f"{source} does not fit the network: {name} is {found} where {expected} is wanted"
+            )
     model.load_state_dict(tensors)
     return model
 
