@@ -13,6 +13,7 @@ class StopWish:
         self.signal: int | None = None
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """Take a signal."""
         if self.signal is not None:
             raise KeyboardInterrupt
         self.signal = number

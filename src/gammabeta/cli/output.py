@@ -28,7 +28,5 @@ def print_json(document: dict[str, Any]) -> None:
 def fail(message: str, code: int) -> int:
     """Print an error as one line on standard error; return the exit code."""
     line = " ".join(message.split())
-    Console(stderr=True, highlight=False, soft_wrap=True).print(
-        "[bold red]gammabeta: error:[/]", line, markup=True
-    ) if ("[" not in line) else sys.stderr.write(f"gammabeta: error: {line}\n")
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"gammabeta: error: {line}", markup=False)
     return code

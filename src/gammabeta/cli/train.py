@@ -56,7 +56,7 @@ def train(
     from .. import data as datasets
     from ..train import recipe as recipes
     from ..train.device import resolve_device
-    from ..train.fit import Interrupted, hold_out
+    from ..train.fit import TrainingInterrupted, hold_out
     from ..train.run import default_path
     from ..train.session import result_of, train_run
     from .progress import TrainingBar
@@ -86,7 +86,7 @@ def train(
             run, outcome = train_run(
                 dataset, data, settings, path, seed=seed, device=device, holdout=holdout, observer=bar
             )
-        except (Interrupted, KeyboardInterrupt):
+        except (TrainingInterrupted, KeyboardInterrupt):
             bar.stop()
             screen.print(f"Interrupted; what was learnt so far is in {path}")
             raise typer.Exit(wish.exit_code) from None

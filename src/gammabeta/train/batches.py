@@ -108,7 +108,7 @@ class Order:
 
 
 def batch_starts(count: int, batch_size: int) -> list[int]:
-    """Return where each batch begins; a last batch of one image, which has no variance, joins its neighbour."""
+    """Return where each batch begins; a last batch of one image joins its neighbour."""
     starts = list(range(0, count, batch_size))
     if len(starts) > 1 and count - starts[-1] == 1:
         starts.pop()

@@ -1,7 +1,6 @@
 """``fit``: a network, a data set and a recipe, trained, judged, and told about as it goes."""
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,7 +22,7 @@ _INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
 _REPORT_SECONDS = 0.25
 
 
-class Interrupted(Exception):
+class TrainingInterrupted(Exception):  # noqa: N818 -- a wish granted, not an error
     """A training was asked to stop; ``progress`` says where it stood."""
 
     def __init__(self, progress: Progress) -> None:
@@ -119,7 +118,7 @@ def fit(
 
     Raises:
         UsageError: There are fewer than two images to train on.
-        Interrupted: The observer asked to stop.
+        TrainingInterrupted: The observer asked to stop.
     """
     if len(dataset.train.labels) < 2:
         raise UsageError("there are fewer than two training images: a batch of one has no variance")
@@ -169,7 +168,7 @@ def _train_epoch(training: Training, watcher: Observer, before: float) -> float:
         now = time.perf_counter()
         watcher.progressed(progress, before + now - clock)
         if watcher.stop_requested():
-            raise Interrupted(progress)
+            raise TrainingInterrupted(progress)
         chunk = max(1, min(2 * chunk, int(chunk * _REPORT_SECONDS / max(now - began, 1e-6))))
     return time.perf_counter() - clock
 

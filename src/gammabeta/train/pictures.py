@@ -55,7 +55,7 @@ def _mark_evaluations(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
-    """Draw a confusion matrix, int64 ``(classes, classes)``, rows true; the counts are written into small ones."""
+    """Draw a confusion matrix, int64 ``(classes, classes)``, rows true; small ones show the counts."""
     count = len(classes)
     side = min(max(5.0, 0.55 * count), 20.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")

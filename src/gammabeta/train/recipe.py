@@ -17,8 +17,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 class Recipe(BaseModel):
     """The settings of a training. No field has a default: the values stand in the recipe files.
 
-    Statistics follow PyTorch: ``batch_norm_momentum`` is the weight of the *new* value, batches are normalised
-    with the biased variance and the running variance is the unbiased one.
+    Statistics follow PyTorch: ``batch_norm_momentum`` is the weight of the *new* value, batches are
+    normalised with the biased variance and the running variance is the unbiased one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -8,7 +8,7 @@ from .recipe import Recipe
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Return the learning rate of step ``step`` (from 0) of ``steps``: a linear warm-up, then a fall.
 
-    The rate is taken in the middle of the step, so that neither the first nor the last step is wasted at zero.
+    The rate is taken in the middle of the step, so that no step is wasted at zero.
     """
     position = (step + 0.5) / steps
     if position < recipe.warmup:

@@ -10,7 +10,7 @@ from ..data import Dataset
 from .batches import Scaling
 from .device import resolve_device, resolve_precision
 from .evaluate import Evaluation
-from .fit import Interrupted, Observer, Outcome, build_network, fit
+from .fit import TrainingInterrupted, Observer, Outcome, build_network, fit
 from .loop import Progress
 from .pictures import curves, save_figure
 from .recipe import Recipe
@@ -74,7 +74,7 @@ def train_run(
 
     Raises:
         RunError: The folder cannot be made or written.
-        Interrupted: The observer asked to stop; the folder holds the weights so far and says so.
+        TrainingInterrupted: The observer asked to stop; the folder holds the weights so far and says so.
     """
     place = resolve_device(device)
     precision = resolve_precision(recipe.precision, place)
@@ -101,7 +101,7 @@ def train_run(
         run.save_model(outcome.model)
         draw_curves(run)
         run.finish("finished", result_of(outcome))
-    except (Interrupted, KeyboardInterrupt):
+    except (TrainingInterrupted, KeyboardInterrupt):
         run.save_model(network)
         draw_curves(run)
         run.finish("interrupted")
