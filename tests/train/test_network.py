@@ -20,12 +20,20 @@ def fingerprint(model: nn.Module) -> str:
 
 def test_trace_prints_the_notebooks_shapes() -> None:
     shapes = DigitNetwork().trace(torch.randn(64, 1, 28, 28))
-    wanted = {"h1": (64, 20, 13, 13), "h2": (64, 50, 4, 4), "flat": (64, 800), "h3": (64, 128), "output": (64, 10)}
+    wanted = {
+        "h1": (64, 20, 13, 13),
+        "h2": (64, 50, 4, 4),
+        "flat": (64, 800),
+        "h3": (64, 128),
+        "output": (64, 10),
+    }
     assert {name: shapes[name] for name in wanted} == wanted
     assert list(shapes) == ["conv1", "h1", "conv2", "h2", "flat", "fc1", "h3", "output"]
 
 
-@pytest.mark.parametrize(("channels", "size", "classes"), [(3, (32, 32), 10), (1, (16, 40), 2), (2, (17, 16), 26)])
+@pytest.mark.parametrize(
+    ("channels", "size", "classes"), [(3, (32, 32), 10), (1, (16, 40), 2), (2, (17, 16), 26)]
+)
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_any_channels_size_and_classes(
     channels: int, size: tuple[int, int], classes: int, batch_norm: bool

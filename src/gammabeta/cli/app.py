@@ -56,7 +56,8 @@ def run(arguments: list[str] | None = None) -> int:
         error.show()
         return 2
     except click.ClickException as error:
-        hint = f"; see `{error.ctx.command_path} --help`" if getattr(error, "ctx", None) else ""
+        context = getattr(error, "ctx", None)
+        hint = f"; see `{context.command_path} --help`" if context else ""
         return fail(f"{error.format_message().rstrip('.')}{hint}", 2)
     except (KeyboardInterrupt, click.Abort):
         return fail("interrupted", 130)

@@ -27,19 +27,20 @@ def predict(
     info = trained.run.info.network
     pictures = [load_picture(path, channels=info.channels, size=(info.height, info.width)) for path in images]
     best = trained.probabilities(np.stack(pictures)).topk(min(top, len(info.classes)))
-    rows = [
-        {
-            "image": str(path),
-            "predictions": [
-                {"class": info.classes[int(i)], "probability": float(p)}
-                for p, i in zip(ps, indices, strict=True)
-            ],
-        }
-        for path, ps, indices in zip(images, best.values, best.indices, strict=True)
+    guesses = [
+        [(info.classes[i], p) for i, p in zip(indices, probabilities, strict=True)]
+        for indices, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     if json:
-        print_json({"run": str(run), "predictions": rows})
+        print_json(
+            {"run": str(run), "predictions": [_row(*pair) for pair in zip(images, guesses, strict=True)]}
+        )
         return
-    for path, row in zip(images, rows, strict=True):
-        shown = ", ".join(f"{guess['class']} {guess['probability']:.1%}" for guess in row["predictions"])
+    for path, guess in zip(images, guesses, strict=True):
+        shown = ", ".join(f"{name} {probability:.1%}" for name, probability in guess)
         console().print(f"{path}: {shown}", markup=False)
+
+
+def _row(path: Path, guess: list[tuple[str, float]]) -> dict[str, object]:
+    named = [{"class": name, "probability": probability} for name, probability in guess]
+    return {"image": str(path), "predictions": named}

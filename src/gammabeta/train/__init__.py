@@ -1,6 +1,6 @@
 """Recipes, the network, the training loop and the run folder it leaves behind."""
 
-from .fit import TrainingInterrupted, Observer, Outcome, build_network, fit
+from .fit import Observer, Outcome, TrainingInterrupted, build_network, fit
 from .load import Trained, load_model
 from .network import DigitNetwork, LayerView
 from .recipe import Recipe
@@ -10,13 +10,13 @@ from .run import Run
 
 __all__ = [
     "DigitNetwork",
-    "TrainingInterrupted",
     "LayerView",
     "Observer",
     "Outcome",
     "Recipe",
     "Run",
     "Trained",
+    "TrainingInterrupted",
     "build_network",
     "fit",
     "load_model",

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch import nn
 
 from ..errors import UnavailableError, UsageError
 
@@ -48,3 +49,8 @@ def resolve_precision(wanted: str, device: torch.device) -> Precision:
     if wanted not in ("fp32", "bf16"):
         raise UsageError(f"unknown precision {wanted!r}: choose auto, fp32 or bf16")
     return "bf16" if wanted == "bf16" else "fp32"
+
+
+def place_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device, its convolutions in channels_last, the layout they are quickest in."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

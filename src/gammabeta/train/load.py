@@ -11,7 +11,7 @@ from .. import data as datasets
 from ..data import Dataset, Split
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
-from .device import resolve_device
+from .device import place_model, resolve_device
 from .evaluate import Evaluation, evaluate, evaluating
 from .fit import hold_out
 from .network import DigitNetwork
@@ -46,7 +46,8 @@ class Trained:
         split = Split(pictures, np.zeros(len(pictures), np.int64))
         x, _ = DeviceImages(split, self.scaling, self.device).batch(slice(None))
         with evaluating(self.model):
-            return self.model(x).float().softmax(1).cpu()
+            logits: Tensor = self.model(x)
+        return logits.float().softmax(1).cpu()
 
 
 def load_model(path: str | Path, device: str = "auto") -> Trained:
@@ -67,7 +68,7 @@ def load_model(path: str | Path, device: str = "auto") -> Trained:
         hidden_bias=info.hidden_bias,
         eps=info.eps,
     )
-    model = run.load_model(network).eval().to(place, memory_format=torch.channels_last)
+    model = place_model(run.load_model(network).eval(), place)
     return Trained(run, model, place)
 
 
