@@ -47,9 +47,7 @@ def test_info_names_versions_and_machine(gammabeta: Call) -> None:
     assert "instruction set" in gammabeta("info")[1]
 
 
-def test_evaluate_judges_and_draws(
-    gammabeta: Call, trained_run: Path, digits_file: Path, tmp_path: Path
-) -> None:
+def test_evaluate_judges_and_draws(gammabeta: Call, trained_run: Path, tmp_path: Path) -> None:
     code, out, _ = gammabeta("evaluate", trained_run, "--out", tmp_path, "--json")
     document = json.loads(out)
     assert code == 0

@@ -13,9 +13,11 @@ import torch
 
 from gammabeta.train import Run
 
+Call = Callable[..., tuple[int, str, str]]
+
 
 def test_train_prints_the_notebooks_line_and_where_the_run_lies(
-    gammabeta: Callable[..., tuple[int, str, str]], digits_file: Path, tmp_path: Path
+    gammabeta: Call, digits_file: Path, tmp_path: Path
 ) -> None:
     code, out, err = gammabeta("train", digits_file, "--recipe", "classic", "--out", tmp_path / "run")
     assert code == 0
@@ -24,9 +26,7 @@ def test_train_prints_the_notebooks_line_and_where_the_run_lies(
     assert err == ""
 
 
-def test_json_is_one_object_on_standard_output(
-    gammabeta: Callable[..., tuple[int, str, str]], digits_file: Path, tmp_path: Path
-) -> None:
+def test_json_is_one_object_on_standard_output(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     code, out, err = gammabeta("train", digits_file, "-r", "classic", "-o", tmp_path / "run", "--json")
     document = json.loads(out)
     assert code == 0
@@ -35,12 +35,11 @@ def test_json_is_one_object_on_standard_output(
     assert "Epoch 0." in err
 
 
-def test_every_field_can_be_set(
-    gammabeta: Callable[..., tuple[int, str, str]], digits_file: Path, tmp_path: Path
-) -> None:
+def test_every_field_can_be_set(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     code, _, _ = gammabeta(
-        "train", digits_file, "-o", tmp_path / "run", "--epochs", 0.5, "--batch-size", 16, "--learning-rate", 0.05,
-        "--precision", "fp32", "--no-batch-norm", "--set", "label_smoothing=0", "-s", "schedule=cosine", "-q",
+        "train", digits_file, "-o", tmp_path / "run", "--epochs", 0.5, "--batch-size", 16,
+        "--learning-rate", 0.05, "--precision", "fp32", "--no-batch-norm",
+        "--set", "label_smoothing=0", "-s", "schedule=cosine", "-q",
     )  # fmt: skip
     recipe = Run.open(tmp_path / "run").recipe
     assert code == 0
@@ -69,13 +68,13 @@ def test_every_field_can_be_set(
     ],
 )
 def test_mistakes_get_one_line_exit_code_2_and_nothing_written(
-    gammabeta: Callable[..., tuple[int, str, str]],
+    gammabeta: Call,
     digits_file: Path,
     tmp_path: Path,
     arguments: list[str],
     words: str,
 ) -> None:
-    code, out, err = gammabeta("train", digits_file, "--out", tmp_path / "run", *arguments)
+    code, _, err = gammabeta("train", digits_file, "--out", tmp_path / "run", *arguments)
     assert code == 2
     assert err.startswith("gammabeta: error: ")
     assert err.count("\n") == 1
@@ -85,24 +84,20 @@ def test_mistakes_get_one_line_exit_code_2_and_nothing_written(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_where_there_is_none(
-    gammabeta: Callable[..., tuple[int, str, str]], digits_file: Path, tmp_path: Path
-) -> None:
+def test_cuda_where_there_is_none(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     code, _, err = gammabeta("train", digits_file, "--out", tmp_path / "run", "--device", "cuda")
     assert code == 2
     assert "use --device cpu" in err
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_data_is_one_line(gammabeta: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_unknown_data_is_one_line(gammabeta: Call, tmp_path: Path) -> None:
     code, _, err = gammabeta("train", "nonesuch", "--out", tmp_path / "run")
     assert (code, err.count("\n")) == (2, 1)
     assert "mnist" in err
 
 
-def test_an_output_folder_that_cannot_be_written(
-    gammabeta: Callable[..., tuple[int, str, str]], digits_file: Path, tmp_path: Path
-) -> None:
+def test_an_output_folder_that_cannot_be_written(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     code, _, err = gammabeta("train", digits_file, "--out", tmp_path / "file" / "run")
     assert code == 2
@@ -126,7 +121,7 @@ def test_a_signal_leaves_a_readable_run(
         "9999",
     ]
     child = subprocess.Popen(
-        [*command, "--precision", "fp32"],
+        [*command, "--epochs", "9999", "--precision", "fp32"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
