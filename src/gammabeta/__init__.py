@@ -4,8 +4,9 @@
 ``gammabeta --help`` answers at once and predicting from an ONNX file needs no torch.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .lazy import importer
 
 if TYPE_CHECKING:
     from . import data as data
@@ -15,25 +16,20 @@ if TYPE_CHECKING:
     from . import reference as reference
     from . import train as train
     from .surgery.recalibrate import recalibrate as recalibrate
+    from .train.fitting import fit as fit
 
 __version__ = "0.1.0"
 
 _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
 _NAMES: dict[str, str] = {
+    "fit": ".train.fitting",
     "recalibrate": ".surgery.recalibrate",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    if name in _NAMES:
-        value = getattr(import_module(_NAMES[name], __name__), name)
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'gammabeta' has no attribute {name!r}")
+__getattr__ = importer(__name__, _NAMES, _MODULES)
 
 
 def __dir__() -> list[str]:

@@ -7,7 +7,7 @@ from gammabeta.errors import UsageError
 from gammabeta.train import TrainingInterrupted, build_network, fit, load_recipe
 from gammabeta.train.batches import DeviceImages, Scaling
 from gammabeta.train.evaluate import Evaluation
-from gammabeta.train.fit import Silent, hold_out
+from gammabeta.train.fitting import Silent, hold_out
 from gammabeta.train.loop import Progress, Training, make_optimizer
 
 RECIPE = load_recipe("classic", {"batch_size": 32, "epochs": 2.0})
@@ -30,7 +30,7 @@ def test_one_step_is_the_notebooks_step(digits: Dataset) -> None:
     for ours, theirs in zip(training.model.parameters(), twin.parameters(), strict=True):
         assert theirs.grad is not None
         torch.testing.assert_close(ours, theirs - 0.001 * theirs.grad, rtol=1e-4, atol=1e-6)
-    assert training.progress().loss == pytest.approx(float(loss) / 32, rel=1e-5)
+    assert training.progress().loss == pytest.approx(float(loss.detach()) / 32, rel=1e-5)
 
 
 def test_moving_loss_decays_as_in_the_notebook(digits: Dataset) -> None:

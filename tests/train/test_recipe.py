@@ -3,20 +3,20 @@ from pathlib import Path
 import pytest
 
 from gammabeta.errors import UsageError
-from gammabeta.train import recipe as recipes
+from gammabeta.train import load_recipe, recipe_names
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_packaged_recipes_are_valid_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
-    loaded = recipes.load(name)
+    loaded = load_recipe(name)
     copy = tmp_path / f"{name}.toml"
     copy.write_text(loaded.to_toml(), "utf-8")
     assert loaded.name == name
-    assert recipes.load(copy) == loaded
+    assert load_recipe(copy) == loaded
 
 
 def test_classic_is_the_notebooks_training() -> None:
-    classic = recipes.load("classic")
+    classic = load_recipe("classic")
     assert (classic.batch_size, classic.loss, classic.learning_rate, classic.epochs) == (64, "sum", 0.001, 1)
     assert (classic.initialization, classic.running_statistics) == ("notebook", "first-batch")
     assert classic.batch_norm_momentum == 0.1
@@ -24,15 +24,15 @@ def test_classic_is_the_notebooks_training() -> None:
 
 
 def test_overrides_are_typed() -> None:
-    changed = recipes.load("classic", ["learning-rate=0.5", "batch_norm=false", "epochs=2"])
+    changed = load_recipe("classic", ["learning-rate=0.5", "batch_norm=false", "epochs=2"])
     assert (changed.learning_rate, changed.batch_norm, changed.epochs) == (0.5, False, 2.0)
 
 
 def test_a_file_builds_on_a_base(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('base = "classic"\nepochs = 3\n', "utf-8")
-    mine = recipes.load(path)
-    assert mine == recipes.load("classic", {"epochs": 3.0, "name": "mine"})
+    mine = load_recipe(path)
+    assert mine == load_recipe("classic", {"epochs": 3.0, "name": "mine"})
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_file_builds_on_a_base(tmp_path: Path) -> None:
 )
 def test_mistakes_get_one_line_that_names_them(name: str, overrides: list[str], words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
-        recipes.load(name, overrides)
+        load_recipe(name, overrides)
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
@@ -71,7 +71,7 @@ def test_broken_files_get_one_line(tmp_path: Path, text: str, words: list[str]) 
     path = tmp_path / "broken.toml"
     path.write_text(text.replace("{path}", str(path)), "utf-8")
     with pytest.raises(UsageError) as caught:
-        recipes.load(path)
+        load_recipe(path)
     for word in words:
         assert word in str(caught.value)
 
@@ -80,4 +80,4 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "binary.toml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8"):
-        recipes.load(path)
+        load_recipe(path)

@@ -9,7 +9,7 @@ from gammabeta.data import Dataset
 from gammabeta.errors import RunError, WeightsError
 from gammabeta.train import DigitNetwork, Run, TrainingInterrupted, load_model, load_recipe
 from gammabeta.train.files import load_weights, write_atomically
-from gammabeta.train.fit import Silent
+from gammabeta.train.fitting import Silent
 from gammabeta.train.session import train_run
 
 RECIPE = load_recipe("classic", {"epochs": 0.3})

@@ -6,9 +6,8 @@ ours (with its traceback); 130 and 143 interrupted by Ctrl-C and SIGTERM.
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from .. import __version__
@@ -18,6 +17,9 @@ from .info import info
 from .output import fail
 from .predict import predict
 from .train import train
+
+# Some releases of typer bring their own copy of click; this is the base of all usage errors in either.
+_ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 app = typer.Typer(
     name="gammabeta",
@@ -52,16 +54,20 @@ def run(arguments: list[str] | None = None) -> int:
         code = app(args=arguments, standalone_mode=False)
     except GammabetaError as error:
         return fail(str(error), error.exit_code)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return 2
-    except click.ClickException as error:
-        context = getattr(error, "ctx", None)
-        hint = f"; see `{context.command_path} --help`" if context else ""
-        return fail(f"{error.format_message().rstrip('.')}{hint}", 2)
-    except (KeyboardInterrupt, click.Abort):
+    except _ClickError as error:
+        return _usage_error(error)
+    except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code if isinstance(code, int) else 0
+
+
+def _usage_error(error: Any) -> int:
+    message = error.format_message().rstrip(".?")
+    context = getattr(error, "ctx", None)
+    if context is None or not message:  # the help text, asked for by giving no arguments
+        error.show()
+        return int(error.exit_code)
+    return fail(f"{message}; see `{context.command_path} --help`", 2)

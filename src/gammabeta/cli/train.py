@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def _complete_recipe() -> list[str]:
-    from ..train.recipe import names
+    from ..train.recipe import recipe_names
 
-    return names()
+    return recipe_names()
 
 
 def train(
@@ -54,9 +54,9 @@ def train(
     """Train the digit network (or its like, for other images) and leave a run folder behind."""
     began = time.perf_counter()
     from .. import data as datasets
-    from ..train import recipe as recipes
     from ..train.device import resolve_device
-    from ..train.fit import TrainingInterrupted, hold_out
+    from ..train.fitting import TrainingInterrupted, hold_out
+    from ..train.recipe import load_recipe
     from ..train.run import default_path
     from ..train.session import result_of, train_run
     from .progress import TrainingBar
@@ -69,7 +69,7 @@ def train(
         "batch_norm": batch_norm,
     }
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None] + (set_ or [])
-    settings = recipes.load(recipe, overrides)
+    settings = load_recipe(recipe, overrides)
     resolve_device(device)
     clock = time.perf_counter()
     dataset = datasets.load(data)

@@ -14,7 +14,7 @@ contiguous or channels_last; everything per channel is float32 of shape ``(C,)``
                           ``-> (sum_dz, sum_dz_xhat)``, the gradients of bias and weight
 ``backward_apply``        ``(grad, x, mean, invstd, weight, bias, residual, activation, pool, mean_dz,``
                           ``mean_dz_xhat, need_residual) -> (dx, dresidual)``; both means zero in evaluation
-``backward``              the two in one: ``(grad, x, mean, invstd, weight, bias, residual, activation, pool,``
+``backward``              both in one: ``(grad, x, mean, invstd, weight, bias, residual, activation, pool,``
                           ``need_residual) -> (dx, dweight, dbias, dresidual)``, statistics differentiated
 ``update_running``        ``(running_mean, running_var, mean, var, count, factor, skip_nonfinite) -> bool``:
                           in place, unbiased variance, ``factor`` the weight of the new; False if refused

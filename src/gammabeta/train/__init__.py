@@ -1,25 +1,40 @@
 """Recipes, the network, the training loop and the run folder it leaves behind."""
 
-from .fit import Observer, Outcome, TrainingInterrupted, build_network, fit
-from .load import Trained, load_model
-from .network import DigitNetwork, LayerView
-from .recipe import Recipe
-from .recipe import load as load_recipe
-from .recipe import names as recipe_names
-from .run import Run
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "DigitNetwork",
-    "LayerView",
-    "Observer",
-    "Outcome",
-    "Recipe",
-    "Run",
-    "Trained",
-    "TrainingInterrupted",
-    "build_network",
-    "fit",
-    "load_model",
-    "load_recipe",
-    "recipe_names",
-]
+from ..lazy import importer
+
+if TYPE_CHECKING:
+    from .fitting import Observer as Observer
+    from .fitting import Outcome as Outcome
+    from .fitting import TrainingInterrupted as TrainingInterrupted
+    from .fitting import build_network as build_network
+    from .fitting import fit as fit
+    from .load import Trained as Trained
+    from .load import load_model as load_model
+    from .network import DigitNetwork as DigitNetwork
+    from .network import LayerView as LayerView
+    from .recipe import Recipe as Recipe
+    from .recipe import load_recipe as load_recipe
+    from .recipe import recipe_names as recipe_names
+    from .run import Run as Run
+
+_NAMES = {
+    "DigitNetwork": ".network",
+    "LayerView": ".network",
+    "Observer": ".fitting",
+    "Outcome": ".fitting",
+    "Recipe": ".recipe",
+    "Run": ".run",
+    "Trained": ".load",
+    "TrainingInterrupted": ".fitting",
+    "build_network": ".fitting",
+    "fit": ".fitting",
+    "load_model": ".load",
+    "load_recipe": ".recipe",
+    "recipe_names": ".recipe",
+}
+
+__all__ = list(_NAMES)
+
+__getattr__ = importer(__name__, _NAMES)

@@ -37,7 +37,7 @@ def resolve_device(name: str = "auto") -> torch.device:
 def computes_bf16(device: torch.device) -> bool:
     """Tell whether the processor multiplies in bfloat16, rather than emulating it."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return bool(capable())
 

@@ -13,7 +13,7 @@ from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
 from .device import place_model, resolve_device
 from .evaluate import Evaluation, evaluate, evaluating
-from .fit import hold_out
+from .fitting import hold_out
 from .network import DigitNetwork
 from .run import Run
 

@@ -76,7 +76,7 @@ class Training:
             logits, y, reduction=self.recipe.loss, label_smoothing=self.recipe.label_smoothing
         )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         rate = learning_rate(self.recipe, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate

@@ -113,25 +113,33 @@ class DigitNetwork(nn.Module):
         """Return what each layer does to the batch ``x``: the notebook's ``debug=True``.
 
         For batch-norm layers the view holds the batch's mean and biased variance and the running statistics.
-        The model, its mode and its buffers are left as they were; layers compute as in the present mode.
+        The model, its mode and its buffers are left as they were, also in training mode.
         """
         views: list[LayerView] = []
+        layers = dict(self.named_children())
+        running = {name: _running_statistics(layer) for name, layer in layers.items()}
 
         def look(name: str, inputs: Tensor, output: Tensor) -> None:
-            views.append(_view(name, dict(self.named_modules())[name], inputs, output))
+            views.append(_view(name, layers[name], inputs, output, running[name]))
 
         with _unchanged_buffers(self), torch.no_grad(), _watching(self, look):
             self(x)
         return views
 
 
-def _view(name: str, layer: nn.Module, inputs: Tensor, output: Tensor) -> LayerView:
+def _running_statistics(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
+    mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
+    return (None if mean is None else mean.clone(), None if var is None else var.clone())
+
+
+def _view(
+    name: str, layer: nn.Module, inputs: Tensor, output: Tensor, running: tuple[Tensor | None, Tensor | None]
+) -> LayerView:
     shape, detached = tuple(output.shape), output.detach().clone()
     if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
         return LayerView(name, shape, detached)
     axes = [axis for axis in range(inputs.dim()) if axis != 1]
     var, mean = torch.var_mean(inputs.detach().float(), axes, correction=0)
-    running = [None if t is None else t.detach().clone() for t in (layer.running_mean, layer.running_var)]
     return LayerView(name, shape, detached, mean, var, *running)
 
 

@@ -68,21 +68,21 @@ class Recipe(BaseModel):
     evaluate: Literal["epoch", "end"] = Field(description="Judge after every epoch, or once at the end.")
 
     def to_toml(self) -> str:
-        """Return the recipe as a TOML document that ``load`` reads back."""
+        """Return the recipe as a TOML document that ``load_recipe`` reads back."""
         return tomli_w.dumps(self.model_dump())
 
 
-def names() -> list[str]:
+def recipe_names() -> list[str]:
     """Return the names of the recipes inside the package."""
     folder = files(__package__) / "recipes"
     return sorted(Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
 
 
-def load(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Recipe:
     """Load a recipe by name or from a TOML file, with some fields set anew.
 
     Args:
-        name_or_path: A name of ``names()`` or the path of a TOML file. A file may give all fields, or
+        name_or_path: A name of ``recipe_names()`` or the path of a TOML file. A file may give all fields, or
             ``base = "<name>"`` and those that differ.
         overrides: Fields and their values, or ``"field=value"`` strings.
 
@@ -113,7 +113,7 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _parse_toml(source: str) -> dict[str, Any]:
-    known = names()
+    known = recipe_names()
     if source in known:
         text = (files(__package__) / "recipes" / f"{source}.toml").read_text("utf-8")
     elif source.endswith(".toml"):

@@ -11,12 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from ..errors import RunError, UsageError, WeightsError
-from . import recipe as recipes
 from .files import load_weights, read_json, save_weights, write_atomically
 from .provenance import provenance
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
 
-FORMAT = 1
 _INFO, _RECIPE, _METRICS, _WEIGHTS, _LOCK = (
     "run.json",
     "recipe.toml",
@@ -52,7 +50,7 @@ class RunInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     status: Status
     created: str
     finished: str | None = None
@@ -124,7 +122,7 @@ class Run:
             raise RunError(f"{folder} is not a run folder: it holds no {_INFO}")
         try:
             info = RunInfo.model_validate(read_json(folder / _INFO))
-            recipe = recipes.load(folder / _RECIPE)
+            recipe = load_recipe(folder / _RECIPE)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "document"

@@ -10,7 +10,7 @@ from ..data import Dataset
 from .batches import Scaling
 from .device import resolve_device, resolve_precision
 from .evaluate import Evaluation
-from .fit import Observer, Outcome, TrainingInterrupted, build_network, fit
+from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
 from .loop import Progress
 from .pictures import curves, save_figure
 from .recipe import Recipe

@@ -10,7 +10,6 @@ from torch import nn
 from ..data import Dataset, Split
 from ..errors import UsageError
 from ..kernels.memory import keep_pages
-from ..surgery.convert import convert
 from ..surgery.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
 from .device import Precision, place_model, resolve_device, resolve_precision
@@ -130,7 +129,7 @@ def fit(
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
     test = DeviceImages(dataset.test, scaling, place)
-    model = place_model(convert(model, to="fused"), place)
+    model = place_model(model, place)
     training = Training(model, images, recipe, seed, precision)
     seconds = {"prepare": time.perf_counter() - clock, "train": 0.0, "recalibrate": 0.0, "evaluate": 0.0}
 

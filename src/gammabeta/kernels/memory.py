@@ -1,0 +1,36 @@
+"""Memory that stays with the process while it trains.
+
+glibc returns the pages of large blocks to the system at every free, and the next allocation pays for a page
+fault per 4 KiB: for outputs of some megabytes that costs as much as computing them. ``keep_pages`` raises the
+two thresholds that decide this (``mallopt(3)``, ``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD``) for a while.
+"""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30}  # bytes; 32 MiB is glibc's limit
+_DEFAULT = 128 << 10  # bytes, both thresholds in glibc
+
+
+@contextmanager
+def keep_pages() -> Iterator[None]:
+    """Let freed blocks of up to 32 MiB stay with the process; afterwards glibc's defaults hold again.
+
+    The pages kept meanwhile go back to the system at the end. Does nothing where the C library is not glibc.
+    Setting a threshold ends glibc's own adjustment of it, so that afterwards the fixed defaults are in force.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "gnu_get_libc_version"):
+        yield
+        return
+    for option, size in _LARGEST_KEPT.items():
+        library.mallopt(option, size)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for option in _LARGEST_KEPT:
+            library.mallopt(option, _DEFAULT)  # type: ignore[union-attr]
+        library.malloc_trim(0)  # type: ignore[union-attr]
