@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import reference as reference
     from . import train as train
+    from .surgery.convert import convert as convert
     from .surgery.recalibrate import recalibrate as recalibrate
     from .train.fitting import fit as fit
 
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 
 _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
 _NAMES: dict[str, str] = {
+    "convert": ".surgery.convert",
     "fit": ".train.fitting",
     "recalibrate": ".surgery.recalibrate",
 }

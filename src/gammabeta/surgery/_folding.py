@@ -1,0 +1,130 @@
+"""Fold what follows a batch norm into its call, frame by frame."""
+
+from torch import nn
+from torch.fx import Graph, Node
+from torch.nn import Module
+
+from ..nn._layer import Fused
+from ._frames import NotAGraph, has_hooks, trace
+from ._patterns import find, follows, is_add, module_of, moved_past_a_change, rewrite
+from ._rewritten import install
+
+# What happened to a layer: what was folded, the name of the module rewritten for it, why no more.
+Outcome = tuple[str, str | None, str]
+
+
+def fold_frames(root: Module) -> dict[Module, Outcome]:
+    """Fold in every module below ``root`` and in itself; the outcome of each batch norm that was met."""
+    outcomes: dict[Module, Outcome] = {}
+    for name, module in list(root.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or not _holds_batch_norm(module):
+            continue
+        try:
+            found = _fold(module)
+        except NotAGraph as why:
+            found = {
+                child: ("", None, f"in {type(module).__name__}, {why}")
+                for child in module.children()
+                if isinstance(child, Fused)
+            }
+        for layer, (text, reason) in ((k, (v[0], v[2])) for k, v in found.items()):
+            if text and not outcomes.get(layer, ("",))[0]:
+                outcomes[layer] = (text, name, reason)
+            elif layer not in outcomes:
+                outcomes[layer] = ("", None, reason)
+    return outcomes
+
+
+def _holds_batch_norm(module: Module) -> bool:
+    return any(isinstance(m, Fused) for m in module.modules())
+
+
+def _fold(module: Module) -> dict[Module, Outcome]:
+    """Fold in the code of one module's ``forward``.
+
+    Raises:
+        NotAGraph: its code cannot be seen as a graph.
+    """
+    graph = trace(module, set())
+    through = _worth_looking_through(graph, module)
+    if through:
+        try:
+            graph = trace(module, through)
+        except NotAGraph:
+            graph = trace(module, set())
+    outcomes: dict[Module, Outcome] = {}
+    changed = False
+    # From the end: of two batch norms that are added, the later is computed nearer to the addition.
+    for node in reversed(list(graph.nodes)):
+        layer = module_of(node, module)
+        if not isinstance(layer, Fused):
+            continue
+        text, reason = _fold_one(node, layer, graph, module)
+        changed = changed or bool(text)
+        if text or layer not in outcomes:
+            outcomes[layer] = (text, None, reason)
+    if changed:
+        graph.lint()
+        install(module, graph)
+    return outcomes
+
+
+def _fold_one(node: Node, layer: Fused, graph: Graph, module: Module) -> tuple[str, str]:
+    """Fold into one call of a batch norm: what was folded, and why no more."""
+    if layer.activation is not None or layer.pool is not None or node.kwargs or len(node.args) != 1:
+        return "", "it computes what follows it already"
+    if has_hooks(layer):
+        return "", "it has hooks, which see its output"
+    chain = find(node, module, isinstance(layer, nn.BatchNorm2d | nn.LazyBatchNorm2d))
+    if not chain:
+        return "", chain.why_not_more
+    if moved_past_a_change(chain, graph, module):
+        return "", "something between it and what follows may change its input"
+    text = chain.text()
+    rewrite(chain, graph)
+    return text, chain.why_not_more
+
+
+def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
+    """The children whose last act is a batch norm that could take in what follows the child here."""
+    through: set[Module] = set()
+    taken: set[Node] = set()
+    for node in reversed(list(graph.nodes)):
+        child = module_of(node, root)
+        if child is None or isinstance(child, Fused) or len(node.users) != 1:
+            continue
+        (user,) = node.users
+        if user.op == "output" or user in taken or not follows(user, node, root):
+            continue
+        if is_add(user) and any(_is_batch_norm(a, root) for a in user.all_input_nodes):
+            continue
+        tail = _tail(child)
+        if tail:
+            through |= set(tail)
+            taken.add(user)
+    return through
+
+
+def _is_batch_norm(node: Node, root: Module) -> bool:
+    return isinstance(module_of(node, root), Fused) and len(node.users) == 1
+
+
+def _tail(module: Module) -> list[Module]:
+    """The modules to look through, from this one inwards, to see the batch norm that computes its output."""
+    if has_hooks(module) or type(module).__call__ is not Module.__call__ or not _holds_batch_norm(module):
+        return []
+    try:
+        graph = trace(module, set())
+    except NotAGraph:
+        return []
+    (out,) = (node for node in graph.nodes if node.op == "output")
+    last = out.args[0]
+    if not isinstance(last, Node) or len(last.users) != 1:
+        return []
+    child = module_of(last, module)
+    if child is None:
+        return []
+    if isinstance(child, Fused):
+        return [module]
+    deeper = _tail(child)
+    return [module, *deeper] if deeper else []

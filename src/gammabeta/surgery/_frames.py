@@ -1,0 +1,156 @@
+"""A module's ``forward`` as a graph of the calls it makes, if it can be proved to be that graph always.
+
+The module's own code is a *frame*: its children are single nodes, except those named to be looked through.
+A frame whose code depends on more than its inputs is not a graph: it is traced in training and in evaluation
+mode and must come out the same, leave its attributes alone, and draw no random numbers.
+"""
+
+import operator
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node, Proxy, Tracer
+from torch.nn import Module
+
+
+class NotAGraph(Exception):  # noqa: N818 - not an error: a finding
+    """Why a module's ``forward`` cannot be written as a graph."""
+
+
+# Every operator of the form `a += b`.
+IN_PLACE_OPERATORS = tuple(
+    getattr(operator, name) for name in dir(operator) if name.startswith("i") and name[1:] in dir(operator)
+)
+
+
+class _FrameProxy(Proxy):
+    """A proxy that records ``a += b`` as what it is; torch.fx's own makes ``a + b`` of it."""
+
+
+def _record_in_place(target: Callable[..., Any]) -> Callable[[Proxy, Any], Any]:
+    def method(self: Proxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return method
+
+
+for _operator in IN_PLACE_OPERATORS:
+    setattr(_FrameProxy, f"__{_operator.__name__.strip('_')}__", _record_in_place(_operator))
+
+
+class _FrameTracer(Tracer):
+    """Traces one module and those it is told to look through; everything else is a node."""
+
+    def __init__(self, through: set[Module]) -> None:
+        super().__init__()
+        self.through = through
+
+    def proxy(self, node: Node) -> Proxy:
+        """A value of the graph."""
+        return _FrameProxy(node, self)
+
+    def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
+        """Whether the call of ``m`` is one node."""
+        return m not in self.through
+
+
+def has_hooks(module: Module) -> bool:
+    """Whether somebody watches or changes what this module takes and gives."""
+    return any(
+        getattr(module, name, None)
+        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    )
+
+
+def opaque(module: Module) -> str | None:
+    """Why the code of ``module`` cannot be seen, or None."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module"
+    if "forward" in vars(module):
+        return "its forward was replaced on the instance"
+    if type(module).forward is Module.forward:
+        return "it has no forward"
+    return None
+
+
+def _random_states() -> list[object]:
+    return [random.getstate(), torch.random.get_rng_state().numpy().tobytes()]
+
+
+@contextmanager
+def _restored(modules: Iterable[Module]) -> Iterator[None]:
+    """Put attributes and the registered tensors and modules back as they were."""
+    kept = []
+    for module in modules:
+        state = dict(vars(module))
+        registered = {name: dict(state[name]) for name in ("_parameters", "_buffers", "_modules")}
+        kept.append((module, state, registered))
+    try:
+        yield
+    finally:
+        for module, state, registered in kept:
+            for name, entries in registered.items():
+                state[name].clear()
+                state[name].update(entries)
+            vars(module).clear()
+            vars(module).update(state)
+
+
+def _attributes(modules: Iterable[Module]) -> list[dict[str, object]]:
+    return [
+        {
+            name: list(value) if name in ("_parameters", "_buffers", "_modules") else value
+            for name, value in vars(module).items()
+            if name != "training"
+        }
+        for module in modules
+    ]
+
+
+def _same(a: dict[str, object], b: dict[str, object]) -> bool:
+    """Whether no attribute came, went or changed; tensors are compared by identity."""
+    plain = (bool, int, float, str, list, tuple, dict, set)
+    try:
+        return a.keys() == b.keys() and all(
+            a[name] is b[name] or (isinstance(a[name], plain) and bool(a[name] == b[name])) for name in a
+        )
+    except RuntimeError:  # a list of tensors that are not the same tensors
+        return False
+
+
+def trace(module: Module, through: set[Module]) -> Graph:
+    """The graph of ``module.forward``, looking through the modules named.
+
+    Raises:
+        NotAGraph: saying why there is no such graph.
+    """
+    seen = [module, *through]
+    for one in seen:
+        why = opaque(one)
+        if why is not None:
+            raise NotAGraph(why)
+    graphs: list[Graph] = []
+    for training in (True, False):
+        with _restored(seen), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for one in seen:
+                one.training = training
+            before, numbers = _attributes(seen), _random_states()
+            try:
+                graphs.append(_FrameTracer(through).trace(module))
+            except Exception as error:  # whatever the user's code does with a value that is not there yet
+                text = str(error).strip().splitlines()
+                raise NotAGraph(f"its forward cannot be traced ({text[0] if text else error!r})") from error
+            after = _attributes(seen)
+            if _random_states() != numbers:
+                raise NotAGraph("its forward draws random numbers of its own")
+            if not all(_same(a, b) for a, b in zip(before, after, strict=True)):
+                raise NotAGraph("its forward changes attributes of the module")
+    first, second = (graph.python_code("self").src for graph in graphs)
+    if first != second:
+        raise NotAGraph("its forward differs between training and evaluation")
+    return graphs[0]

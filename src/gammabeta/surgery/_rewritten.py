@@ -1,0 +1,84 @@
+"""A module with another ``forward``: a subclass of its class, made from a graph.
+
+Only the code of one ``forward`` changes. The module stays what it was: same class for ``isinstance``, same
+methods, children, hooks and state dict, and taking the subclass away again undoes it.
+"""
+
+import copy
+import itertools
+import linecache
+from typing import Any
+
+from torch.fx import Graph
+from torch.fx.graph_module import _format_import_block
+from torch.nn import Module
+from torch.package.importer import sys_importer
+
+_CLASSES: dict[Any, type] = {}
+_NUMBER = itertools.count()
+
+
+class Rewritten:
+    """Marks a class whose ``forward`` was generated; carries what is needed to make it again."""
+
+    _base: type[Module]
+    _source: str
+    _imports: str
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _restore, (self._base, self._source, self._imports), vars(self)
+
+
+def _restore(base: type[Module], source: str, imports: str) -> Module:
+    """Make the class again in another process, and an instance without attributes."""
+    scope: dict[str, Any] = {}
+    exec(imports, scope)
+    made = _class(base, source, imports, scope)
+    module: Module = made.__new__(made)
+    return module
+
+
+def _class(base: type[Module], source: str, imports: str, scope: dict[str, Any]) -> type[Module]:
+    names = tuple(sorted((name, id(value)) for name, value in scope.items() if name != "__builtins__"))
+    key = (base, source, names)
+    if key not in _CLASSES:
+        where = f"<gammabeta.convert {base.__name__}.forward {next(_NUMBER)}>"
+        linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
+        scope = dict(scope)
+        exec(compile(source, where, "exec"), scope)
+        body = {
+            "__module__": base.__module__,
+            "__qualname__": f"Fused{base.__name__}",
+            "__doc__": base.__doc__,
+            "forward": scope["forward"],
+            "_base": base,
+            "_source": source,
+            "_imports": imports,
+            "_kept": scope,
+        }
+        _CLASSES[key] = type(f"Fused{base.__name__}", (Rewritten, base), body)
+    return _CLASSES[key]
+
+
+def install(module: Module, graph: Graph) -> None:
+    """Give ``module`` the graph as its ``forward``."""
+    code = graph.python_code("self")
+    imports = _format_import_block(code.globals, sys_importer)
+    base = original_class(module)
+    module.__class__ = _class(base, code.src, imports, dict(code.globals))
+
+
+def original_class(module: Module) -> type[Module]:
+    """The class a module had before its ``forward`` was rewritten."""
+    return module._base if isinstance(module, Rewritten) else type(module)
+
+
+def undo(module: Module) -> None:
+    """Give a rewritten module its own ``forward`` back."""
+    module.__class__ = original_class(module)

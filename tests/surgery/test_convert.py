@@ -1,0 +1,446 @@
+"""A converted model: same outputs, gradients and state dict; folded where it is safe and nowhere else."""
+
+import copy
+import pickle
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import gammabeta as gb
+
+
+class Basic(nn.Module):
+    """torchvision's residual block: one ReLU used twice, ``+=``, the shortcut computed after the branch."""
+
+    def __init__(self, c_in, c_out):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.downsample = None
+        if c_in != c_out:
+            self.downsample = nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False), nn.BatchNorm2d(c_out))
+
+    def forward(self, x):
+        identity = x
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        if self.downsample is not None:
+            identity = self.downsample(x)
+        out += identity
+        return self.relu(out)
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, c_in, c_out, activate=True):
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, c_out, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(c_out)
+        self.activate = activate
+        if activate:
+            self.activ = nn.ReLU6(inplace=True)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        if self.activate:
+            x = self.activ(x)
+        return x
+
+
+class Unit(nn.Module):
+    """The addition stands two modules away from the batch norm it follows."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.body = nn.Sequential(ConvBlock(c, c), ConvBlock(c, c, activate=False))
+        self.activ = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        identity = x
+        x = self.body(x)
+        x = x + identity
+        return self.activ(x)
+
+
+class Whole(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.SiLU(), nn.AvgPool2d(2)
+        )
+        self.blocks = nn.Sequential(Basic(8, 8), Basic(8, 12), Unit(12))
+        self.bn = nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, 6)
+        self.bn1d = nn.BatchNorm1d(6)
+        self.drop = nn.Dropout(0.3)
+
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        x = F.avg_pool2d(F.relu(self.bn(x)), 2).mean((2, 3))
+        return self.drop(self.bn1d(self.fc(x)).relu_())
+
+
+def randomised(model):
+    with torch.no_grad():
+        for tensor in model.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand_like(tensor) * 0.5 + 0.2)
+    return model
+
+
+def step(model, x, training):
+    """Output, gradients and state after one step with a random upstream gradient."""
+    model.train(training)
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    leaf = x.clone().requires_grad_()
+    out = model(leaf)
+    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(5)))
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    return out.detach(), leaf.grad, grads, {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(model, converted, x):
+    """Compare both, the one given first on a copy, as they share their buffers."""
+    for training in (True, False):
+        expected = step(copy.deepcopy(model), x, training)
+        found = step(copy.deepcopy(converted), x, training)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def folded(model):
+    return {change.layer: change.folded for change in model.conversion_report.changes if change.folded}
+
+
+X = (4, 3, 16, 16)
+
+
+def test_whole_model():
+    model = randomised(Whole())
+    converted = gb.convert(model, to="fused", example=torch.randn(X))
+    assert folded(converted) == {
+        "stem.1": "silu + 2x2 mean pool",
+        "blocks.0.bn1": "relu",
+        "blocks.0.bn2": "residual + relu",
+        "blocks.1.bn1": "relu",
+        "blocks.1.bn2": "residual + relu",
+        "blocks.2.body.0.bn": "relu6",
+        "blocks.2.body.1.bn": "residual + relu",
+        "bn": "relu + 2x2 mean pool",
+        "bn1d": "relu",
+    }
+    assert list(converted.state_dict()) == list(model.state_dict())
+    assert isinstance(converted, Whole)
+    assert isinstance(converted.blocks[0], Basic)
+    same(model, converted, torch.randn(X))
+    assert all(a is b for a, b in zip(model.parameters(), converted.parameters(), strict=True))
+    assert type(model.stem[1]) is nn.BatchNorm2d
+
+
+def test_there_and_back():
+    model = randomised(Whole())
+    for kind in ("fused", "ghost", "frozen"):
+        back = gb.convert(gb.convert(model, to=kind), to="torch")
+        assert [type(m) for m in back.modules()] == [type(m) for m in model.modules()]
+        assert [p.requires_grad for p in back.parameters()] == [p.requires_grad for p in model.parameters()]
+        assert repr(back) == repr(model)
+        same(model, back, torch.randn(X))
+
+
+def test_copies_pickles_traces_and_compiles():
+    model = randomised(Whole()).eval()
+    converted = gb.convert(model)
+    x = torch.randn(X)
+    expected = model(x)
+    for twin in (
+        copy.deepcopy(converted),
+        pickle.loads(pickle.dumps(converted)),
+        torch.fx.symbolic_trace(converted),
+    ):
+        torch.testing.assert_close(twin(x), expected, rtol=1e-4, atol=1e-4)
+    compiled = torch.compile(converted, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
+    program = torch.export.export(converted, (x,))
+    torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-4)
+    assert not any("gammabeta" in str(node.target) for node in program.graph.nodes)
+
+
+def block(forward):
+    """A module around one batch norm, a convolution and what else the cases below need."""
+
+    class Case(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 1)
+            self.bn = nn.BatchNorm2d(3)
+            self.other = nn.BatchNorm2d(3)
+            self.relu = nn.ReLU()
+            self.relu_ = nn.ReLU(inplace=True)
+            self.leaky = nn.LeakyReLU(0.2)
+            self.pool3 = nn.AvgPool2d(3)
+            self.calls = 0
+
+    Case.forward = forward
+    return randomised(Case())
+
+
+def used_twice(self, x):
+    y = self.bn(x)
+    return self.relu(y) + y
+
+
+def output_and_activation(self, x):
+    y = self.bn(x)
+    return F.relu(y), y
+
+
+def identity_changed_between(self, x):
+    y = self.conv(x)
+    z = self.bn(y)
+    y.mul_(2)
+    return z.relu() + y
+
+
+def input_changed_between(self, x):
+    y = x * 1
+    z = self.bn(y)
+    y.add_(1)
+    return self.relu(z) * y.mean()
+
+
+def residual_is_the_one_changed(self, x):
+    y = x * 1
+    y += self.bn(x)
+    return y.relu()
+
+
+def other_slope(self, x):
+    return self.leaky(self.bn(x))
+
+
+def other_pool(self, x):
+    return self.pool3(self.bn(x))
+
+
+def mode_dependent(self, x):
+    return self.relu(self.bn(x)) if self.training else self.bn(x).relu() * 1
+
+
+def draws_numbers(self, x):
+    return self.relu(self.bn(x)) * (1 if random.random() < 2 else 0)
+
+
+def depends_on_values(self, x):
+    y = self.bn(x)
+    return self.relu(y) if y.sum() > -1e9 else y
+
+
+def counts_calls(self, x):
+    self.calls += 1
+    return self.relu(self.bn(x))
+
+
+def scaled_addition(self, x):
+    return torch.add(self.bn(x), x, alpha=2)
+
+
+def activation_of_a_product(self, x):
+    return self.relu(self.bn(x) * 2)
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (used_twice, {}),
+        (output_and_activation, {}),
+        (identity_changed_between, {"bn": "relu"}),
+        (input_changed_between, {}),
+        (residual_is_the_one_changed, {}),
+        (other_slope, {}),
+        (other_pool, {}),
+        (mode_dependent, {}),
+        (draws_numbers, {}),
+        (depends_on_values, {}),
+        (counts_calls, {}),
+        (scaled_addition, {}),
+        (activation_of_a_product, {}),
+    ],
+)
+def test_left_where_it_is_not_safe(forward, expected):
+    model = block(forward)
+    converted = gb.convert(model)
+    found = folded(converted)
+    if forward is identity_changed_between:
+        # Only up to the activation, or not at all: the convolution's output changes under the batch norm.
+        assert found in ({}, expected)
+    else:
+        assert found == expected
+    assert type(converted.bn) is gb.nn.BatchNorm2d
+    for training in (True, False):
+        x = torch.randn(2, 3, 6, 6)
+        expected_out = copy.deepcopy(model).train(training)(x.clone())
+        torch.testing.assert_close(copy.deepcopy(converted).train(training)(x.clone()), expected_out)
+    reasons = {c.layer: c.reason for c in converted.conversion_report.changes}
+    assert found or reasons["bn"]
+
+
+def shared(self, x):
+    return self.relu(self.bn(self.conv(self.relu(self.bn(x)))))
+
+
+def shared_and_bare(self, x):
+    return self.bn(self.conv(self.relu(self.bn(x))))
+
+
+def two_batch_norms_added(self, x):
+    return self.relu_(self.bn(self.conv(x)) + self.other(x))
+
+
+def broadcast_residual(self, x):
+    return F.relu(self.bn(x) + self.conv(x).mean((2, 3), keepdim=True))
+
+
+def residual_is_a_number(self, x):
+    return F.silu(self.bn(x) + x.size(0))
+
+
+@pytest.mark.parametrize(
+    ("forward", "expected"),
+    [
+        (shared, {"bn": "relu"}),
+        (shared_and_bare, {"bn": "relu"}),
+        (two_batch_norms_added, {"other": "residual + relu"}),
+        (broadcast_residual, {"bn": "residual + relu"}),
+        (residual_is_a_number, {"bn": "residual + silu"}),
+    ],
+)
+def test_folded_and_right(forward, expected):
+    model = block(forward)
+    converted = gb.convert(model)
+    assert folded(converted) == expected
+    for training in (True, False):
+        x = torch.randn(2, 3, 6, 6)
+        a, b = copy.deepcopy(model).train(training), copy.deepcopy(converted).train(training)
+        torch.testing.assert_close(b(x), a(x))
+        torch.testing.assert_close(b.state_dict(), a.state_dict())
+
+
+def test_hooks_are_respected():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
+    seen = []
+    model[1].register_forward_hook(lambda m, i, o: seen.append(o.min().item()))
+    converted = gb.convert(model)
+    assert folded(converted) == {}
+    converted(torch.randn(2, 3, 4, 4))
+    assert seen[0] < 0
+
+
+def test_a_hook_on_a_container_keeps_it_called():
+    model = Unit(3)
+    calls = []
+    model.body.register_forward_hook(lambda *a: calls.append(1))
+    converted = gb.convert(model)
+    assert "body.1.bn" not in folded(converted)
+    converted(torch.randn(2, 3, 4, 4))
+    assert calls
+
+
+def test_parts_still_mean_what_they_meant():
+    model = randomised(Unit(3)).eval()
+    converted = gb.convert(model)
+    x = torch.randn(2, 3, 6, 6)
+    torch.testing.assert_close(converted.body(x), model.body(x))
+    torch.testing.assert_close(converted.body[1](x), model.body[1](x))
+
+
+def test_lone_layer_shared_layer_and_own_class():
+    assert type(gb.convert(nn.BatchNorm3d(4))) is gb.nn.BatchNorm3d
+    bn = nn.BatchNorm1d(4)
+    converted = gb.convert(nn.ModuleDict({"a": bn, "b": nn.ModuleList([bn])}))
+    assert converted["a"] is converted["b"][0]
+
+    class Own(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x) * 2
+
+    converted = gb.convert(nn.Sequential(Own(3), nn.ReLU()))
+    assert type(converted[0]) is Own
+    assert "class of its own" in converted.conversion_report.changes[0].reason
+
+
+def test_settings_of_our_own_layers_survive():
+    model = nn.Sequential(gb.nn.BatchNorm2d(3, activation="relu", pool=2), nn.Conv2d(3, 3, 1))
+    randomised(model)
+    for kind in ("ghost", "fused"):
+        assert gb.convert(model, to=kind)[0].activation == "relu"
+    plain = gb.convert(model, to="torch")
+    assert type(plain[0]) is nn.BatchNorm2d
+    same(model, plain, torch.randn(X))
+
+
+def test_kinds():
+    model = randomised(Whole())
+    frozen = gb.convert(model, to="frozen").train()
+    before = {k: v.clone() for k, v in frozen.state_dict().items()}
+    frozen(torch.randn(X)).sum().backward()
+    torch.testing.assert_close(dict(frozen.state_dict()), before, rtol=0, atol=0)
+    assert frozen.bn.weight.data_ptr() == model.bn.weight.data_ptr()
+    assert model.bn.weight.requires_grad
+    assert not frozen.bn.weight.requires_grad
+    assert model.bn.training
+    ghost = gb.convert(model, to="ghost")
+    assert isinstance(ghost.bn, gb.nn.GhostBatchNorm2d)
+    assert ghost.bn.virtual_batch_size == 32
+    no_statistics = gb.convert(nn.BatchNorm2d(3, track_running_stats=False), to="frozen")
+    assert type(no_statistics) is nn.BatchNorm2d
+    with pytest.raises(gb.errors.UsageError, match="fused"):
+        gb.convert(model, to="faster")
+
+
+def test_lazy_layers():
+    model = nn.Sequential(nn.LazyConv2d(4, 1), nn.LazyBatchNorm2d(), nn.ReLU())
+    converted = gb.convert(model)
+    assert type(converted[1]) is gb.nn.LazyBatchNorm2d
+    converted(torch.randn(2, 3, 4, 4))
+    assert type(converted[1]) is gb.nn.BatchNorm2d
+    assert folded(converted) == {}
+    assert folded(gb.convert(converted)) == {"1": "relu"}
+
+
+def test_failure_leaves_the_model_alone():
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    state = copy.deepcopy(model.state_dict())
+    with pytest.raises(gb.errors.SurgeryError, match="example"):
+        gb.convert(model, example=torch.randn(2, 5, 4, 4))
+    assert type(model[1]) is nn.BatchNorm2d
+    torch.testing.assert_close(model.state_dict(), state)
+    model.stream = iter([])
+    model.lock = (i for i in range(2))
+    with pytest.raises(gb.errors.SurgeryError, match="cannot be copied"):
+        gb.convert(model)
+
+
+def test_report():
+    report = gb.convert(Whole()).conversion_report
+    text = str(report)
+    assert "blocks.2.body.1.bn" in text
+    assert "residual + relu" in text
+    assert "10 batch norms: 10 changed class, 9 compute what follows them" in text
+    data = report.to_dict()
+    assert data["to"] == "fused"
+    assert {c["where"] for c in data["changes"] if c["folded"]} >= {"", "stem", "blocks.2"}
+
+
+def test_optimiser_made_before_trains_the_converted_model():
+    model = randomised(Whole())
+    optimiser = torch.optim.SGD(model.parameters(), 0.1)
+    converted = gb.convert(model)
+    before = converted.bn.weight.clone()
+    converted(torch.randn(X)).square().sum().backward()
+    optimiser.step()
+    assert not torch.equal(converted.bn.weight, before)
