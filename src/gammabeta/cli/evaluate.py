@@ -25,6 +25,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")
     ] = None,
+    best: Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -32,7 +33,7 @@ def evaluate(
     """Judge a run on its test images, and draw the confusion matrix and the worst mistakes."""
     from ..train.load import load_model, load_split
 
-    trained = load_model(run, device)
+    trained = load_model(run, device, best=best)
     images = load_split(trained, data, split)
     clock = time.perf_counter()
     result = trained.evaluate(images, keep_probabilities=True)

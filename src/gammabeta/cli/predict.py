@@ -14,6 +14,7 @@ def predict(
         list[Path], typer.Argument(help="Pictures of any common format and size, ink dark or light.")
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 1,
+    best: Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
@@ -23,13 +24,13 @@ def predict(
     from ..data.picture import load_picture
     from ..train.load import load_model
 
-    trained = load_model(run, device)
+    trained = load_model(run, device, best=best)
     info = trained.run.info.network
     pictures = [load_picture(path, channels=info.channels, size=(info.height, info.width)) for path in images]
-    best = trained.probabilities(np.stack(pictures)).topk(min(top, len(info.classes)))
+    likely = trained.probabilities(np.stack(pictures)).topk(min(top, len(info.classes)))
     guesses = [
         [(info.classes[i], p) for i, p in zip(indices, probabilities, strict=True)]
-        for indices, probabilities in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        for indices, probabilities in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
     ]
     if json:
         print_json(

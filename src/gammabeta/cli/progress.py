@@ -44,6 +44,11 @@ class TrainingBar:
     ) -> None:
         self._bar.stop()
 
+    def say(self, word: str) -> None:
+        """Print a line above the bar."""
+        if not self._quiet:
+            self._console.print(word[0].upper() + word[1:], markup=False)
+
     def stop(self) -> None:
         """Take the bar off the screen."""
         self._bar.stop()

@@ -1,16 +1,26 @@
 """``gammabeta train``: a recipe, a data set, a run folder."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import UsageError
 from .interrupt import stop_on_signals
 from .output import Device, Json, Quiet, console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from ..data import Dataset
+    from ..train.fitting import Outcome
+    from ..train.recipe import Recipe
+    from ..train.run import Run
+    from .progress import TrainingBar
 
 
 def _complete_recipe() -> list[str]:
@@ -20,15 +30,23 @@ def _complete_recipe() -> list[str]:
 
 
 def train(
-    data: Annotated[str, typer.Argument(help="A data set's name or path; see docs/data.md.")] = "mnist",
+    data: Annotated[
+        str | None, typer.Argument(help="A data set's name or path; default: mnist.", show_default=False)
+    ] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--recipe", "-r", help="fast, classic, best or a TOML file.", autocompletion=_complete_recipe
+            "--recipe",
+            "-r",
+            help="fast (the default), classic, best or a TOML file.",
+            autocompletion=_complete_recipe,
         ),
-    ] = "fast",
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with an interrupted run; all settings are the run's own.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -40,26 +58,25 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Any field of the recipe.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of initialisation, order and augmentation.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Of initialisation, order and augmentation; default: 0.")
+    ] = None,
     holdout: Annotated[
-        int,
+        int | None,
         typer.Option(
-            min=0, help="Judge on the last N training images, not trained on, instead of the test images."
+            min=0, help="Hold out the last N training images and judge on them, not the test images."
         ),
-    ] = 0,
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Between checkpoints within an epoch.")
+    ] = 30,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Train the digit network (or its like, for other images) and leave a run folder behind."""
     began = time.perf_counter()
-    from .. import data as datasets
-    from ..train.device import resolve_device
-    from ..train.fitting import TrainingInterrupted, hold_out
     from ..train.recipe import load_recipe
-    from ..train.run import default_path
-    from ..train.session import result_of, train_run
-    from .progress import TrainingBar
 
     named = {
         "epochs": epochs,
@@ -69,35 +86,95 @@ def train(
         "batch_norm": batch_norm,
     }
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None] + (set_ or [])
-    settings = load_recipe(recipe, overrides)
-    resolve_device(device)
-    clock = time.perf_counter()
-    dataset = datasets.load(data)
-    if holdout:
-        dataset = hold_out(dataset, holdout)
-    loaded = time.perf_counter() - clock
     screen = console(json)
-    if not quiet:
-        count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
-        screen.print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
-    path = out or default_path(settings.name, data)
-    with stop_on_signals() as wish, TrainingBar(screen, wish, quiet=quiet) as bar:
-        try:
-            run, outcome = train_run(
-                dataset, data, settings, path, seed=seed, device=device, holdout=holdout, observer=bar
-            )
-        except (TrainingInterrupted, KeyboardInterrupt):
-            bar.stop()
-            screen.print(f"Interrupted; what was learnt so far is in {path}")
-            raise typer.Exit(wish.exit_code) from None
-    result = {**result_of(outcome), "run": str(run.path)}
-    result["seconds"] |= {"load": round(loaded, 4), "total": round(time.perf_counter() - began, 4)}
+    if resume is not None:
+        if overrides or any(value is not None for value in (data, recipe, out, seed, holdout)):
+            raise UsageError("--resume takes every setting from the run: give it alone")
+        work = partial(_resume, resume, checkpoint_every)
+    else:
+        settings = load_recipe(recipe or "fast", overrides)
+        where = (data or "mnist", out, seed or 0, holdout or 0, device)
+        work = partial(_start, settings, *where, checkpoint_every)
+    result = work(screen, quiet) | {"total_seconds": round(time.perf_counter() - began, 4)}
     if json:
         print_json(result)
     elif quiet:
-        screen.print(f"{outcome.test.accuracy:.4f} {run.path}")
+        screen.print(f"{result['test_accuracy']:.4f} {result['run']}")
     else:
         _summarise(screen, result)
+
+
+def _start(
+    recipe: "Recipe",
+    source: str,
+    out: Path | None,
+    seed: int,
+    holdout: int,
+    device: str,
+    every: float,
+    screen: "Console",
+    quiet: bool,
+) -> dict[str, Any]:
+    from ..train.device import resolve_device
+    from ..train.run import default_path
+    from ..train.session import train_run
+
+    resolve_device(device)
+    dataset, loaded = _load(source, holdout, screen, quiet)
+    path = out or default_path(recipe.name, source)
+    options: dict[str, Any] = {"seed": seed, "device": device, "holdout": holdout, "checkpoint_every": every}
+    with _watched(path, screen, quiet) as bar:
+        run, outcome = train_run(dataset, source, recipe, path, observer=bar, **options)
+    return _result(run, outcome, loaded)
+
+
+def _resume(path: Path, every: float, screen: "Console", quiet: bool) -> dict[str, Any]:
+    from ..train.run import Run
+    from ..train.session import resume_run
+
+    info = Run.open(path).info
+    dataset, loaded = _load(info.data, info.holdout, screen, quiet)
+    with _watched(path, screen, quiet) as bar:
+        run, outcome = resume_run(path, dataset, bar, tell=bar.say, checkpoint_every=every)
+    return _result(run, outcome, loaded)
+
+
+def _load(source: str, holdout: int, screen: "Console", quiet: bool) -> tuple["Dataset", float]:
+    from .. import data as datasets
+    from ..train.fitting import hold_out
+
+    clock = time.perf_counter()
+    dataset = datasets.load(source)
+    if holdout:
+        dataset = hold_out(dataset, holdout)
+    loaded = time.perf_counter() - clock
+    if not quiet:
+        count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
+        screen.print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
+    return dataset, loaded
+
+
+@contextmanager
+def _watched(path: Path, screen: "Console", quiet: bool) -> Iterator["TrainingBar"]:
+    """Show a bar and turn signals into a wish to stop, which ends the command with the signal's exit code."""
+    from ..train.fitting import TrainingInterrupted
+    from .progress import TrainingBar
+
+    with stop_on_signals() as wish, TrainingBar(screen, wish, quiet=quiet) as bar:
+        try:
+            yield bar
+        except (TrainingInterrupted, KeyboardInterrupt):
+            bar.stop()
+            screen.print(f"Interrupted. Go on with: gammabeta train --resume {path}", markup=False)
+            raise typer.Exit(wish.exit_code) from None
+
+
+def _result(run: "Run", outcome: "Outcome", loaded: float) -> dict[str, Any]:
+    from ..train.session import result_of
+
+    result = {**result_of(outcome), "run": str(run.path)}
+    result["seconds"]["load"] = round(loaded, 4)
+    return result
 
 
 def _summarise(screen: "Console", result: dict[str, Any]) -> None:
@@ -105,6 +182,7 @@ def _summarise(screen: "Console", result: dict[str, Any]) -> None:
     screen.print(
         f"Trained on {result['images']:,} images in {seconds['train']:.2f} s "
         f"({result['images_per_second']:,} images/s, {result['precision']}); "
-        f"recalibrated in {seconds['recalibrate']:.2f} s; evaluated in {seconds['evaluate']:.2f} s"
+        f"recalibrated in {seconds['recalibrate']:.2f} s; evaluated in {seconds['evaluate']:.2f} s; "
+        f"{result['total_seconds']:.2f} s in all"
     )
-    screen.print(f"The run is in {result['run']}")
+    screen.print(f"The run is in {result['run']}", markup=False)

@@ -2,7 +2,7 @@
 
 A checkpoint is two files in ``RUN/checkpoints``: ``step-<n>.safetensors`` with the tensors and, written after
 it, ``step-<n>.json`` with the plain values and the SHA-256 of both. One without the other, or with a wrong
-checksum, does not count. The two newest are kept, and the one that was judged best.
+checksum, does not count. The two newest are kept.
 """
 
 import hashlib
@@ -36,7 +36,6 @@ class Checkpoints:
 
     def __init__(self, run: Path) -> None:
         self._folder = run / "checkpoints"
-        self.best: int | None = None
 
     def save(self, state: State) -> None:
         """Write a checkpoint of step ``state.values["step"]``, then drop those no longer needed.
@@ -73,29 +72,24 @@ class Checkpoints:
     def _read(self, step: int) -> State:
         path = self._document(step)
         document = read_json(path)
-        body = (
-            {name: document.pop(name, None) for name in ("tensors_sha256", "values")}
-            if (isinstance(document, dict))
-            else {}
-        )
-        if not body or document != {"sha256": _digest(body)} or not isinstance(body["values"], dict):
+        claimed = document.pop("sha256", None) if isinstance(document, dict) else None
+        if claimed is None or claimed != _digest(document):
             raise RunError(f"{path} does not match its checksum")
         tensors = self._tensors(step)
         try:
             digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
         except OSError as error:
             raise RunError(f"cannot read {tensors}: {error.strerror}") from None
-        if digest != body["tensors_sha256"]:
+        if digest != document["tensors_sha256"]:
             raise RunError(f"{tensors} does not match its checksum")
-        return State(load_weights(tensors)[0], body["values"])
+        return State(load_weights(tensors)[0], document["values"])
 
     def _drop_old(self) -> None:
         steps = self.steps()
         for step in steps[:-_KEPT]:
-            if step != self.best:
-                for path in (self._document(step), self._tensors(step)):
-                    with suppress(OSError):
-                        path.unlink()
+            for path in (self._document(step), self._tensors(step)):
+                with suppress(OSError):
+                    path.unlink()
         alive = {self._tensors(step).name for step in self.steps()}
         for path in self._folder.glob("step-*.safetensors"):  # left by a process killed between the two files
             if path.name not in alive:

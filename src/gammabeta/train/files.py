@@ -9,7 +9,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import RunError, WeightsError
 
@@ -87,6 +87,23 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0][:120]
         raise WeightsError(f"{path} is not a readable safetensors file: {reason}") from None
+
+
+def fit_weights(model: nn.Module, tensors: dict[str, Tensor], source: object) -> nn.Module:
+    """Load tensors into a model, all or none; a misfit is a ``WeightsError`` that names the first one."""
+    wanted = model.state_dict()
+    for name in [*wanted, *tensors]:
+        if name not in tensors:
+            raise WeightsError(f"{source} does not fit the network: it lacks {name}")
+        if name not in wanted:
+            raise WeightsError(f"{source} does not fit the network: it has {name}, which the network lacks")
+        found, expected = tuple(tensors[name].shape), tuple(wanted[name].shape)
+        if found != expected:
+            raise WeightsError(
+                f"{source} does not fit the network: {name} is {found} where {expected} is wanted"
+            )
+    model.load_state_dict(tensors)
+    return model
 
 
 def make_folder(path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from ..data import Dataset, Split
 from ..errors import UsageError
 from ..kernels.memory import keep_pages
+from ..surgery.convert import convert
 from ..surgery.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
 from .device import Precision, place_model, resolve_device, resolve_precision
@@ -41,6 +42,19 @@ class Observer(Protocol):
 
     def stop_requested(self) -> bool:
         """Tell whether the training shall end after this step."""
+
+
+class Keeper(Protocol):
+    """Puts a training away as it goes, and brings it back."""
+
+    def begin(self, training: Training) -> float:
+        """Restore what was kept, if anything was; return the seconds of training that were spent on it."""
+
+    def visit(self, training: Training, seconds: float, *, now: bool = False) -> None:
+        """Keep the training if it is time to, or in any case if ``now``; ``seconds`` of training so far."""
+
+    def judged(self, training: Training, test: Evaluation) -> None:
+        """Take note of how the model did after an epoch."""
 
 
 class Silent:
@@ -105,6 +119,7 @@ def fit(
     device: str = "auto",
     seed: int = 0,
     observer: Observer | None = None,
+    keeper: Keeper | None = None,
 ) -> Outcome:
     """Train a network on a data set; its batch normalization is converted to the fused modules first.
 
@@ -115,6 +130,7 @@ def fit(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
         seed: Of the order and the augmentation of the images.
         observer: Is told how it goes, and may ask it to stop.
+        keeper: Puts checkpoints away and brings the last one back; None: the training starts anew.
 
     Raises:
         UsageError: There are fewer than two images to train on.
@@ -129,9 +145,12 @@ def fit(
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
     test = DeviceImages(dataset.test, scaling, place)
-    model = place_model(model, place)
+    model = place_model(convert(model, to="fused"), place)
     training = Training(model, images, recipe, seed, precision)
     seconds = {"prepare": time.perf_counter() - clock, "train": 0.0, "recalibrate": 0.0, "evaluate": 0.0}
+
+    if keeper is not None:
+        seconds["train"] = keeper.begin(training)
 
     def judge(epoch: int) -> tuple[Evaluation, Evaluation]:
         results = []
@@ -144,20 +163,25 @@ def fit(
             results.append(result)
         return results[0], results[1]
 
+    results: tuple[Evaluation, Evaluation] | None = None
     with keep_pages():
-        while training.step < training.steps:
+        while results is None or training.step < training.steps:
             epoch = training.epoch
-            seconds["train"] += _train_epoch(training, watcher, seconds["train"])
+            seconds["train"] = _train_epoch(training, watcher, keeper, seconds["train"])
             last = training.step == training.steps
             if last and recipe.recalibrate and recipe.batch_norm:
                 seconds["recalibrate"] = _recalibrate(model, images, recipe, seed, precision)
             if last or recipe.evaluate == "epoch":
-                train_result, test_result = judge(epoch)
-    return Outcome(model, scaling, precision, training.progress(), train_result, test_result, seconds)
+                results = judge(epoch)
+                if keeper is not None:
+                    keeper.judged(training, results[1])
+            if keeper is not None and not last:
+                keeper.visit(training, seconds["train"], now=True)
+    return Outcome(model, scaling, precision, training.progress(), *results, seconds)
 
 
-def _train_epoch(training: Training, watcher: Observer, before: float) -> float:
-    """Train to the end of the epoch; return the seconds it took."""
+def _train_epoch(training: Training, watcher: Observer, keeper: Keeper | None, before: float) -> float:
+    """Train to the end of the epoch; return the seconds of training until then, ``before`` included."""
     clock = time.perf_counter()
     end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
     chunk = 1
@@ -166,11 +190,15 @@ def _train_epoch(training: Training, watcher: Observer, before: float) -> float:
         training.advance(min(chunk, end - training.step))
         progress = training.progress()
         now = time.perf_counter()
-        watcher.progressed(progress, before + now - clock)
-        if watcher.stop_requested():
+        spent = before + now - clock
+        watcher.progressed(progress, spent)
+        stop = watcher.stop_requested()
+        if keeper is not None and (stop or training.step < end):
+            keeper.visit(training, spent, now=stop)
+        if stop:
             raise TrainingInterrupted(progress)
         chunk = max(1, min(2 * chunk, int(chunk * _REPORT_SECONDS / max(now - began, 1e-6))))
-    return time.perf_counter() - clock
+    return before + time.perf_counter() - clock
 
 
 def _recalibrate(

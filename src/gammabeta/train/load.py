@@ -50,8 +50,8 @@ class Trained:
         return logits.float().softmax(1).cpu()
 
 
-def load_model(path: str | Path, device: str = "auto") -> Trained:
-    """Open a run folder and build its network with its weights.
+def load_model(path: str | Path, device: str = "auto", *, best: bool = False) -> Trained:
+    """Open a run folder and build its network with its last weights, or its best.
 
     Raises:
         RunError: It is not a run folder, or is damaged.
@@ -68,7 +68,7 @@ def load_model(path: str | Path, device: str = "auto") -> Trained:
         hidden_bias=info.hidden_bias,
         eps=info.eps,
     )
-    model = place_model(run.load_model(network).eval(), place)
+    model = place_model(run.load_model(network, best=best).eval(), place)
     return Trained(run, model, place)
 
 

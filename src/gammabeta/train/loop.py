@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batches import DeviceImages, Order, generator_for
+from .checkpoint import State
 from .device import Precision
+from .files import fit_weights
 from .recipe import Recipe
 from .schedule import learning_rate
 
@@ -53,6 +55,43 @@ class Training:
         self.optimizer = make_optimizer(model, recipe)
         self._unread: list[tuple[Tensor, Tensor, int]] = []
         self._loss = self._accuracy = float("nan")
+
+    def state(self) -> State:
+        """Return everything that ``restore`` needs to go on from here, bit for bit."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{key}.{name}"] = value
+        tensors["random.cpu"] = torch.get_rng_state()  # for networks that draw numbers of their own
+        if self._device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        self.progress()  # reads what the device has not been asked yet
+        values = {"step": self.step, "images": self.images, "loss": self._loss, "accuracy": self._accuracy}
+        return State(tensors, values)
+
+    def restore(self, state: State) -> None:
+        """Go on from a state of the same network, data, recipe and seed.
+
+        Raises:
+            WeightsError: The state belongs to another network.
+        """
+        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+        for name, tensor in state.tensors.items():
+            kind, _, rest = name.partition(".")
+            kinds.setdefault(kind, {})[rest] = tensor
+        fit_weights(self.model, kinds["model"], "the checkpoint")
+        parameters = dict(self.model.named_parameters())
+        for name, tensor in kinds["optimizer"].items():
+            key, _, owner = name.partition(".")
+            parameter = parameters[owner]
+            # In the parameter's own layout: the fused optimiser walks both in the order of memory.
+            self.optimizer.state[parameter][key] = torch.empty_like(parameter.detach()).copy_(tensor)
+        torch.set_rng_state(kinds["random"]["cpu"])
+        if self._device.type == "cuda" and "cuda" in kinds["random"]:
+            torch.cuda.set_rng_state(kinds["random"]["cuda"], self._device)
+        self.step, self.images = state.values["step"], state.values["images"]
+        self._loss, self._accuracy = state.values["loss"], state.values["accuracy"]
 
     @property
     def epoch(self) -> int:

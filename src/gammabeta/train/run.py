@@ -5,23 +5,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
-import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from ..errors import RunError, UsageError, WeightsError
-from .files import load_weights, read_json, save_weights, write_atomically
+from ..errors import RunError, UsageError
+from .files import fit_weights, load_weights, read_json, save_weights, write_atomically
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
 
-_INFO, _RECIPE, _METRICS, _WEIGHTS, _LOCK = (
-    "run.json",
-    "recipe.toml",
-    "metrics.jsonl",
-    "model.safetensors",
-    ".lock",
-)
+_INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
+_WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
 
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -58,6 +52,7 @@ class RunInfo(BaseModel):
     device: str
     precision: Literal["fp32", "bf16"]
     data: str
+    data_sha256: str | None = None
     holdout: int = 0
     network: NetworkInfo
     provenance: dict[str, Any]
@@ -72,6 +67,8 @@ class Run:
     ``recipe.toml``         every setting; ``--recipe RUN/recipe.toml`` trains the same again
     ``metrics.jsonl``       one JSON object a line: ``{"kind": "progress" | "evaluation", ...}``
     ``model.safetensors``   parameters and buffers, with ``network`` of run.json as metadata
+    ``best.safetensors``    the same at the epoch that was judged best, where several were judged
+    ``checkpoints/``        what it takes to go on after an interruption
     ``curves.png``          loss and accuracy
     ======================  ============================================================================
     """
@@ -92,21 +89,55 @@ class Run:
             raise RunError(f"{path} is there already: choose another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path / _LOCK)
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"{path} is being written by another process") from None
         except OSError as error:
             raise RunError(
-                f"cannot write to {path}: {error.strerror}; choose another folder with --out"
+                f"cannot make {path}: {error.strerror}; choose another folder with --out"
             ) from None
         created = RunInfo(status="running", created=_now(), provenance=provenance(), **info)
         run = cls(path, created, recipe)
-        run._lock = lock
+        run._take()
         write_atomically(path / _RECIPE, recipe.to_toml().encode())
         run._save_info()
         run._metrics = (path / _METRICS).open("a", encoding="utf-8")
         return run
+
+    def reopen(self, metrics_bytes: int) -> None:
+        """Take an opened folder to go on writing; metrics past ``metrics_bytes`` are dropped.
+
+        Raises:
+            RunError: It is finished, in use, or cannot be written.
+        """
+        self._take()
+        self.info = Run.open(self.path).info  # as whoever had it last left it
+        if self.info.status == "finished":
+            self._release()
+            raise RunError(f"{self.path} is finished: there is nothing to resume")
+        self.info = self.info.model_copy(update={"status": "running", "finished": None})
+        self._save_info()
+        self._metrics = (self.path / _METRICS).open("a", encoding="utf-8")
+        self._metrics.truncate(metrics_bytes)
+
+    @property
+    def metrics_bytes(self) -> int:
+        """How long ``metrics.jsonl`` is."""
+        return (self.path / _METRICS).stat().st_size
+
+    def _take(self) -> None:
+        lock = FileLock(self.path / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{self.path} is being written by another process") from None
+        except OSError as error:
+            raise RunError(
+                f"cannot write to {self.path}: {error.strerror}; choose another folder with --out"
+            ) from None
+        self._lock = lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -157,19 +188,19 @@ class Run:
                     raise RunError(f"{path} is damaged in line {number}") from None
         return rows
 
-    def save_model(self, model: nn.Module) -> None:
+    def save_model(self, model: nn.Module, *, best: bool = False) -> None:
         """Write parameters and buffers, and what it takes to build the network, into one file."""
         metadata = {"gammabeta": self.info.network.model_dump_json()}
-        save_weights(self.weights, dict(model.state_dict()), metadata)
+        save_weights(self._weights(best), dict(model.state_dict()), metadata)
 
-    def load_model(self, model: nn.Module) -> nn.Module:
-        """Read the weights into a network built from ``info.network``.
+    def load_model(self, model: nn.Module, *, best: bool = False) -> nn.Module:
+        """Read the weights, the last or the best, into a network built from ``info.network``.
 
         Raises:
             WeightsError: The file is missing or damaged, or does not fit the network.
         """
-        tensors, _ = load_weights(self.weights)
-        return fit_weights(model, tensors, self.weights)
+        tensors, _ = load_weights(self._weights(best))
+        return fit_weights(model, tensors, self._weights(best))
 
     def finish(self, status: Status, result: dict[str, Any] | None = None) -> None:
         """Write how it ended, and let go of the folder."""
@@ -180,34 +211,13 @@ class Run:
         try:
             self._save_info()
         finally:
-            if self._lock is not None:
-                self._lock.release()
-                (self.path / _LOCK).unlink(missing_ok=True)
+            self._release()
 
     def _save_info(self) -> None:
         write_atomically(self.path / _INFO, (self.info.model_dump_json(indent=2) + "\n").encode())
 
-    @property
-    def weights(self) -> Path:
-        """The path of the weights file."""
-        return self.path / _WEIGHTS
-
-
-def fit_weights(model: nn.Module, tensors: dict[str, torch.Tensor], source: Path) -> nn.Module:
-    """Load tensors into a model, all or none; a misfit is a ``WeightsError`` that names the first one."""
-    wanted = model.state_dict()
-    for name in [*wanted, *tensors]:
-        if name not in tensors:
-            raise WeightsError(f"{source} does not fit the network: it lacks {name}")
-        if name not in wanted:
-            raise WeightsError(f"{source} does not fit the network: it has {name}, which the network lacks")
-        found, expected = tuple(tensors[name].shape), tuple(wanted[name].shape)
-        if found != expected:
-            raise WeightsError(
-                f"{source} does not fit the network: {name} is {found} where {expected} is wanted"
-            )
-    model.load_state_dict(tensors)
-    return model
+    def _weights(self, best: bool) -> Path:
+        return self.path / (_BEST if best else _WEIGHTS)
 
 
 def default_path(recipe: str, data: str) -> Path:

@@ -1,62 +1,27 @@
 """A training with its run folder: begun, recorded, ended one way or another, always readable."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 
 from ..data import Dataset
-from .batches import Scaling
+from ..errors import DataError, RunError
+from .batches import Scaling, batch_starts
+from .checkpoint import Checkpoints
 from .device import resolve_device, resolve_precision
-from .evaluate import Evaluation
 from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
-from .loop import Progress
 from .pictures import curves, save_figure
 from .recipe import Recipe
+from .record import Recorder, RunKeeper
 from .run import NetworkInfo, Run
 
-
-class Recorder:
-    """An observer that writes ``metrics.jsonl`` and passes everything on."""
-
-    def __init__(self, run: Run, steps_per_epoch: int, then: Observer) -> None:
-        self._run, self._steps_per_epoch, self._then = run, steps_per_epoch, then
-        self._epochs = 0.0
-
-    def progressed(self, progress: Progress, seconds: float) -> None:
-        """Write where the training stands."""
-        self._epochs = progress.step / self._steps_per_epoch
-        self._run.record(
-            "progress",
-            step=progress.step,
-            epochs=round(self._epochs, 4),
-            images=progress.images,
-            loss=progress.loss,
-            accuracy=progress.accuracy,
-            learning_rate=progress.learning_rate,
-            seconds=round(seconds, 3),
-        )
-        self._then.progressed(progress, seconds)
-
-    def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
-        """Write how a split was judged."""
-        self._run.record(
-            "evaluation",
-            epoch=epoch,
-            epochs=round(self._epochs, 4),
-            split=split,
-            accuracy=result.accuracy,
-            loss=result.loss,
-            correct=result.correct,
-            count=result.count,
-            seconds=round(seconds, 3),
-        )
-        self._then.evaluated(epoch, split, result, seconds)
-
-    def stop_requested(self) -> bool:
-        """Ask whoever is told."""
-        return self._then.stop_requested()
+CHECKPOINT_SECONDS = 30.0
 
 
 def train_run(
@@ -69,50 +34,124 @@ def train_run(
     device: str,
     holdout: int,
     observer: Observer,
+    checkpoint_every: float = CHECKPOINT_SECONDS,
 ) -> tuple[Run, Outcome]:
     """Train the digit network on a data set into a new run folder.
 
+    Args:
+        dataset: What to train on and to judge by.
+        source: The name or path that it was loaded from.
+        recipe: The settings.
+        path: The folder to make.
+        seed: Of initialisation, order and augmentation.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
+        holdout: How many training images were held out to judge by.
+        observer: Is told how it goes, and may ask it to stop.
+        checkpoint_every: Seconds between checkpoints within an epoch.
+
     Raises:
         RunError: The folder cannot be made or written.
-        TrainingInterrupted: The observer asked to stop; the folder holds the weights so far and says so.
+        TrainingInterrupted: The observer asked to stop; the folder holds a checkpoint and the weights so far.
     """
     place = resolve_device(device)
-    precision = resolve_precision(recipe.precision, place)
     network = build_network(recipe, dataset, seed)
     info = {
         "seed": seed,
         "device": str(place),
-        "precision": precision,
+        "precision": resolve_precision(recipe.precision, place),
         "data": source,
+        "data_sha256": dataset_sha256(dataset),
         "holdout": holdout,
-        "network": describe(network, dataset, recipe),
+        "network": describe(dataset, recipe),
     }
     run = Run.create(path, info, recipe)
-    steps_per_epoch = -(-len(dataset.train.labels) // recipe.batch_size)
+    return run, _carry_out(run, network, dataset, observer, RunKeeper(run, checkpoint_every))
+
+
+def resume_run(
+    path: Path,
+    dataset: Dataset,
+    observer: Observer,
+    *,
+    tell: Callable[[str], None],
+    checkpoint_every: float = CHECKPOINT_SECONDS,
+) -> tuple[Run, Outcome]:
+    """Go on with an interrupted run: to bitwise the weights that it would have had.
+
+    That holds on the same machine with the same number of threads.
+
+    Args:
+        path: The run folder.
+        dataset: What it was trained on, with its held-out images held out again.
+        observer: Is told how it goes, and may ask it to stop.
+        tell: Is called with what is worth a word: where it goes on, a damaged checkpoint, other threads.
+        checkpoint_every: Seconds between checkpoints within an epoch.
+
+    Raises:
+        RunError: It is not a run, is finished or in use.
+        DataError: The data are not what they were.
+    """
+    run = Run.open(path)
+    if run.info.data_sha256 != dataset_sha256(dataset):
+        raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
+    state, words = Checkpoints(path).load()
+    network = build_network(run.recipe, dataset, run.info.seed)
+    threads = run.info.provenance.get("machine", {}).get("threads")
+    if threads != torch.get_num_threads():
+        words.append(f"{torch.get_num_threads()} threads instead of {threads}: last bits may differ")
+    run.reopen(state.values["metrics_bytes"] if state else 0)
+    words.append(
+        f"going on from step {state.values['step']}" if state else "no checkpoint yet: starting over"
+    )
+    for word in words:
+        tell(word)
+    keeper = RunKeeper(run, checkpoint_every, state)
+    return run, _carry_out(run, network, dataset, observer, keeper)
+
+
+def _carry_out(
+    run: Run, network: nn.Module, dataset: Dataset, observer: Observer, keeper: RunKeeper
+) -> Outcome:
+    steps_per_epoch = len(batch_starts(len(dataset.train.labels), run.recipe.batch_size))
+    recorder = Recorder(run, steps_per_epoch, observer)
     try:
         outcome = fit(
             network,
             dataset,
-            recipe,
-            device=device,
-            seed=seed,
-            observer=Recorder(run, steps_per_epoch, observer),
+            run.recipe,
+            device=run.info.device,
+            seed=run.info.seed,
+            observer=recorder,
+            keeper=keeper,
         )
         run.save_model(outcome.model)
         draw_curves(run)
         run.finish("finished", result_of(outcome))
-    except (TrainingInterrupted, KeyboardInterrupt):
+    except TrainingInterrupted:
         run.save_model(network)
         draw_curves(run)
         run.finish("interrupted")
         raise
-    except BaseException:
-        run.finish("failed")
+    except KeyboardInterrupt:
+        run.finish("interrupted")
         raise
-    return run, outcome
+    except BaseException:
+        with suppress(RunError):  # a full disk, say: the first error is the one to tell
+            run.finish("failed")
+        raise
+    return outcome
 
 
-def describe(network: nn.Module, dataset: Dataset, recipe: Recipe) -> NetworkInfo:
+def dataset_sha256(dataset: Dataset) -> str:
+    """Return the SHA-256 of all images and labels."""
+    digest = hashlib.sha256()
+    for split in (dataset.train, dataset.test):
+        digest.update(np.ascontiguousarray(split.images).data)
+        digest.update(np.ascontiguousarray(split.labels).data)
+    return digest.hexdigest()
+
+
+def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
     """Return what a run folder says of the digit network and its input."""
     _, channels, height, width = dataset.train.images.shape
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
