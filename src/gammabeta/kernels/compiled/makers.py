@@ -1,0 +1,14 @@
+"""From a kernel's key to the Python function that Numba compiles."""
+
+from . import planes, planes_backward, rows, rows_backward, serial, simd
+from .activations import ACTIVATIONS
+from .compiler import Key
+
+_MODULES = (serial, rows, rows_backward, planes, planes_backward)
+
+
+def make(key: Key):
+    """The kernel ``key`` names, with its storage type, activation and options fixed."""
+    storage = simd.bfloat16 if key.bf16 else simd.float32
+    maker = next(getattr(module, key.kernel) for module in _MODULES if hasattr(module, key.kernel))
+    return maker(storage, ACTIVATIONS[key.activation], key.residual, key.pool)

@@ -1,0 +1,262 @@
+"""Contiguous tensors, forward: for each image and channel a plane of S values.
+
+Maths: see ``gammabeta.kernels``. Memory moved, in units of x: statistics read 1; forward reads 1 (2 with a
+residual) and writes 1 (¼ with pooling); the two in one, channel by channel, read x from memory once where
+the channel's N planes fit in a core's cache.
+"""
+
+import math
+
+from numba import njit
+
+from .arguments import (
+    BIAS,
+    CHANNEL_PARTS,
+    CHANNELS,
+    EPS,
+    HEIGHT,
+    IMAGE_PARTS,
+    IMAGES,
+    INVSTD,
+    MEAN,
+    OUT,
+    RESIDUAL,
+    SUMS,
+    VAR,
+    WEIGHT,
+    WIDTH,
+    X,
+)
+from .simd import (
+    even_lanes,
+    first_lanes,
+    fma,
+    get_f32,
+    get_f64,
+    get_i64,
+    odd_lanes,
+    put_f32,
+    put_f64,
+    select,
+    splat,
+    total,
+)
+
+PIECE = 8192  # elements of a plane that one part takes at a time
+
+
+@njit(forceinline=True)
+def cut(units, parts, part):
+    """The first unit of a part; its end is the first of the next."""
+    return units * part // parts
+
+
+@njit(forceinline=True)
+def scale_and_bias(args, c):
+    """``weight * invstd`` and ``bias`` of a channel."""
+    weight, bias = get_i64(args, WEIGHT), get_i64(args, BIAS)
+    scale = get_f32(get_i64(args, INVSTD), c)
+    if weight != 0:
+        scale *= get_f32(weight, c)
+    return scale, (get_f32(bias, c) if bias != 0 else 0.0)
+
+
+# --- statistics -------------------------------------------------------------------------------------------
+
+
+def _channel_sums(storage):
+    """Σ(x - k) and Σ(x - k)² over some pieces of a channel, k being its first value."""
+    load, load_some, get, size = storage.load, storage.load_some, storage.get, storage.size
+
+    @njit(forceinline=True)
+    def channel_sums(x, channels, plane, c, start, stop):
+        """Pieces ``start`` to ``stop``: float32 within 4096 values, about their first; float64 over those."""
+        first = get(x, c * plane)
+        pieces = (plane + PIECE - 1) // PIECE
+        s_all = 0.0
+        q_all = 0.0
+        pending = 0
+        shift = first
+        k = splat(first)
+        zero = splat(0.0)
+        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
+        for unit in range(start, stop):
+            image, piece = unit // pieces, unit % pieces
+            here = x + ((image * channels + c) * plane + piece * PIECE) * size
+            length = min(PIECE, plane - piece * PIECE)
+            if pending == 0:
+                shift = get(here, 0)
+                k = splat(shift)
+                s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
+            i = 0
+            while i + 64 <= length:
+                d0 = load(here, i) - k
+                d1 = load(here, i + 16) - k
+                d2 = load(here, i + 32) - k
+                d3 = load(here, i + 48) - k
+                s0 = s0 + d0
+                s1 = s1 + d1
+                s2 = s2 + d2
+                s3 = s3 + d3
+                q0 = fma(d0, d0, q0)
+                q1 = fma(d1, d1, q1)
+                q2 = fma(d2, d2, q2)
+                q3 = fma(d3, d3, q3)
+                i += 64
+            while i < length:
+                left = min(16, length - i)
+                d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+                s0 = s0 + d0
+                q0 = fma(d0, d0, q0)
+                i += 16
+            pending += length
+            if pending >= 4096 or unit + 1 == stop:
+                s = total(s0) + total(s1) + total(s2) + total(s3)
+                q = total(q0) + total(q1) + total(q2) + total(q3)
+                d = float(shift) - float(first)
+                s_all += pending * d + s
+                q_all += q + d * (2.0 * s + pending * d)
+                pending = 0
+        return s_all, q_all, float(first)
+
+    return channel_sums
+
+
+def planes_statistics(storage, activation, residual, pool):
+    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
+    channel_sums = _channel_sums(storage)
+
+    def kernel(args, part):
+        x, sums, channels = get_i64(args, X), get_i64(args, SUMS), get_i64(args, CHANNELS)
+        plane = get_i64(args, HEIGHT) * get_i64(args, WIDTH)
+        units = get_i64(args, IMAGES) * ((plane + PIECE - 1) // PIECE)
+        image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
+        mine, span = part // channel_parts, part % channel_parts
+        start, stop = cut(units, image_parts, mine), cut(units, image_parts, mine + 1)
+        for c in range(cut(channels, channel_parts, span), cut(channels, channel_parts, span + 1)):
+            s, q, first = channel_sums(x, channels, plane, c, start, stop)
+            put_f64(sums, 2 * mine * channels + c, s)
+            put_f64(sums, (2 * mine + 1) * channels + c, q)
+            if mine == 0:
+                put_f64(sums, 2 * image_parts * channels + c, first)
+
+    return kernel
+
+
+# --- forward ----------------------------------------------------------------------------------------------
+
+
+def _plane_forward(storage, activation, residual, pool):
+    """``out = pool(activation((x - mean) * scale + bias + residual))`` over one plane."""
+    load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
+    size, activate = storage.size, activation.forward
+
+    @njit(forceinline=True)
+    def one(x, res, at, mean, scale, bias):
+        z = fma(load(x, at) - mean, scale, bias)
+        if residual:
+            z = z + load(res, at)
+        return activate(z)
+
+    @njit(forceinline=True)
+    def one_some(x, res, at, count, mean, scale, bias):
+        z = fma(load_some(x, at, count) - mean, scale, bias)
+        if residual:
+            z = z + load_some(res, at, count)
+        return activate(z)
+
+    @njit(forceinline=True)
+    def plain(x, res, out, height, width, mean, scale, bias):
+        m, s, b = splat(mean), splat(scale), splat(bias)
+        plane = height * width
+        i = 0
+        while i + 64 <= plane:
+            store(out, i, one(x, res, i, m, s, b))
+            store(out, i + 16, one(x, res, i + 16, m, s, b))
+            store(out, i + 32, one(x, res, i + 32, m, s, b))
+            store(out, i + 48, one(x, res, i + 48, m, s, b))
+            i += 64
+        while i < plane:
+            left = min(16, plane - i)
+            store_some(out, i, one_some(x, res, i, left, m, s, b), left)
+            i += 16
+
+    @njit(forceinline=True)
+    def pooled(x, res, out, height, width, mean, scale, bias):
+        m, s, b = splat(mean), splat(scale), splat(bias)
+        quarter = splat(0.25)
+        pairs = width // 2
+        for row in range(height // 2):
+            above = 2 * row * width * size
+            below = above + width * size
+            for i in range(0, pairs, 16):
+                left = min(16, 2 * (pairs - i))
+                right = max(0, min(16, 2 * (pairs - i) - 16))
+                at = 2 * i
+                p = one_some(x + above, res + above, at, left, m, s, b)
+                p = p + one_some(x + below, res + below, at, left, m, s, b)
+                q = one_some(x + above, res + above, at + 16, right, m, s, b)
+                q = q + one_some(x + below, res + below, at + 16, right, m, s, b)
+                y = (even_lanes(p, q) + odd_lanes(p, q)) * quarter
+                store_some(out, row * pairs + i, y, min(16, pairs - i))
+
+    return pooled if pool else plain
+
+
+@njit(forceinline=True)
+def out_plane(height, width, pool):
+    """Elements of a plane of the output."""
+    return (height // 2) * (width // 2) if pool else height * width
+
+
+def planes_forward(storage, activation, residual, pool):
+    """Every plane by itself, with the statistics given."""
+    plane_forward, size = _plane_forward(storage, activation, residual, pool), storage.size
+
+    def kernel(args, part):
+        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
+        channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        mean = get_i64(args, MEAN)
+        parts = get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
+        planes = get_i64(args, IMAGES) * channels
+        plane, out_size = height * width, out_plane(height, width, pool)
+        for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
+            c = p % channels
+            scale, bias = scale_and_bias(args, c)
+            here = p * plane * size
+            there = out + p * out_size * size
+            plane_forward(x + here, res + here, there, height, width, get_f32(mean, c), scale, bias)
+
+    return kernel
+
+
+def planes_train(storage, activation, residual, pool):
+    """Statistics and forward of one channel after the other."""
+    channel_sums = _channel_sums(storage)
+    plane_forward, size = _plane_forward(storage, activation, residual, pool), storage.size
+
+    def kernel(args, part):
+        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
+        images, channels = get_i64(args, IMAGES), get_i64(args, CHANNELS)
+        height, width, parts = get_i64(args, HEIGHT), get_i64(args, WIDTH), get_i64(args, CHANNEL_PARTS)
+        mean, var, invstd = get_i64(args, MEAN), get_i64(args, VAR), get_i64(args, INVSTD)
+        eps = get_f64(args, EPS)
+        plane, out_size = height * width, out_plane(height, width, pool)
+        units, count = images * ((plane + PIECE - 1) // PIECE), float(images * plane)
+        for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
+            s, q, first = channel_sums(x, channels, plane, c, 0, units)
+            off = s / count
+            v = q / count - off * off
+            if v < 0.0:
+                v = 0.0
+            put_f32(mean, c, first + off)
+            put_f32(var, c, v)
+            put_f32(invstd, c, 1.0 / math.sqrt(v + eps))
+            scale, bias = scale_and_bias(args, c)
+            m = get_f32(mean, c)
+            for image in range(images):
+                here = (image * channels + c) * plane * size
+                there = out + (image * channels + c) * out_size * size
+                plane_forward(x + here, res + here, there, height, width, m, scale, bias)
+
+    return kernel

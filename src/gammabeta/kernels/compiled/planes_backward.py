@@ -1,0 +1,233 @@
+"""Contiguous tensors, backward: for each image and channel a plane of S values.
+
+Maths: see ``gammabeta.kernels``. Memory moved, in units of x: reduce reads 2 (1¼ with pooling, 1 more with
+a residual); apply reads the same and writes 1 (1 more where the residual wants its gradient); the two in
+one, channel by channel, read everything from memory once where the channel's planes fit in a core's cache.
+"""
+
+from numba import njit
+
+from .arguments import (
+    CHANNEL_PARTS,
+    CHANNELS,
+    DBIAS,
+    DRESIDUAL,
+    DWEIGHT,
+    DX,
+    GRAD,
+    HEIGHT,
+    IMAGE_PARTS,
+    IMAGES,
+    INVSTD,
+    MEAN,
+    MEAN_DZ,
+    MEAN_DZ_XHAT,
+    RESIDUAL,
+    SUMS,
+    WIDTH,
+    X,
+)
+from .planes import PIECE, cut, out_plane, scale_and_bias
+from .simd import (
+    first_lanes,
+    fma,
+    get_f32,
+    get_i64,
+    put_f32,
+    put_f64,
+    select,
+    splat,
+    total,
+    twice_high,
+    twice_low,
+)
+
+
+def _walk(storage, activation, residual, pool, visit):
+    """A walk over a plane, unit by unit, that hands ``x - mean`` and ``dz`` to ``visit`` sixteen at a time.
+
+    A unit is a piece of the plane; with pooling a pair of rows, whose gradient is taken apart lane by lane.
+    ``out`` is whatever ``visit`` needs, and ``sums`` what it adds up.
+    """
+    load, load_some = storage.load, storage.load_some
+    activation_backward = activation.backward
+
+    @njit(forceinline=True)
+    def some(x, res, g, at, count, constants, out, sums):
+        m, s, b = constants[:3]
+        centred = select(first_lanes(count), load_some(x, at, count) - m, splat(0.0))
+        z = fma(centred, s, b)
+        if residual:
+            z = z + load_some(res, at, count)
+        dz = select(first_lanes(count), activation_backward(z, g), splat(0.0))
+        return visit(centred, dz, at, count, constants, out, sums)
+
+    @njit(forceinline=True)
+    def full(x, res, grad, at, constants, out, sums):
+        m, s, b = constants[:3]
+        centred = load(x, at) - m
+        z = fma(centred, s, b)
+        if residual:
+            z = z + load(res, at)
+        return visit(centred, activation_backward(z, load(grad, at)), at, 16, constants, out, sums)
+
+    @njit(forceinline=True)
+    def units(height, width):
+        return (height + 1) // 2 if pool else (height * width + PIECE - 1) // PIECE
+
+    @njit(forceinline=True)
+    def plain(unit, x, res, grad, height, width, constants, out, sums):
+        plane = height * width
+        at, stop = unit * PIECE, min((unit + 1) * PIECE, plane)
+        one, two = sums
+        while at + 32 <= stop:
+            one = full(x, res, grad, at, constants, out, one)
+            two = full(x, res, grad, at + 16, constants, out, two)
+            at += 32
+        while at < stop:
+            left = min(16, stop - at)
+            one = some(x, res, load_some(grad, at, left), at, left, constants, out, one)
+            at += 16
+        return (one, two), stop - unit * PIECE
+
+    @njit(forceinline=True)
+    def pooled(unit, x, res, grad, height, width, constants, out, sums):
+        one, two = sums
+        pairs = width // 2
+        rows = min(2, height - 2 * unit)
+        for i in range(0, width, 32):
+            here = max(0, min(16, pairs - i // 2)) if rows == 2 else 0
+            g = load_some(grad, unit * pairs + i // 2, here) * splat(0.25)
+            for row in range(rows):
+                at = (2 * unit + row) * width + i
+                one = some(x, res, twice_low(g, g), at, min(16, width - i), constants, out, one)
+                if width > i + 16:
+                    two = some(
+                        x, res, twice_high(g, g), at + 16, min(16, width - i - 16), constants, out, two
+                    )
+        return (one, two), rows * width
+
+    return pooled if pool else plain, units
+
+
+def _channel_reduce(storage, activation, residual, pool):
+    """Σdz and Σdz·(x - mean) over some images of a channel: float32 within 4096 values, then float64."""
+
+    @njit(forceinline=True)
+    def add(centred, dz, at, count, constants, out, sums):
+        return sums[0] + dz, fma(dz, centred, sums[1])
+
+    walk, units = _walk(storage, activation, residual, pool, add)
+    size = storage.size
+
+    @njit(forceinline=True)
+    def channel_reduce(args, c, start, stop):
+        x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
+        channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        scale, bias = scale_and_bias(args, c)
+        zero = splat(0.0)
+        constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), zero, zero)
+        plane, grad_plane = height * width, out_plane(height, width, pool)
+        sums = ((zero, zero), (zero, zero))
+        s, q, pending, count = 0.0, 0.0, 0, units(height, width)
+        for image in range(start, stop):
+            here = (image * channels + c) * plane * size
+            there = grad + (image * channels + c) * grad_plane * size
+            for unit in range(count):
+                sums, done = walk(unit, x + here, res + here, there, height, width, constants, 0, sums)
+                pending += done
+                if pending >= 4096 or (image + 1 == stop and unit + 1 == count):
+                    s += total(sums[0][0]) + total(sums[1][0])
+                    q += total(sums[0][1]) + total(sums[1][1])
+                    sums = ((zero, zero), (zero, zero))
+                    pending = 0
+        return s, q
+
+    return channel_reduce
+
+
+def _plane_apply(storage, activation, residual, pool):
+    """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` over one plane, and ``dz`` where it is wanted."""
+    store_some = storage.store_some
+
+    @njit(forceinline=True)
+    def put(centred, dz, at, count, constants, out, sums):
+        _, s, _, a, k = constants
+        dx, dres = out
+        store_some(dx, at, fma(dz, s, splat(0.0) - fma(centred, k, a)), count)
+        if residual and dres != 0:
+            store_some(dres, at, dz, count)
+        return sums
+
+    walk, units = _walk(storage, activation, residual, pool, put)
+    size = storage.size
+
+    @njit(forceinline=True)
+    def plane_apply(args, p, mean_dz, mean_dz_xhat):
+        x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
+        dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)
+        channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        c = p % channels
+        scale, bias = scale_and_bias(args, c)
+        invstd = get_f32(get_i64(args, INVSTD), c)
+        a, k = splat(scale * mean_dz), splat(scale * invstd * mean_dz_xhat)
+        constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), a, k)
+        here = p * height * width * size
+        there = grad + p * out_plane(height, width, pool) * size
+        out = (dx + here, dres + here if dres != 0 else 0)
+        for unit in range(units(height, width)):
+            walk(unit, x + here, res + here, there, height, width, constants, out, (0, 0))
+
+    return plane_apply
+
+
+def planes_reduce(storage, activation, residual, pool):
+    """Σdz and Σdz·(x - mean) of each part."""
+    channel_reduce = _channel_reduce(storage, activation, residual, pool)
+
+    def kernel(args, part):
+        images, channels, sums = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, SUMS)
+        image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
+        mine, span = part // channel_parts, part % channel_parts
+        start, stop = cut(images, image_parts, mine), cut(images, image_parts, mine + 1)
+        for c in range(cut(channels, channel_parts, span), cut(channels, channel_parts, span + 1)):
+            s, q = channel_reduce(args, c, start, stop)
+            put_f64(sums, 2 * mine * channels + c, s)
+            put_f64(sums, (2 * mine + 1) * channels + c, q)
+
+    return kernel
+
+
+def planes_apply(storage, activation, residual, pool):
+    """Every plane by itself, with the means given."""
+    plane_apply = _plane_apply(storage, activation, residual, pool)
+
+    def kernel(args, part):
+        channels, parts = get_i64(args, CHANNELS), get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
+        mean_dz, mean_dz_xhat = get_i64(args, MEAN_DZ), get_i64(args, MEAN_DZ_XHAT)
+        planes = get_i64(args, IMAGES) * channels
+        for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
+            c = p % channels
+            plane_apply(args, p, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c))
+
+    return kernel
+
+
+def planes_backward(storage, activation, residual, pool):
+    """Reduce and apply of one channel after the other, the statistics differentiated."""
+    channel_reduce = _channel_reduce(storage, activation, residual, pool)
+    plane_apply = _plane_apply(storage, activation, residual, pool)
+
+    def kernel(args, part):
+        images, channels, parts = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, CHANNEL_PARTS)
+        dweight, dbias, invstd = get_i64(args, DWEIGHT), get_i64(args, DBIAS), get_i64(args, INVSTD)
+        count = float(images * get_i64(args, HEIGHT) * get_i64(args, WIDTH))
+        for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
+            s, q = channel_reduce(args, c, 0, images)
+            q *= get_f32(invstd, c)
+            put_f32(dbias, c, s)
+            put_f32(dweight, c, q)
+            for image in range(images):
+                plane_apply(args, image * channels + c, s / count, q / count)
+
+    return kernel

@@ -1,0 +1,252 @@
+"""Channels-last tensors, and (N, C), forward: rows of C values, one row a pixel.
+
+Maths: see ``gammabeta.kernels``. Memory moved, in units of x: statistics read 1; forward reads 1 (2 with a
+residual) and writes 1 (¼ with pooling).
+
+A row of 20 channels would waste a third of sixteen lanes, so a *tile* of rows is taken at a time: as many
+as make the tile's elements a multiple of sixteen, with a *table* of each parameter as long as the tile
+(``tables``). Sums are kept per element of the tile too, and folded into channels at the end. Tiles are
+taken several at a time, so that a table is read once for all. Where such a tile would be huge (odd C), it
+has a partly filled last vector.
+"""
+
+from numba import njit
+
+from .arguments import (
+    CHANNELS,
+    HEIGHT,
+    IMAGE_PARTS,
+    IMAGES,
+    OUT,
+    RESIDUAL,
+    SCRATCH,
+    SCRATCH_STEP,
+    SUMS,
+    TILE,
+    WIDTH,
+    X,
+)
+from .simd import (
+    first_lanes,
+    float32,
+    float64,
+    fma,
+    get_f32,
+    get_i64,
+    put_f64,
+    select,
+    splat,
+    splat_wide,
+    widen,
+)
+from .tables import clear, cut, fold, padded, spread
+
+_load, _store = float32.load, float32.store
+_load_some, _store_some = float32.load_some, float32.store_some
+_load_wide, _store_wide = float64.load, float64.store
+
+
+# --- statistics -------------------------------------------------------------------------------------------
+
+
+def rows_statistics(storage, activation, residual, pool):
+    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value.
+
+    Within a block of 512 tiles the sums are float32, about the block's own first tile; blocks add in float64.
+    """
+    load, load_some = storage.load, storage.load_some
+
+    @njit(forceinline=True)
+    def add_tail(x, at, v, count, shift, sum_at, square_at):
+        d = select(first_lanes(count), load_some(x, at + v, count) - shift, splat(0.0))
+        _store(sum_at, v, _load(sum_at, v) + d)
+        _store(square_at, v, fma(d, d, _load(square_at, v)))
+
+    @njit(forceinline=True)
+    def flush(table, wide_sums, tile, start_shift, block_shift, whole, left):
+        """Move a block's sums, about its first tile, into the float64 ones, about the part's k."""
+        length = padded(tile)
+        for v in range(0, length, 16):
+            d = widen(_load(block_shift, v)) - widen(_load(start_shift, v))
+            s = widen(_load(table, v))
+            q = widen(_load(table, length + v))
+            n = splat(float(whole))
+            if left > v:
+                n = select(first_lanes(left - v), splat(float(whole + 1)), n)
+            n = widen(n)
+            _store_wide(wide_sums, v, _load_wide(wide_sums, v) + fma(n, d, s))
+            two = splat_wide(2.0)
+            q = q + d * fma(n, d, two * s)
+            _store_wide(wide_sums, length + v, _load_wide(wide_sums, length + v) + q)
+            _store(table, v, splat(0.0))
+            _store(table, length + v, splat(0.0))
+
+    def kernel(args, part):
+        x, channels, tile = get_i64(args, X), get_i64(args, CHANNELS), get_i64(args, TILE)
+        parts, sums = get_i64(args, IMAGE_PARTS), get_i64(args, SUMS)
+        size = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
+        length = padded(tile)
+        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        start_shift, block_shift = table + 8 * length, table + 12 * length
+        wide_sums = table + 16 * length
+        clear(table, 2 * length)
+        clear(wide_sums, 4 * length)
+        full = tile // 16 * 16
+        for row in range(0, tile, channels):
+            for v in range(0, channels, 16):
+                count = min(16, channels - v)
+                _store_some(start_shift, row + v, load_some(x, v, count), count)
+        if part == 0:
+            for c in range(channels):
+                put_f64(sums, 2 * parts * channels + c, get_f32(start_shift, c))
+        tiles = (size + tile - 1) // tile
+        at = cut(tiles, parts, part) * tile
+        stop = min(cut(tiles, parts, part + 1) * tile, size)
+        while at < stop:
+            block_stop = min(at + 512 * tile, stop)
+            elements = block_stop - at
+            for v in range(0, tile, 16):
+                count = max(0, min(16, tile - v, elements - v))
+                _store(block_shift, v, load_some(x, at + v, count))
+            while at + 8 * tile <= block_stop:
+                for v in range(0, full, 16):
+                    k = _load(block_shift, v)
+                    d0 = load(x, at + v) - k
+                    d1 = load(x, at + tile + v) - k
+                    d2 = load(x, at + 2 * tile + v) - k
+                    d3 = load(x, at + 3 * tile + v) - k
+                    d4 = load(x, at + 4 * tile + v) - k
+                    d5 = load(x, at + 5 * tile + v) - k
+                    d6 = load(x, at + 6 * tile + v) - k
+                    d7 = load(x, at + 7 * tile + v) - k
+                    s = ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
+                    q = (fma(d0, d0, d1 * d1) + fma(d2, d2, d3 * d3)) + (
+                        fma(d4, d4, d5 * d5) + fma(d6, d6, d7 * d7)
+                    )
+                    _store(table, v, _load(table, v) + s)
+                    _store(table, length + v, _load(table, length + v) + q)
+                if full < tile:
+                    k = _load(block_shift, full)
+                    for j in range(8):
+                        add_tail(x, at + j * tile, full, tile - full, k, table, table + 4 * length)
+                at += 8 * tile
+            while at < block_stop:
+                for v in range(0, tile, 16):
+                    count = min(16, tile - v, block_stop - at - v)
+                    if count > 0:
+                        add_tail(x, at, v, count, _load(block_shift, v), table, table + 4 * length)
+                at += tile
+            flush(table, wide_sums, tile, start_shift, block_shift, elements // tile, elements % tile)
+        fold(args, part, wide_sums, tile)
+
+    return kernel
+
+
+# --- forward ----------------------------------------------------------------------------------------------
+
+
+def rows_forward(storage, activation, residual, pool):
+    """``out = pool(activation((x - mean) * scale + bias + residual))``.
+
+    With pooling, two rows of pixels are activated and added into a line of working memory, whose neighbouring
+    pixels are then added.
+    """
+    load, load_some = storage.load, storage.load_some
+    store, store_some = (float32.store, float32.store_some) if pool else (storage.store, storage.store_some)
+    store_out, store_out_some = storage.store, storage.store_some
+    activate, size = activation.forward, storage.size
+
+    @njit(forceinline=True)
+    def one(x, res, at, mean, scale, bias):
+        z = fma(load(x, at) - mean, scale, bias)
+        if residual:
+            z = z + load(res, at)
+        return activate(z)
+
+    @njit(forceinline=True)
+    def one_some(x, res, at, count, mean, scale, bias):
+        z = fma(load_some(x, at, count) - mean, scale, bias)
+        if residual:
+            z = z + load_some(res, at, count)
+        return activate(z)
+
+    @njit(forceinline=True)
+    def put(x, res, below, out, at, mean, scale, bias):
+        y = one(x, res, at, mean, scale, bias)
+        if pool:
+            y = y + one(x, res, at + below, mean, scale, bias)
+        store(out, at, y)
+
+    @njit(forceinline=True)
+    def put_some(x, res, below, out, at, count, mean, scale, bias):
+        y = one_some(x, res, at, count, mean, scale, bias)
+        if pool:
+            y = y + one_some(x, res, at + below, count, mean, scale, bias)
+        store_some(out, at, y, count)
+
+    @njit(forceinline=True)
+    def run(x, res, below, out, elements, table, tile):
+        """Elements from 0 on of ``out``; with pooling each is the sum of itself and the one ``below`` it."""
+        length = padded(tile)
+        full = tile // 16 * 16
+        at = 0
+        while at + 4 * tile <= elements:
+            for v in range(0, full, 16):
+                m, s, b = _load(table, v), _load(table, length + v), _load(table, 2 * length + v)
+                put(x, res, below, out, at + v, m, s, b)
+                put(x, res, below, out, at + tile + v, m, s, b)
+                put(x, res, below, out, at + 2 * tile + v, m, s, b)
+                put(x, res, below, out, at + 3 * tile + v, m, s, b)
+            if full < tile:
+                m, s, b = _load(table, full), _load(table, length + full), _load(table, 2 * length + full)
+                for j in range(4):
+                    put_some(x, res, below, out, at + j * tile + full, tile - full, m, s, b)
+            at += 4 * tile
+        while at < elements:
+            for v in range(0, min(tile, elements - at), 16):
+                m, s, b = _load(table, v), _load(table, length + v), _load(table, 2 * length + v)
+                put_some(x, res, below, out, at + v, min(16, tile - v, elements - at - v), m, s, b)
+            at += tile
+
+    @njit(forceinline=True)
+    def pixel_pairs(line, out, pairs, channels):
+        """``out[i] = (line[2 i] + line[2 i + 1]) / 4``, pixel by pixel; from 16 channels vectors overlap."""
+        quarter = splat(0.25)
+        for i in range(pairs):
+            left, right, here = 2 * i * channels, (2 * i + 1) * channels, i * channels
+            if channels < 16:
+                y = _load_some(line, left, channels) + _load_some(line, right, channels)
+                store_out_some(out, here, y * quarter, channels)
+            else:
+                for v in range(0, channels, 16):
+                    w = min(v, channels - 16)
+                    store_out(out, here + w, (_load(line, left + w) + _load(line, right + w)) * quarter)
+
+    def flat(args, part):
+        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
+        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        spread(args, table, tile)
+        elements = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
+        tiles = (elements + tile - 1) // tile
+        start = cut(tiles, parts, part) * tile
+        count = min(cut(tiles, parts, part + 1) * tile, elements) - start
+        first = start * size
+        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
+        run(x + first, res + first, 0, out + first, count, table, tile)
+
+    def pooled(args, part):
+        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
+        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        line = table + 48 * padded(tile)
+        spread(args, table, tile)
+        pairs = width // 2
+        units = get_i64(args, IMAGES) * (height // 2)
+        for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
+            image, row = unit // (height // 2), unit % (height // 2)
+            first = (image * height + 2 * row) * width * channels * size
+            run(x + first, res + first, width * channels, line, 2 * pairs * channels, table, tile)
+            pixel_pairs(line, out + unit * pairs * channels * size, pairs, channels)
+
+    return pooled if pool else flat

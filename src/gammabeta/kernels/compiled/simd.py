@@ -1,0 +1,390 @@
+"""Sixteen float32 lanes as a Numba type, so that the kernels say how they use the machine.
+
+Numba leaves vectorisation to LLVM's loop vectoriser, which gives up or picks half the width for reasons
+that are hard to see. Here a ``Vector`` is LLVM's ``<16 x float>`` and a ``Wide`` is ``<16 x double>``: on
+AVX-512 one register, on AVX2 two, on NEON four, split by LLVM. The usual operators work lane by lane and
+nothing is ever re-associated. Memory is addressed by ``address`` (bytes, int64) and ``index`` (elements). A
+tail of fewer than sixteen elements is read and written by ``count``: lanes beyond it read as zero and are
+not stored.
+"""
+
+import operator
+from types import SimpleNamespace
+from typing import Any
+
+from llvmlite import ir
+from numba.core import extending, types
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+
+LANES = 16
+intrinsic: Any = extending.intrinsic  # its own annotations describe the undecorated function
+
+_F32, _F64, _I1, _I16, _I32, _I64 = (
+    ir.FloatType(),
+    ir.DoubleType(),
+    ir.IntType(1),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+)
+_V32, _V64, _VB, _VI16, _VI32 = (ir.VectorType(t, LANES) for t in (_F32, _F64, _I1, _I16, _I32))
+
+
+class LanesType(types.Type):
+    """Sixteen values side by side; ``llvm`` is how LLVM spells them."""
+
+    def __init__(self, name: str, llvm: ir.VectorType) -> None:
+        self.llvm = llvm
+        super().__init__(name)
+
+
+class VectorType(LanesType):
+    """``<16 x float>``."""
+
+
+class WideType(LanesType):
+    """``<16 x double>``."""
+
+
+class MaskType(LanesType):
+    """``<16 x i1>``."""
+
+
+vector = VectorType("vector", _V32)
+wide = WideType("wide", _V64)
+mask = MaskType("mask", _VB)
+
+
+class _LanesModel(extending.models.PrimitiveModel):
+    def __init__(self, dmm, fe_type):
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+for _type in (VectorType, WideType, MaskType):
+    extending.register_model(_type)(_LanesModel)
+
+
+# --- operators --------------------------------------------------------------------------------------------
+
+
+def _operator(key, operand, result, emit):
+    """Teach Numba ``operand key operand -> result``; ``emit(builder, a, b)`` writes the instruction."""
+
+    def generic(self, args, kws):
+        return signature(result, operand, operand) if args == (operand, operand) else None
+
+    infer_global(key)(type("Template", (AbstractTemplate,), {"key": key, "generic": generic}))
+
+    @lower_builtin(key, operand, operand)
+    def lower(context, builder, sig, args):
+        return emit(builder, *args)
+
+
+for _operand in (vector, wide):
+    _operator(operator.add, _operand, _operand, lambda b, x, y: b.fadd(x, y))
+    _operator(operator.sub, _operand, _operand, lambda b, x, y: b.fsub(x, y))
+    _operator(operator.mul, _operand, _operand, lambda b, x, y: b.fmul(x, y))
+    _operator(operator.truediv, _operand, _operand, lambda b, x, y: b.fdiv(x, y))
+_operator(operator.lt, vector, mask, lambda b, x, y: b.fcmp_ordered("<", x, y))
+_operator(operator.le, vector, mask, lambda b, x, y: b.fcmp_ordered("<=", x, y))
+_operator(operator.gt, vector, mask, lambda b, x, y: b.fcmp_ordered(">", x, y))
+_operator(operator.ge, vector, mask, lambda b, x, y: b.fcmp_ordered(">=", x, y))
+_operator(operator.or_, mask, mask, lambda b, x, y: b.or_(x, y))
+_operator(operator.and_, mask, mask, lambda b, x, y: b.and_(x, y))
+
+
+# --- lanes to lanes ---------------------------------------------------------------------------------------
+
+
+def _splat(builder, scalar, llvm):
+    """The scalar in every lane."""
+    one = builder.insert_element(ir.Constant(llvm, ir.Undefined), scalar, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+    return builder.shuffle_vector(one, ir.Constant(llvm, ir.Undefined), zeros)
+
+
+def _call(builder, name, result, args):
+    """Call the LLVM intrinsic ``name``, spelled out with its type suffixes."""
+    function = builder.module.globals.get(name)
+    if function is None:
+        function = ir.Function(builder.module, ir.FunctionType(result, [a.type for a in args]), name)
+    return builder.call(function, args)
+
+
+@intrinsic
+def splat(typingctx, scalar):
+    """The float in every lane of a Vector."""
+
+    def codegen(context, builder, sig, args):
+        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32), _V32)
+
+    return vector(scalar), codegen
+
+
+@intrinsic
+def splat_wide(typingctx, scalar):
+    """The number in every lane of a Wide."""
+
+    def codegen(context, builder, sig, args):
+        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float64), _V64)
+
+    return wide(scalar), codegen
+
+
+@intrinsic
+def fma(typingctx, a, b, c):
+    """``a * b + c``, rounded once."""
+    suffix = "v16f32" if a == vector else "v16f64"
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, f"llvm.fma.{suffix}", args[0].type, args)
+
+    return a(a, a, a), codegen
+
+
+@intrinsic
+def select(typingctx, which, a, b):
+    """Lane by lane: ``a`` where ``which``, else ``b``."""
+
+    def codegen(context, builder, sig, args):
+        return builder.select(*args)
+
+    return a(mask, a, a), codegen
+
+
+@intrinsic
+def first_lanes(typingctx, count):
+    """The mask of the lanes below ``count``."""
+
+    def codegen(context, builder, sig, args):
+        return _first(builder, args[0])
+
+    return mask(types.int64), codegen
+
+
+def _first(builder, count):
+    wanted = _splat(builder, builder.trunc(count, _I32), _VI32)
+    return builder.icmp_unsigned("<", ir.Constant(_VI32, list(range(LANES))), wanted)
+
+
+@intrinsic
+def widen(typingctx, value):
+    """float32 lanes as float64 lanes, exactly."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fpext(args[0], _V64)
+
+    return wide(vector), codegen
+
+
+@intrinsic
+def narrow(typingctx, value):
+    """float64 lanes rounded to float32 lanes."""
+
+    def codegen(context, builder, sig, args):
+        return builder.fptrunc(args[0], _V32)
+
+    return vector(wide), codegen
+
+
+@intrinsic
+def total(typingctx, value):
+    """The sum of the lanes as a float64, each lane widened first, added as a tree."""
+
+    def codegen(context, builder, sig, args):
+        value, width = builder.fpext(args[0], _V64), LANES
+        while width > 1:
+            half = width // 2
+            low, high = (
+                builder.shuffle_vector(
+                    value,
+                    ir.Constant(value.type, ir.Undefined),
+                    ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))),
+                )
+                for start in (0, half)
+            )
+            value, width = builder.fadd(low, high), half
+        return builder.extract_element(value, ir.Constant(_I32, 0))
+
+    return types.float64(vector), codegen
+
+
+def _shuffle(name, lanes, doc):
+    def typed(typingctx, a, b):
+        def codegen(context, builder, sig, args):
+            return builder.shuffle_vector(*args, ir.Constant(_VI32, lanes))
+
+        return vector(vector, vector), codegen
+
+    typed.__name__, typed.__doc__ = name, doc
+    return intrinsic(typed)
+
+
+_half = LANES // 2
+even_lanes = _shuffle("even_lanes", list(range(0, 2 * LANES, 2)), "Lanes 0, 2, 4, … of two Vectors in a row.")
+odd_lanes = _shuffle("odd_lanes", list(range(1, 2 * LANES, 2)), "Lanes 1, 3, 5, … of two Vectors in a row.")
+twice_low = _shuffle("twice_low", [i // 2 for i in range(LANES)], "The lower eight lanes, each twice.")
+twice_high = _shuffle(
+    "twice_high", [_half + i // 2 for i in range(LANES)], "The upper eight lanes, each twice."
+)
+
+
+@intrinsic
+def power_of_two(typingctx, shifted):
+    """``2 ** n`` where ``shifted`` is ``n + 1.5 * 2**23``, whose last bits are ``n``; infinite at 128."""
+
+    def codegen(context, builder, sig, args):
+        whole = builder.add(builder.bitcast(args[0], _VI32), ir.Constant(_VI32, [127] * LANES))
+        return builder.bitcast(builder.shl(whole, ir.Constant(_VI32, [23] * LANES)), _V32)
+
+    return vector(vector), codegen
+
+
+@intrinsic
+def absolute(typingctx, value):
+    """Each lane without its sign."""
+
+    def codegen(context, builder, sig, args):
+        return _call(builder, "llvm.fabs.v16f32", _V32, args)
+
+    return vector(vector), codegen
+
+
+# --- memory -----------------------------------------------------------------------------------------------
+
+
+def _pointer(builder, element, address, index):
+    size = {_F32: 4, _F64: 8, _I16: 2, _I64: 8}[element]
+    where = builder.add(address, builder.mul(index, ir.Constant(_I64, size)))
+    return builder.inttoptr(where, ir.PointerType())
+
+
+def _widen_bf16(builder, halves):
+    """A bf16 is the upper half of the float32 of the same value."""
+    whole = builder.shl(builder.zext(halves, _VI32), ir.Constant(_VI32, [16] * LANES))
+    return builder.bitcast(whole, _V32)
+
+
+def _narrow_bf16(builder, value):
+    """Round to nearest, ties to even, by adding just under half of the last kept bit; NaN stays NaN."""
+    whole = builder.bitcast(value, _VI32)
+    kept = builder.lshr(whole, ir.Constant(_VI32, [16] * LANES))
+    odd = builder.and_(kept, ir.Constant(_VI32, [1] * LANES))
+    rounded = builder.add(whole, builder.add(odd, ir.Constant(_VI32, [0x7FFF] * LANES)))
+    rounded = builder.lshr(rounded, ir.Constant(_VI32, [16] * LANES))
+    quiet = builder.or_(kept, ir.Constant(_VI32, [0x40] * LANES))
+    nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(nan, quiet, rounded), _VI16)
+
+
+def _masked(builder, kind, element, pointer, count, value=None):
+    """LLVM's masked load (or store of ``value``) of ``count`` elements."""
+    lanes, suffix = ir.VectorType(element, LANES), {_F32: "v16f32", _F64: "v16f64", _I16: "v16i16"}[element]
+    align = ir.Constant(_I32, {_F32: 4, _F64: 8, _I16: 2}[element])
+    some = _first(builder, count)
+    if kind == "load":
+        zeros = ir.Constant(lanes, [0] * LANES)
+        return _call(builder, f"llvm.masked.load.{suffix}.p0", lanes, [pointer, align, some, zeros])
+    return _call(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [value, pointer, align, some])
+
+
+def _memory(element, lanes, after_load, before_store, get):
+    """Loads and stores of one storage type: whole vectors, the first ``count`` lanes, scalars, streaming."""
+    align = {_F32: 4, _F64: 8, _I16: 2}[element]
+    loaded = wide if element == _F64 else vector
+
+    @intrinsic
+    def load(typingctx, address, index):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args)
+            return after_load(builder, builder.load(pointer, align=align, typ=lanes))
+
+        return loaded(types.int64, types.int64), codegen
+
+    @intrinsic
+    def load_some(typingctx, address, index, count):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            return after_load(builder, _masked(builder, "load", element, pointer, args[2]))
+
+        return loaded(types.int64, types.int64, types.int64), codegen
+
+    @intrinsic
+    def store(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            builder.store(before_store(builder, args[2]), pointer, align=align)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, loaded), codegen
+
+    @intrinsic
+    def store_some(typingctx, address, index, value, count):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            _masked(builder, "store", element, pointer, args[3], before_store(builder, args[2]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, loaded, types.int64), codegen
+
+    @intrinsic
+    def stream(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            written = builder.store(before_store(builder, args[2]), pointer, align=LANES * align)
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, loaded), codegen
+
+    return SimpleNamespace(
+        size=align, get=get, load=load, load_some=load_some, store=store, store_some=store_some, stream=stream
+    )
+
+
+def _scalar(element, number, size):
+    """Read and write one scalar."""
+
+    @intrinsic
+    def get(typingctx, address, index):
+        def codegen(context, builder, sig, args):
+            return builder.load(_pointer(builder, element, *args), align=size, typ=element)
+
+        return number(types.int64, types.int64), codegen
+
+    @intrinsic
+    def put(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            cast = context.cast(builder, args[2], sig.args[2], number)
+            builder.store(cast, _pointer(builder, element, *args[:2]), align=size)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, value), codegen
+
+    return get, put
+
+
+get_f32, put_f32 = _scalar(_F32, types.float32, 4)
+get_f64, put_f64 = _scalar(_F64, types.float64, 8)
+get_i64, put_i64 = _scalar(_I64, types.int64, 8)
+
+
+@intrinsic
+def get_bf16(typingctx, address, index):
+    """One bf16 as a float32."""
+
+    def codegen(context, builder, sig, args):
+        half = builder.load(_pointer(builder, _I16, *args), align=2, typ=_I16)
+        return builder.bitcast(builder.shl(builder.zext(half, _I32), ir.Constant(_I32, 16)), _F32)
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+def _same(builder, value):
+    return value
+
+
+float32 = _memory(_F32, _V32, _same, _same, get_f32)
+bfloat16 = _memory(_I16, _VI16, _widen_bf16, _narrow_bf16, get_bf16)
+float64 = _memory(_F64, _V64, _same, _same, get_f64)

@@ -1,0 +1,428 @@
+"""Batch normalization on the CPU: what ``gammabeta.kernels`` promises, on the kernels of ``compiled``.
+
+This module looks at tensors, cuts the work and calls; the arithmetic is in ``compiled``. Tensors that lie
+in memory neither contiguous nor channels_last are copied into the nearer of the two first.
+"""
+
+import math
+import threading
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .compiled.arguments import pack
+from .compiled.compiler import Key
+from .running import update_running
+from .threads import call, run
+
+__all__ = [
+    "backward",
+    "backward_apply",
+    "backward_reduce",
+    "forward",
+    "forward_train",
+    "statistics",
+    "unsupported",
+    "update_running",
+]
+
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
+_DTYPES = (torch.float32, torch.bfloat16)
+_GRAIN = 16384  # elements below which a further thread costs more than it brings
+_TABLES = 48  # bytes of working memory per element of a tile
+_local = threading.local()
+
+
+class _Plan(NamedTuple):
+    """How one tensor is laid out and its work cut."""
+
+    rows: bool  # channels_last or (N, C)
+    images: int
+    channels: int
+    height: int
+    width: int
+    tile: int
+    threads: int
+
+    @property
+    def image_parts(self) -> int:
+        """Parts of the images where channels are not what is cut."""
+        return self.threads if self.rows or self.channels < self.threads else 1
+
+    @property
+    def channel_parts(self) -> int:
+        return 1 if self.rows or self.channels < self.threads else self.threads
+
+    @property
+    def fused(self) -> bool:
+        """Whether one part sees the whole of a channel."""
+        return not self.rows and self.image_parts == 1
+
+
+# --- what this backend takes ------------------------------------------------------------------------------
+
+
+def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None) -> str | None:
+    """Why these kernels cannot take the tensors, None if they can."""
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device}, not on the CPU"
+    if x.dtype not in _DTYPES:
+        return f"the kernels store float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    if x.layout != torch.strided:
+        return "the tensor is not strided"
+    if x.dim() < 2:
+        return "the tensor has no channels"
+    if x.numel() == 0:
+        return "the tensor is empty"
+    if activation not in ACTIVATIONS:
+        return f"no kernel has the activation {activation!r}"
+    if pool is not None and (pool != 2 or x.dim() != 4 or min(x.shape[2:]) < 2):
+        return "pooling is 2×2, over the last two of four dimensions"
+    if residual is not None:
+        if residual.shape != x.shape:
+            return "the residual's shape is not the input's"
+        if residual.dtype != x.dtype or residual.device != x.device:
+            return "the residual's dtype or device is not the input's"
+    return None
+
+
+def _is_rows(x: Tensor) -> bool:
+    """Whether the channels lie next to each other in memory; (N, C) counts, and so does one value a plane."""
+    if x.is_contiguous():
+        return x.numel() == x.shape[0] * x.shape[1]
+    if x.dim() == 4:
+        return x.is_contiguous(memory_format=torch.channels_last)
+    if x.dim() == 5:
+        return x.is_contiguous(memory_format=torch.channels_last_3d)
+    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
+
+
+def _dense(x: Tensor) -> Tensor:
+    """``x`` itself if it is contiguous or channels_last, else a contiguous copy."""
+    return x if x.is_contiguous() or _is_rows(x) else x.contiguous()
+
+
+def _like(t: Tensor, x: Tensor, rows: bool) -> Tensor:
+    """``t`` with the dtype of ``x``, laid out as the plan has it."""
+    if t.dtype != x.dtype:
+        t = t.to(x.dtype)
+    if rows:
+        if t.dim() == 2 or _is_rows(t):
+            return t.contiguous() if t.dim() == 2 else t
+        return t.movedim(1, -1).contiguous().movedim(-1, 1)
+    return t.contiguous()
+
+
+@cache
+def _tile(channels: int) -> int:
+    """Elements of a tile: whole pixels, whole vectors if that is not too many, and four vectors at least."""
+    tile = math.lcm(channels, 16)
+    if tile > 1024:
+        return channels * max(1, -(-256 // channels))
+    return tile * max(1, 64 // tile)
+
+
+def _plan(x: Tensor, pool: int | None) -> _Plan:
+    images, channels = x.shape[0], x.shape[1]
+    size = x.numel()
+    height, width = (x.shape[2], x.shape[3]) if pool else (1, size // (images * channels))
+    threads = max(1, min(torch.get_num_threads(), size // _GRAIN))
+    return _Plan(_is_rows(x), images, channels, height, width, _tile(channels), threads)
+
+
+def _workspace(nbytes: int) -> int:
+    """The address of working memory that this Python thread keeps and reuses."""
+    held: Tensor | None = getattr(_local, "held", None)
+    if held is None or held.numel() < nbytes:
+        held = _local.held = torch.empty(max(nbytes, 1 << 16), dtype=torch.uint8)
+    return held.data_ptr()
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _parameter(t: Tensor | None) -> Tensor | None:
+    """A parameter as contiguous float32."""
+    if t is None or (t.dtype == torch.float32 and t.is_contiguous()):
+        return t
+    return t.to(torch.float32).contiguous()
+
+
+def _launch(
+    plan: _Plan,
+    kernels: tuple[Key, ...],
+    *,
+    x: int = 0,
+    residual: int = 0,
+    grad: int = 0,
+    out: int = 0,
+    dx: int = 0,
+    dresidual: int = 0,
+    mean: int = 0,
+    var: int = 0,
+    invstd: int = 0,
+    weight: int = 0,
+    bias: int = 0,
+    dweight: int = 0,
+    dbias: int = 0,
+    mean_dz: int = 0,
+    mean_dz_xhat: int = 0,
+    eps: float = 0.0,
+) -> None:
+    """Run kernels one after the other on the same slots; those named ``finish_…`` once, on this thread."""
+    parts = plan.image_parts * plan.channel_parts
+    sums_bytes = -(-8 * plan.channels * (2 * plan.image_parts + 1) // 64) * 64
+    line = 4 * plan.width * plan.channels if plan.rows and plan.height > 1 else 0
+    step = _TABLES * (-(-plan.tile // 16) * 16) + -(-line // 64) * 64 if plan.rows else 0
+    sums = _workspace(sums_bytes + parts * step)
+    scratch = sums + sums_bytes
+    args = pack(
+        *(x, residual, grad, out, dx, dresidual),
+        *(mean, var, invstd, weight, bias, dweight, dbias, mean_dz, mean_dz_xhat),
+        *(sums, scratch, step, plan.images, plan.channels, plan.height, plan.width, plan.tile),
+        *(plan.image_parts, plan.channel_parts, 0, eps, 0.0),
+    )
+    for key in kernels:
+        if key.kernel.startswith("finish"):
+            call(key, args)
+        else:
+            run(key, args, parts, plan.threads)
+
+
+# --- forward ----------------------------------------------------------------------------------------------
+
+
+_FINISH_STATISTICS = Key("finish_statistics")
+_FINISH_GRADIENTS = Key("finish_gradients")
+
+
+@cache
+def _key(
+    kernel: str,
+    rows: bool,
+    dtype: torch.dtype,
+    activation: str | None = None,
+    residual: bool = False,
+    pool: bool = False,
+) -> Key:
+    prefix = "rows" if rows else "planes"
+    return Key(f"{prefix}_{kernel}", dtype == torch.bfloat16, activation, residual, pool)
+
+
+def _channelwise(x: Tensor) -> Tensor:
+    return torch.empty(x.shape[1], dtype=torch.float32)
+
+
+def _output(x: Tensor, rows: bool, pool: int | None) -> Tensor:
+    if not pool:
+        return torch.empty_like(x)
+    images, channels, height, width = x.shape
+    memory_format = torch.channels_last if rows else torch.contiguous_format
+    shape = (images, channels, height // 2, width // 2)
+    return torch.empty(shape, dtype=x.dtype, memory_format=memory_format)
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel, float32 of shape (C,)."""
+    x = _dense(x)
+    plan = _plan(x, None)
+    mean, var = _channelwise(x), _channelwise(x)
+    keys = (_key("statistics", plan.rows, x.dtype), _FINISH_STATISTICS)
+    _launch(plan, keys, x=x.data_ptr(), mean=mean.data_ptr(), var=var.data_ptr())
+    return mean, var
+
+
+def forward_train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased."""
+    x = _dense(x)
+    plan = _plan(x, pool)
+    weight, bias = _parameter(weight), _parameter(bias)
+    residual = None if residual is None else _like(residual, x, plan.rows)
+    mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
+    out = _output(x, plan.rows, pool)
+    fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
+    if plan.fused:
+        keys: tuple[Key, ...] = (_key("train", *fixed),)
+    else:
+        keys = (_key("statistics", plan.rows, x.dtype), _FINISH_STATISTICS, _key("forward", *fixed))
+    _launch(
+        plan,
+        keys,
+        x=x.data_ptr(),
+        residual=_address(residual),
+        out=out.data_ptr(),
+        mean=mean.data_ptr(),
+        var=var.data_ptr(),
+        invstd=invstd.data_ptr(),
+        weight=_address(weight),
+        bias=_address(bias),
+        eps=eps,
+    )
+    return out, mean, var, invstd
+
+
+def forward(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> Tensor:
+    """The output under the statistics given, as in evaluation."""
+    x = _dense(x)
+    plan = _plan(x, pool)
+    weight, bias = _parameter(weight), _parameter(bias)
+    residual = None if residual is None else _like(residual, x, plan.rows)
+    out = _output(x, plan.rows, pool)
+    _launch(
+        plan,
+        (_key("forward", plan.rows, x.dtype, activation, residual is not None, bool(pool)),),
+        x=x.data_ptr(),
+        residual=_address(residual),
+        out=out.data_ptr(),
+        mean=mean.data_ptr(),
+        invstd=invstd.data_ptr(),
+        weight=_address(weight),
+        bias=_address(bias),
+    )
+    return out
+
+
+# --- backward ---------------------------------------------------------------------------------------------
+
+
+class _Backward(NamedTuple):
+    """The tensors every backward kernel reads, in the layout of the plan."""
+
+    plan: _Plan
+    grad: Tensor
+    x: Tensor
+    mean: Tensor
+    invstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    fixed: tuple[bool, torch.dtype, str | None, bool, bool]
+
+    def launch(self, kernels: tuple[str, ...], **addresses: int) -> None:
+        finish = {"finish": _FINISH_GRADIENTS}
+        _launch(
+            self.plan,
+            tuple(finish.get(name) or _key(name, *self.fixed) for name in kernels),
+            x=self.x.data_ptr(),
+            grad=self.grad.data_ptr(),
+            residual=_address(self.residual),
+            mean=self.mean.data_ptr(),
+            invstd=self.invstd.data_ptr(),
+            weight=_address(self.weight),
+            bias=_address(self.bias),
+            **addresses,
+        )
+
+
+def _prepare(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> _Backward:
+    x = _dense(x)
+    plan = _plan(x, pool)
+    residual = None if residual is None else _like(residual, x, plan.rows)
+    fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
+    weight, bias = _parameter(weight), _parameter(bias)
+    return _Backward(plan, _like(grad, x, plan.rows), x, mean, invstd, weight, bias, residual, fixed)
+
+
+def backward_reduce(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor]:
+    """Per channel Σdz and Σdz·xhat: the gradients of bias and weight."""
+    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
+    sum_dz, sum_dz_xhat = _channelwise(x), _channelwise(x)
+    job.launch(("reduce", "finish"), dbias=sum_dz.data_ptr(), dweight=sum_dz_xhat.data_ptr())
+    return sum_dz, sum_dz_xhat
+
+
+def backward_apply(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+    mean_dz: Tensor,
+    mean_dz_xhat: Tensor,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """``dx``, and the residual's gradient if wanted; both means are zero where the statistics were given."""
+    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
+    dx = torch.empty_like(job.x)
+    dresidual = torch.empty_like(job.x) if need_residual else None
+    job.launch(
+        ("apply",),
+        dx=dx.data_ptr(),
+        dresidual=_address(dresidual),
+        mean_dz=mean_dz.data_ptr(),
+        mean_dz_xhat=mean_dz_xhat.data_ptr(),
+    )
+    return dx, dresidual
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``(dx, dweight, dbias, dresidual)``, the batch's own statistics differentiated."""
+    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
+    dx, dweight, dbias = torch.empty_like(job.x), _channelwise(x), _channelwise(x)
+    dresidual = torch.empty_like(job.x) if need_residual else None
+    means = None if job.plan.fused else torch.empty(2, x.shape[1])
+    job.launch(
+        ("backward",) if job.plan.fused else ("reduce", "finish", "apply"),
+        dx=dx.data_ptr(),
+        dresidual=_address(dresidual),
+        dweight=dweight.data_ptr(),
+        dbias=dbias.data_ptr(),
+        mean_dz=_address(means),
+        mean_dz_xhat=0 if means is None else means.data_ptr() + 4 * x.shape[1],
+    )
+    return dx, dweight, dbias, dresidual
