@@ -40,9 +40,13 @@ def close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert (ours.double() - exact).abs().max().item() <= bound
 
 
+FEW = {("relu", False, None), ("silu", True, 2)}  # every kernel there is takes minutes to compile
+ALL = itertools.product(cpu.ACTIVATIONS, (False, True), (None, 2))
+
+
 @pytest.mark.parametrize(
     ("activation", "with_residual", "pool"),
-    list(itertools.product(cpu.ACTIVATIONS, (False, True), (None, 2))),
+    [pytest.param(*case, marks=() if case in FEW else pytest.mark.slow) for case in ALL],
 )
 def test_forward_and_backward_agree_with_float64(activation, with_residual, pool):
     torch.manual_seed(0)
