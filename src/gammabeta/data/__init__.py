@@ -3,8 +3,18 @@
 ``load("mnist")`` needs no network: MNIST is inside the package. Nothing here imports torch.
 """
 
-from .catalog import known_names, load
+from .catalog import known_names, load, picture_style
 from .dataset import Dataset, Split
 from .idx import read_idx, write_idx
+from .picture import load_picture
 
-__all__ = ["Dataset", "Split", "known_names", "load", "read_idx", "write_idx"]
+__all__ = [
+    "Dataset",
+    "Split",
+    "known_names",
+    "load",
+    "load_picture",
+    "picture_style",
+    "read_idx",
+    "write_idx",
+]

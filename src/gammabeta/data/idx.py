@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .dataset import MAX_SIDE, Dataset, Split
-from .stream import Stream, open_stream
+from .stream import Stream, listing, open_stream
 
 UNSIGNED_BYTE = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -42,14 +42,18 @@ def read_idx(path: str | os.PathLike[str], *, dimensions: int) -> npt.NDArray[np
 
     Raises:
         DataError: the file is missing, is not IDX, holds another type or number of dimensions, is empty, is
-        cut
-            short or too long, states a size that it cannot hold, or its gzip checksum is wrong.
+            cut short or too long, states a size that it cannot hold, or its gzip checksum is wrong.
     """
     with open_stream(path) as stream:
-        shape = _header(stream, dimensions)
-        items = np.empty(shape, np.uint8)
-        stream.fill(items.reshape(-1).data, "its items")
-        stream.end()
+        return read_idx_stream(stream, dimensions)
+
+
+def read_idx_stream(stream: Stream, dimensions: int) -> npt.NDArray[np.uint8]:
+    """As `read_idx`, from a stream that is open already."""
+    shape = _header(stream, dimensions)
+    items = np.empty(shape, np.uint8)
+    stream.fill(items.reshape(-1).data, "its items")
+    stream.end()
     return items
 
 
@@ -78,7 +82,7 @@ def read_idx_folder(folder: Path, name: str) -> Dataset:
 
 def is_idx_folder(folder: Path) -> bool:
     """Whether ``folder`` holds training images under one of the usual IDX names."""
-    return any(_NAMES["train", "images"].fullmatch(entry.name) for entry in folder.iterdir())
+    return any(_NAMES["train", "images"].fullmatch(entry.name) for entry in listing(folder))
 
 
 def _header(stream: Stream, dimensions: int) -> tuple[int, ...]:
@@ -120,7 +124,7 @@ def _split(folder: Path, part: str) -> Split:
 
 def _find(folder: Path, part: str, kind: str) -> Path:
     pattern = _NAMES[part, kind]
-    found = {entry.name for entry in folder.iterdir() if pattern.fullmatch(entry.name)}
+    found = {entry.name for entry in listing(folder) if pattern.fullmatch(entry.name)}
     # A raw file beside its packed form: either will do, the raw one needs no unpacking.
     found = {name for name in found if name.removesuffix(".gz") not in found - {name}}
     if len(found) == 1:

@@ -6,13 +6,13 @@ is the number of bytes a reader may believe in, and nothing past it is ever unpa
 """
 
 import gzip
+import io
 import os
 import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from ..errors import DataError
 
@@ -53,6 +53,14 @@ def exists(path: Path) -> bool:
         return False
 
 
+def listing(folder: Path) -> list[Path]:
+    """What is in ``folder``, in the order of the names; `DataError` if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir(), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({reason(error)}); check its permissions") from None
+
+
 def unpacked_limit(packed: int) -> int:
     """How many bytes a compressed file of ``packed`` bytes may unpack to before we call it a bomb."""
     return min(MAX_BYTES, max(FREE_UNPACKED, MAX_RATIO * packed))
@@ -65,12 +73,20 @@ def reason(error: BaseException) -> str:
 
 
 class Stream:
-    """A readable file that turns each way of being damaged into a `DataError` naming the file."""
+    """A readable file that turns each way of being damaged into a `DataError` naming the file.
 
-    def __init__(self, path: Path, file: BinaryIO, limit: int, *, packed: bool) -> None:
+    Attributes:
+        path: the file, for messages.
+        limit: how many bytes may be believed to come: a raw file's size, or what a packed one may unpack to.
+        packed: whether ``limit`` is such an upper bound instead of a size.
+        taken: how many bytes have been read.
+    """
+
+    def __init__(self, path: Path, file: io.BufferedIOBase, limit: int, *, packed: bool) -> None:
         self.path = path
         self.limit = limit
         self.packed = packed
+        self.taken = 0
         self._file = file
 
     def read(self, count: int, what: str) -> bytes:
@@ -92,6 +108,16 @@ class Stream:
                 )
             done += count
 
+    def some(self, count: int) -> bytes:
+        """Up to ``count`` bytes; fewer only at the end of the file."""
+        buffer, done = bytearray(count), 0
+        while done < count:
+            got = self._readinto(memoryview(buffer)[done:])
+            if got == 0:
+                break
+            done += got
+        return bytes(buffer[:done])
+
     def end(self) -> None:
         """Check that nothing follows; for gzip this also checks the checksum of all that was read."""
         if self._readinto(memoryview(bytearray(1))):
@@ -99,7 +125,7 @@ class Stream:
 
     def _readinto(self, view: memoryview) -> int:
         try:
-            return cast("int", self._file.readinto(view))  # type: ignore[attr-defined]
+            count = self._file.readinto(view)
         except EOFError:
             raise DataError(
                 f"{self.path}: the gzip data are cut short; copy or download the file again"
@@ -110,6 +136,8 @@ class Stream:
             ) from None
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({reason(error)})") from None
+        self.taken += count
+        return count
 
 
 @contextmanager
@@ -130,6 +158,6 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
         raw.seek(0)
         if packed:
             with gzip.GzipFile(fileobj=raw) as unpacked:
-                yield Stream(path, cast("BinaryIO", unpacked), unpacked_limit(size), packed=True)
+                yield Stream(path, unpacked, unpacked_limit(size), packed=True)
         else:
             yield Stream(path, raw, size, packed=False)

@@ -1,0 +1,125 @@
+"""The two data sets that come as archives: CIFAR-10 (tar) and EMNIST (zip). Nothing is unpacked to disk."""
+
+import gzip
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import IO, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError
+from .dataset import Dataset, Split
+from .idx import read_idx_stream
+from .npz import DAMAGED_ZIP
+from .stream import Stream, open_stream, reason, regular_file, unpacked_limit
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+#: One record: a label, then 32×32 of red, of green, of blue.
+_RECORD = 1 + 3 * 32 * 32
+_PER_BATCH = 10_000
+
+
+def read_cifar10(path: Path, *, per_batch: int = _PER_BATCH) -> Dataset:
+    """Read CIFAR-10's binary version, ``cifar-10-binary.tar.gz`` (the "python" version is a pickle: code).
+
+    Five training batches and a test batch of ``per_batch`` records each, (N, 3, 32, 32).
+
+    Raises:
+        DataError: no gzip or tar, a batch is missing or of another size, a label is above 9.
+    """
+    names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
+    batches: dict[str, npt.NDArray[np.uint8]] = {}
+    try:
+        with open_stream(path) as stream, _open_tar(limited := _Limited(stream)) as archive:
+            for member in archive:
+                folder, _, name = member.name.rpartition("/")
+                if member.isreg() and folder == CIFAR10_FOLDER and name in names:
+                    batches[name] = _batch(archive, member, path, per_batch)
+            while limited.read(1 << 18):
+                pass  # gzip's checksum stands at the very end
+    except (tarfile.TarError, EOFError) as error:
+        raise DataError(f"{path}: not an intact tar file ({reason(error)}); download it again") from None
+    missing = [name for name in names if name not in batches]
+    if missing:
+        raise DataError(f"{path}: {', '.join(missing)} not found in it; is it cifar-10-binary.tar.gz?")
+    records = np.concatenate([batches[name] for name in names[:-1]])
+    train, test = _cifar_split(records), _cifar_split(batches[names[-1]])
+    return Dataset("cifar10", train, test, CIFAR10_CLASSES)
+
+
+def read_emnist_letters(path: Path) -> Dataset:
+    """Read the letters of EMNIST from ``gzip.zip``: grey 28×28, 26 classes, both cases in one.
+
+    In the file each image is transposed and labels count from 1; here images are upright and labels count
+    from 0.
+
+    Raises:
+        DataError: no zip, one of the four members is missing or damaged, labels and images do not match.
+    """
+    regular_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            train, test = (_emnist_split(archive, path, part) for part in ("train", "test"))
+    except DataError:
+        raise
+    except DAMAGED_ZIP as error:
+        raise DataError(f"{path}: not an intact zip file ({reason(error)}); download it again") from None
+    return Dataset("emnist-letters", train, test, tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+
+
+def _open_tar(limited: "_Limited") -> tarfile.TarFile:
+    return tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r|")  # only its read() is called
+
+
+class _Limited:
+    """A stream as tarfile reads it: at most as many bytes as a file of its size may unpack to."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._left = stream.limit
+
+    def read(self, count: int) -> bytes:
+        content = self._stream.some(min(count, self._left + 1))
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"{self._stream.path}: unpacks to more than a file of its size plausibly holds")
+        return content
+
+
+def _batch(
+    archive: tarfile.TarFile, member: tarfile.TarInfo, path: Path, per_batch: int
+) -> npt.NDArray[np.uint8]:
+    if member.size != per_batch * _RECORD:
+        raise DataError(
+            f"{path}: {member.name} has {member.size} bytes, not {per_batch * _RECORD}; download it again"
+        )
+    file = cast("IO[bytes]", archive.extractfile(member))
+    content = file.read()
+    if len(content) != member.size:
+        raise DataError(f"{path}: {member.name} is cut short; download it again")
+    return np.frombuffer(content, np.uint8).reshape(per_batch, _RECORD)
+
+
+def _cifar_split(records: npt.NDArray[np.uint8]) -> Split:
+    images = records[:, 1:].reshape(-1, 3, 32, 32)
+    return Split(np.ascontiguousarray(images).copy(), records[:, 0].astype(np.int64))
+
+
+def _emnist_split(archive: zipfile.ZipFile, path: Path, part: str) -> Split:
+    images = _emnist_member(archive, path, f"gzip/emnist-letters-{part}-images-idx3-ubyte.gz", 3)
+    labels = _emnist_member(archive, path, f"gzip/emnist-letters-{part}-labels-idx1-ubyte.gz", 1)
+    upright = np.ascontiguousarray(images.transpose(0, 2, 1))
+    return Split(upright[:, np.newaxis], labels.astype(np.int64) - 1)
+
+
+def _emnist_member(archive: zipfile.ZipFile, path: Path, name: str, dimensions: int) -> npt.NDArray[np.uint8]:
+    try:
+        info = archive.getinfo(name)
+    except KeyError:
+        raise DataError(f"{path}: {name} not found in it; is it EMNIST's gzip.zip?") from None
+    with archive.open(info) as member, gzip.GzipFile(fileobj=member) as unpacked:
+        stream = Stream(path / name, unpacked, unpacked_limit(info.file_size), packed=True)
+        return read_idx_stream(stream, dimensions)

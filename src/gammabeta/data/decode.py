@@ -1,0 +1,136 @@
+"""A picture file, decoded and checked: the one place where Pillow meets bytes we do not trust."""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+
+from ..errors import DataError
+from .stream import reason, regular_file
+
+#: A telephone's largest photograph has 50 million pixels; decoded, that is 200 MB.
+MAX_PIXELS = 51_000_000
+
+#: No side of a picture may be longer; a strip of 1 × 50,000,000 pixels is nobody's photograph.
+MAX_EDGE = 32_768
+
+#: Pillow reads more formats than these. Left out: those that start other programs (EPS), that have no magic
+#: number and so take any bytes for a picture (TGA), and that nobody keeps photographs or drawings in.
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+#: File names that hold pictures, in lower case.
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k",
+)  # fmt: skip
+
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_GREY = ("1", "L", "LA", "La", *_DEEP)
+
+
+def is_grey(picture: Image.Image) -> bool:
+    """Whether the picture holds shades of grey only, told without decoding its pixels."""
+    if picture.mode in ("P", "PA"):
+        colours = np.frombuffer(bytes(picture.getpalette("RGB") or b""), np.uint8).reshape(-1, 3)
+        return bool((colours == colours[:, :1]).all())
+    return picture.mode in _GREY
+
+
+def has_alpha(picture: Image.Image) -> bool:
+    """Whether some of the picture may be transparent."""
+    return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Open a picture and check its header; its pixels stay in the file, which the caller closes.
+
+    Raises:
+        DataError: there is no plain file at ``path``, it is no picture in one of `FORMATS`, or the picture
+            is larger than `MAX_PIXELS` or `MAX_EDGE`.
+    """
+    path = Path(path)
+    if regular_file(path) == 0:
+        raise DataError(f"{path}: an empty file, not a picture")
+    Image.init()  # formats that this build of Pillow lacks must not be named below
+    formats = [name for name in FORMATS if name in Image.OPEN]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit on the size stands below
+            picture = Image.open(path, formats=formats)
+    except UnidentifiedImageError:
+        raise DataError(f"{path}: not a picture in a format read here; save it as PNG or JPEG") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller") from None
+    except Exception as error:  # Pillow's parsers raise whatever the bytes lead them to
+        raise DataError(f"{path}: cannot be read as a picture ({reason(error)})") from None
+    width, height = picture.size
+    if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE or min(width, height) < 1:
+        picture.close()
+        raise DataError(
+            f"{path}: {width}×{height} pixels; up to {MAX_PIXELS:,} and {MAX_EDGE:,} on a side can be read; "
+            "make it smaller"
+        )
+    return picture
+
+
+def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = None) -> Image.Image:
+    """Decode the first frame of a picture, upright, as ``"L"`` (grey) or ``"RGB"``.
+
+    Transparent parts become white under dark content and black under light content, so that what was drawn
+    stands out. Samples of 16 bits keep their upper eight.
+
+    Args:
+        path: the file.
+        mode: ``"L"`` or ``"RGB"``.
+        at_least: a picture far larger than this in both directions may come out smaller, but not below it.
+
+    Raises:
+        DataError: as `open_picture`; or the pixels are cut short or damaged.
+    """
+    path = Path(path)
+    picture = open_picture(path)
+    try:
+        with warnings.catch_warnings(), picture:
+            warnings.simplefilter("ignore")
+            if at_least is not None and picture.format in ("JPEG", "MPO"):
+                picture.draft(None, (at_least, at_least))  # JPEG decodes at 1/2, 1/4 or 1/8 for less
+            picture.load()
+            return _convert(ImageOps.exif_transpose(picture), mode)
+    except Exception as error:  # as above
+        raise DataError(f"{path}: damaged picture ({reason(error)}); save or copy it again") from None
+
+
+def _convert(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode in _DEEP:
+        return Image.fromarray(_eight_bits(np.asarray(picture))).convert(mode)
+    if not has_alpha(picture):
+        return picture.convert(mode)
+    if picture.mode not in ("LA", "RGBA"):
+        picture = picture.convert("RGBA")
+    alpha = picture.getchannel("A")
+    seen = picture.convert(mode)
+    clear = ImageChops.invert(alpha)
+    seen.paste(_behind(seen, alpha), mask=clear)
+    return seen
+
+
+def _behind(picture: Image.Image, alpha: Image.Image) -> int | tuple[int, int, int]:
+    """White behind dark content, black behind light; the mean is weighted with the opacity."""
+    small = (64, 64)
+    light = np.asarray(picture.convert("L").resize(small, Image.Resampling.BOX), np.float64)
+    weight = np.asarray(alpha.resize(small, Image.Resampling.BOX), np.float64)
+    mean = (light * weight).sum() / weight.sum() if weight.any() else 0.0
+    shade = 0 if mean > 127 else 255
+    return shade if picture.mode == "L" else (shade, shade, shade)
+
+
+def _eight_bits(samples: np.ndarray) -> np.ndarray:
+    """Samples of 16 or 32 bits or floating point, on the scale from 0 to 255."""
+    if samples.dtype.kind == "f":
+        samples = np.nan_to_num(samples, nan=0.0, posinf=255.0, neginf=0.0)
+        scale = 255.0 if samples.max() <= 1.0 else 1.0
+    else:
+        scale = 1.0 if samples.dtype.itemsize > 2 and samples.max() <= 255 else 255.0 / 65535.0
+    return np.clip(np.rint(samples * scale), 0, 255).astype(np.uint8)

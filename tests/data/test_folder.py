@@ -1,0 +1,184 @@
+"""Folders of pictures: classes by name, sizes and colours by rule, nothing left out in silence."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gammabeta.data import load
+from gammabeta.errors import DataError
+
+RANDOM = np.random.default_rng(5)
+
+
+def picture(path: Path, *shape: int, **options) -> np.ndarray:
+    pixels = RANDOM.integers(0, 256, shape, np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return pixels
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """Two classes of ten grey pictures of 8 rows and 6 columns."""
+    for name in ("cat", "dog"):
+        for number in range(10):
+            picture(tmp_path / "pets" / name / f"{number}.png", 8, 6)
+    return tmp_path / "pets"
+
+
+def test_classes_are_folders_and_a_fifth_is_held_out(pets):
+    found = load(pets)
+    assert found.name == "pets"
+    assert found.classes == ("cat", "dog")
+    assert found.image_shape == (1, 8, 6)
+    assert np.bincount(found.train.labels).tolist() == [8, 8]
+    assert np.bincount(found.test.labels).tolist() == [2, 2]
+    expected = {
+        np.asarray(Image.open(path)).tobytes(): found.classes.index(path.parent.name)
+        for path in pets.rglob("*.png")
+    }
+    for split in (found.train, found.test):
+        for image, label in zip(split.images, split.labels, strict=True):
+            assert expected.pop(image.tobytes()) == label
+    assert not expected
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+def test_train_and_test_folders(tmp_path, test_name):
+    wanted = [picture(tmp_path / "train" / name / "1.png", 4, 4) for name in "ab"]
+    held = picture(tmp_path / test_name / "b" / "1.png", 4, 4)
+    picture(tmp_path / test_name / "a" / "1.png", 4, 4)
+    found = load(tmp_path)
+    np.testing.assert_array_equal(found.train.images[:, 0], wanted)
+    np.testing.assert_array_equal(found.test.images[1, 0], held)
+
+
+def test_one_colour_picture_makes_all_colour(pets):
+    picture(pets / "dog" / "x.png", 8, 6, 3)
+    assert load(pets).image_shape == (3, 8, 6)
+
+
+def test_grey_palettes_are_grey(pets):
+    grey = Image.fromarray(RANDOM.integers(0, 256, (8, 6), np.uint8)).convert("P")
+    grey.save(pets / "dog" / "x.gif")
+    assert load(pets).image_shape == (1, 8, 6)
+
+
+def test_formats_are_mixed_freely(pets):
+    for suffix in ("bmp", "jpg", "webp", "tif", "pgm", "gif"):
+        picture(pets / "cat" / f"other.{suffix}", 8, 6)
+    found = load(pets)
+    assert len(found.train) + len(found.test) == 26
+
+
+def test_sizes_that_differ_need_one_stated(pets):
+    picture(pets / "dog" / "wide.png", 6, 12)
+    with pytest.raises(DataError, match=r"wide\.png: 6×12 pixels, but .* has 8×6; state the size"):
+        load(pets)
+    assert load(pets, size=(5, 7)).image_shape == (1, 5, 7)
+
+
+def test_resizing_keeps_proportions_and_crops_about_the_centre(tmp_path):
+    # White in the middle third of a wide picture: all white once cropped to a square about the centre.
+    pixels = np.zeros((20, 60), np.uint8)
+    pixels[:, 20:40] = 255
+    for name in ("a/1.png", "a/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / name)
+    assert load(tmp_path, size=(10, 10)).train.images.mean() > 240
+
+
+def test_exif_orientation_is_obeyed(tmp_path):
+    pixels = np.zeros((4, 6, 3), np.uint8)
+    pixels[0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
+    for number in range(2):
+        path = tmp_path / "a" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path, exif=exif)
+    found = load(tmp_path)
+    assert found.image_shape == (3, 6, 4)
+    np.testing.assert_array_equal(found.train.images[0, :, :, 3], 255)
+
+
+def test_hidden_files_are_passed_over(pets):
+    (pets / ".DS_Store").write_bytes(b"x")
+    (pets / "cat" / ".hidden.png").write_bytes(b"x")
+    (pets / "cat" / "Thumbs.db").write_bytes(b"x")
+    assert len(load(pets).classes) == 2
+
+
+def spoil_loose(root):
+    picture(root / "lost.png", 8, 6)
+
+
+def spoil_text(root):
+    (root / "cat" / "notes.txt").write_text("two cats")
+
+
+def spoil_content(root):
+    (root / "cat" / "1.png").write_text("not a picture")
+
+
+def spoil_cut(root):
+    path = root / "cat" / "1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def spoil_empty(root):
+    (root / "newt").mkdir()
+
+
+def spoil_single(root):
+    picture(root / "newt" / "1.png", 8, 6)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_loose, r"lost\.png: a file beside the class folders"),
+        (spoil_text, r"notes\.txt: not a picture"),
+        (spoil_content, r"1\.png: not a picture in a format read here"),
+        (spoil_cut, r"1\.png: damaged picture"),
+        (spoil_empty, "newt: no pictures"),
+        (spoil_single, "class 2 has one image"),
+    ],
+)
+def test_folder_that_cannot_be_used(pets, spoil, message):
+    spoil(pets)
+    with pytest.raises(DataError, match=message) as caught:
+        load(pets)
+    assert "\n" not in str(caught.value)
+
+
+def test_class_only_in_test(tmp_path):
+    picture(tmp_path / "train" / "a" / "1.png", 4, 4)
+    picture(tmp_path / "test" / "z" / "1.png", 4, 4)
+    with pytest.raises(DataError, match="class 'z' is not in"):
+        load(tmp_path)
+
+
+def test_train_without_test(tmp_path):
+    picture(tmp_path / "train" / "a" / "1.png", 4, 4)
+    with pytest.raises(DataError, match="but no folder test"):
+        load(tmp_path)
+
+
+def test_pictures_that_do_not_fit_into_memory(pets):
+    with pytest.raises(DataError, match="state a size between"):
+        load(pets, size=(5000, 5000))
+
+
+@pytest.mark.parametrize("make", [lambda p: p.mkdir(), lambda p: p.write_text("hello")])
+def test_path_without_data(tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(DataError, match="no data set found here"):
+        load(tmp_path / "x")
+
+
+def test_only_pictures_are_resized(idx_folder):
+    with pytest.raises(DataError, match="only pictures in folders are resized"):
+        load(idx_folder, size=(3, 3))
