@@ -1,0 +1,142 @@
+"""Fold batch norms into the convolutions and Linears beside them, prove it, and say what was left and why."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from ...errors import SurgeryError, UsageError
+from .apply import apply
+from .plan import Plan, Planner, Step, describe_step, traces
+from .proof import TOLERANCE, Inputs, Judge, Search
+from .report import FoldedLayer, FoldReport
+from .sites import Norm, is_known_norm
+from .watch import watch
+
+__all__ = ["FoldReport", "FoldedLayer", "fold"]
+
+
+def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> nn.Module:
+    """Return an evaluation-mode copy of ``model`` with its batch norms folded away; ``model`` is not touched.
+
+    Pairs are found from what flows when the model runs on ``example``. Each fold is exact algebra in float64, rounded
+    once to the weight's dtype; then the outputs are compared with the original's on the example and on random inputs,
+    and a fold that moves them beyond ``tolerance`` is taken back. What stays is one multiply-add per channel.
+
+    Args:
+        model: any module; it may be in training mode.
+        example: what the model takes: a tensor, a tuple of positional arguments or a dict of keyword arguments, on
+            the model's device, of a batch size and resolution it will serve.
+        tolerance: allowed relative difference (largest difference over largest magnitude of an output); by default
+            1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
+
+    Returns:
+        The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new tensors.
+
+    Raises:
+        UsageError: the example is of the wrong kind.
+        SurgeryError: the model cannot be copied or does not run on the example, or is not deterministic.
+
+    Ioffe & Szegedy 2015, Algorithm 2, line 11; Jacob et al. 2018, section 3.2.
+    """
+    inputs = as_inputs(example)
+    if tolerance is not None and not tolerance > 0:
+        raise UsageError(f"tolerance must be above zero, not {tolerance}")
+    original, plan, evidence = _study(model, inputs)
+    try:
+        judge = Judge(original, inputs)
+    except SurgeryError:
+        raise
+    except Exception as error:
+        raise SurgeryError(f"the model does not run on the example: {_first_line(error)}") from error
+    limit = tolerance if tolerance is not None else _tolerance(original)
+    search: Search[Step] = Search(lambda steps: _wrong(original, steps, plan, judge, limit))
+    sound = search.sound(plan.steps)
+    back = {plan.steps[i]: why for i, why in search.refused.items()}
+    folded = _built(original, sound, plan)
+    errors = judge.measure(folded)
+    if not judge.accepts(errors, limit):
+        # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
+        folded, back = original, {**back, **{step: "the model moved beyond tolerance" for step in sound}}
+        sound, errors = [], judge.measure(original)
+    folded.fold_report = FoldReport(  # type: ignore[assignment]
+        _layers(plan, sound, back), errors.example, errors.random, errors.native, errors.original,
+        limit, evidence, "float64" if judge.double else "its own dtype",
+    )  # fmt: skip
+    return folded
+
+
+def as_inputs(example: Any) -> Inputs:
+    """Positional and keyword arguments from an example."""
+    if isinstance(example, torch.Tensor):
+        return (example,), {}
+    if isinstance(example, tuple | list):
+        return tuple(example), {}
+    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    raise UsageError(
+        f"example must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(example).__name__}"
+    )
+
+
+def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
+    """Copy the model, watch the copy run, and plan."""
+    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    try:
+        original = copy.deepcopy(inner).eval()
+    except Exception as error:
+        raise SurgeryError(f"the model cannot be copied: {_first_line(error)}") from error
+    try:
+        args, kwargs = copy.deepcopy(inputs)
+        flow = watch(original, args, kwargs, is_known_norm)
+    except Exception as error:
+        raise SurgeryError(f"the model does not run on the example: {_first_line(error)}") from error
+    return original, Planner(original, flow).plan(), "graph" if traces(original) else "example"
+
+
+def _built(original: nn.Module, steps: list[Step], plan: Plan) -> nn.Module:
+    gone = {norm for step in steps for norm in step.norms}
+    stay = [norm for step in plan.steps for norm in step.norms if norm not in gone]
+    return apply(original, steps, [*plan.left, *stay])
+
+
+def _wrong(original: nn.Module, steps: list[Step], plan: Plan, judge: Judge, limit: float) -> str:
+    """Build and measure; return what is wrong, or nothing."""
+    try:
+        errors = judge.measure(_built(original, steps, plan))
+    except Exception as error:  # the rewritten model's own code runs here: whatever it raises, the fold goes back
+        return _first_line(error)
+    if judge.accepts(errors, limit):
+        return ""
+    worst = max(errors.example, errors.random, errors.native)
+    return f"the model's output moved by {worst:.1e} relative, over {limit:.0e}"
+
+
+def _layers(plan: Plan, sound: list[Step], back: dict[Step, str]) -> tuple[FoldedLayer, ...]:
+    found: dict[Norm, FoldedLayer] = {n: FoldedLayer(n.name, "left", reason=why) for n, why in plan.left.items()}
+    for step in plan.steps:
+        for norm in step.norms:
+            found[norm] = _layer(norm, step, back.get(step))
+    order = [*plan.order]
+    return tuple(found[norm] for norm in order if norm in found)
+
+
+def _layer(norm: Norm, step: Step, wrong: str | None) -> FoldedLayer:
+    if wrong is not None:
+        return FoldedLayer(norm.name, "taken back", describe_step(step), step.how, wrong)
+    if step.how != "merged":
+        return FoldedLayer(norm.name, "folded", describe_step(step), step.how)
+    if norm is step.norms[-1]:
+        return FoldedLayer(norm.name, "left", reason=step.reason)
+    return FoldedLayer(norm.name, "merged", describe_step(step), "before", step.reason)
+
+
+def _tolerance(model: nn.Module) -> float:
+    kinds = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__
