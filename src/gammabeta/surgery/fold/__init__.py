@@ -20,19 +20,23 @@ __all__ = ["FoldReport", "FoldedLayer", "fold"]
 def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> nn.Module:
     """Return an evaluation-mode copy of ``model`` with its batch norms folded away; ``model`` is not touched.
 
-    Pairs are found from what flows when the model runs on ``example``. Each fold is exact algebra in float64, rounded
-    once to the weight's dtype; then the outputs are compared with the original's on the example and on random inputs,
-    and a fold that moves them beyond ``tolerance`` is taken back. What stays is one multiply-add per channel.
+    Pairs are found from what flows when the model runs on ``example``. Each fold is exact algebra in
+    float64, rounded once to the weight's dtype; then the outputs are compared with the original's on the
+    example and on random inputs, and a fold that moves them beyond ``tolerance`` is taken back. What stays
+    is one multiply-add per channel.
 
     Args:
         model: any module; it may be in training mode.
-        example: what the model takes: a tensor, a tuple of positional arguments or a dict of keyword arguments, on
+        example: what the model takes: a tensor, a tuple of positional arguments or a dict of keyword
+            arguments, on
             the model's device, of a batch size and resolution it will serve.
-        tolerance: allowed relative difference (largest difference over largest magnitude of an output); by default
+        tolerance: allowed relative difference (largest difference over largest magnitude of an output); by
+            default
             1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
 
     Returns:
-        The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new tensors.
+        The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new
+        tensors.
 
     Raises:
         UsageError: the example is of the wrong kind.
@@ -58,7 +62,7 @@ def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> n
     errors = judge.measure(folded)
     if not judge.accepts(errors, limit):
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
-        folded, back = original, {**back, **{step: "the model moved beyond tolerance" for step in sound}}
+        folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
         sound, errors = [], judge.measure(original)
     folded.fold_report = FoldReport(  # type: ignore[assignment]
         _layers(plan, sound, back), errors.example, errors.random, errors.native, errors.original,
@@ -75,9 +79,8 @@ def as_inputs(example: Any) -> Inputs:
         return tuple(example), {}
     if isinstance(example, dict) and all(isinstance(key, str) for key in example):
         return (), dict(example)
-    raise UsageError(
-        f"example must be a tensor, a tuple of arguments or a dict of keyword arguments, not {type(example).__name__}"
-    )
+    kind = type(example).__name__
+    raise UsageError(f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}")
 
 
 def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
@@ -105,7 +108,9 @@ def _wrong(original: nn.Module, steps: list[Step], plan: Plan, judge: Judge, lim
     """Build and measure; return what is wrong, or nothing."""
     try:
         errors = judge.measure(_built(original, steps, plan))
-    except Exception as error:  # the rewritten model's own code runs here: whatever it raises, the fold goes back
+    except (
+        Exception
+    ) as error:  # the rewritten model's own code runs here: whatever it raises, the fold goes back
         return _first_line(error)
     if judge.accepts(errors, limit):
         return ""
@@ -114,7 +119,9 @@ def _wrong(original: nn.Module, steps: list[Step], plan: Plan, judge: Judge, lim
 
 
 def _layers(plan: Plan, sound: list[Step], back: dict[Step, str]) -> tuple[FoldedLayer, ...]:
-    found: dict[Norm, FoldedLayer] = {n: FoldedLayer(n.name, "left", reason=why) for n, why in plan.left.items()}
+    found: dict[Norm, FoldedLayer] = {
+        n: FoldedLayer(n.name, "left", reason=why) for n, why in plan.left.items()
+    }
     for step in plan.steps:
         for norm in step.norms:
             found[norm] = _layer(norm, step, back.get(step))

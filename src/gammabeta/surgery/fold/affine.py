@@ -1,9 +1,10 @@
 """The algebra of folding: a per-channel affine map, and how it enters the weights of a linear operation.
 
 In evaluation mode batch normalization is ``y = scale * x + shift`` for each channel, with
-``scale = γ / sqrt(σ² + eps)`` and ``shift = β - μ * scale`` (Ioffe & Szegedy 2015, Algorithm 2, line 11; σ² is the
-running variance as stored, which PyTorch keeps unbiased). A convolution or Linear is linear in its input and in its
-weight, so the map can enter its weight and bias, from behind (``fold_after``) or from before (``fold_before``).
+``scale = γ / sqrt(σ² + eps)`` and ``shift = β - μ * scale`` (Ioffe & Szegedy 2015, Algorithm 2, line 11; σ²
+is the running variance as stored, which PyTorch keeps unbiased). A convolution or Linear is linear in its
+input and in its weight, so the map can enter its weight and bias, from behind (``fold_after``) or from
+before (``fold_before``).
 
 Everything here is computed in float64 and rounded once, by whoever stores the result.
 """
@@ -28,10 +29,8 @@ class Affine:
     shift: Tensor
 
     @staticmethod
-    def of(
-        mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> "Affine":
-        """Build the map of an evaluation-mode batch norm from its statistics. Shapes (C,), any float dtype."""
+    def of(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> "Affine":
+        """Build the map of an evaluation-mode batch norm. Shapes (C,), any float dtype."""
         mean, var = mean.detach().double(), var.detach().double()
         scale = torch.rsqrt(var + eps)
         if weight is not None:
@@ -56,7 +55,7 @@ class Affine:
         return Affine(self.scale * later.scale, self.shift * later.scale + later.shift)
 
     def repeated(self, times: int) -> "Affine":
-        """Give each channel ``times`` neighbouring features, as flattening (N, C, H, W) to (N, C*H*W) does."""
+        """Give each channel ``times`` neighbouring features, as flattening (N, C, H, W) does."""
         return Affine(self.scale.repeat_interleave(times), self.shift.repeat_interleave(times))
 
 
@@ -64,8 +63,8 @@ class Affine:
 class Operation:
     """One convolution, transposed convolution or Linear, without its weights.
 
-    ``spatial`` is the number of spatial dimensions (0 for Linear); ``settings`` are the keyword arguments of the
-    torch function beside input, weight and bias.
+    ``spatial`` is the number of spatial dimensions (0 for Linear); ``settings`` are the keyword arguments of
+    the torch function beside input, weight and bias.
     """
 
     kind: str
@@ -94,17 +93,17 @@ class Operation:
         return result
 
 
-def fold_after(
-    op: Operation, weight: Tensor, bias: Tensor | None, affine: Affine
-) -> tuple[Tensor, Tensor]:
+def fold_after(op: Operation, weight: Tensor, bias: Tensor | None, affine: Affine) -> tuple[Tensor, Tensor]:
     """Weight and bias of ``affine ∘ op``, in float64; exact for every linear operation.
 
-    Weight shapes: Linear (O, I), conv (O, I/G, *k), transposed conv (I, O/G, *k) whose output channel ``g*(O/G)+j``
-    stands at ``[rows of group g, j]``.
+    Weight shapes: Linear (O, I), conv (O, I/G, *k), transposed conv (I, O/G, *k) whose output channel
+    ``g*(O/G)+j`` stands at ``[rows of group g, j]``.
     """
     channels = op.out_channels(weight)
     if affine.channels != channels:
-        raise NotExactError(f"it has {affine.channels} channels, and the {op.kind} before it gives {channels}")
+        raise NotExactError(
+            f"it has {affine.channels} channels, and the {op.kind} before it gives {channels}"
+        )
     w = weight.detach().double()
     b = torch.zeros_like(affine.shift) if bias is None else bias.detach().double()
     if op.kind == "conv_transpose":
@@ -122,8 +121,9 @@ def fold_before(
     """Weight and bias of ``op ∘ affine``, in float64; raises ``NotExactError`` where there are none.
 
     The scale always enters the weight. The shift becomes a constant image, and enters the bias only if the
-    operation's answer to that image is the same at every position: zero padding, or a transposed convolution's
-    borders, make it differ. The answer is computed, on an image large enough to hold every border and an inside.
+    operation's answer to that image is the same at every position: zero padding, or a transposed
+    convolution's borders, make it differ. The answer is computed, on an image large enough to hold every
+    border and an inside.
     """
     channels = op.in_channels(weight)
     if affine.channels != channels:
@@ -152,7 +152,9 @@ def _answer(op: Operation, weight: Tensor, shift: Tensor) -> Tensor:
     response = op.run(image, weight).flatten(2)[0]  # (O, positions)
     scale = weight.abs().sum() * shift.abs().max()
     if bool(((response - response[:, :1]).abs() > 1e-13 * scale).any()):
-        cause = "zero padding" if op.kind == "conv" else "the borders and stride of the transposed convolution"
+        cause = (
+            "zero padding" if op.kind == "conv" else "the borders and stride of the transposed convolution"
+        )
         raise NotExactError(f"{cause} after its shift: the shift would reach each position differently")
     return response[:, 0]
 

@@ -1,4 +1,4 @@
-"""Carry a plan out on a private copy of the model: new weights, modules exchanged, single forwards rewritten."""
+"""Carry a plan out on a copy of the model: new weights, modules exchanged, single forwards rewritten."""
 
 import copy
 import inspect
@@ -18,7 +18,7 @@ from .watch import Call
 
 @dataclass
 class _Edit:
-    """One change inside a forward: the ``index``-th call of ``function`` loses its batch norm or gains a bias."""
+    """One change inside a forward: the ``index``-th call of ``function`` goes, or gains a bias."""
 
     function: Callable[..., Any] | None
     index: int
@@ -44,7 +44,7 @@ def apply(model: nn.Module, steps: Iterable[Step], left: Iterable[Norm]) -> nn.M
     return folded
 
 
-# Weights -------------------------------------------------------------------------------------------------------------
+# Weights ---------------------------------------------------------------------------------------------------
 
 
 def _store_weights(model: nn.Module, steps: list[Step], edits: dict[str, list[_Edit]]) -> None:
@@ -97,7 +97,9 @@ def _store(
 def _rounded(exact: Tensor, like: Tensor, path: str) -> nn.Parameter:
     rounded = exact.to(like.dtype)
     if not bool(torch.isfinite(rounded).all()):
-        raise NotExactError(f"the folded weight of {path} does not fit {str(like.dtype).removeprefix('torch.')}")
+        raise NotExactError(
+            f"the folded weight of {path} does not fit {str(like.dtype).removeprefix('torch.')}"
+        )
     memory = torch.preserve_format
     if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
         memory = torch.channels_last
@@ -114,7 +116,7 @@ def _set_state(model: nn.Module, names: tuple[str, ...], tensor: nn.Parameter) -
             module._buffers[attribute] = tensor.detach()
 
 
-# Modules -------------------------------------------------------------------------------------------------------------
+# Modules ---------------------------------------------------------------------------------------------------
 
 
 def _replace_norm(
@@ -123,7 +125,9 @@ def _replace_norm(
     """Take a norm away, but for its tail; ``keep``: the map that stays in its place."""
     old = model.get_submodule(norm.path)
     if norm.kind == "function":
-        stand_in = _stand_in(keep, old, norm.call.kwargs.get("activation"), norm.call.kwargs.get("pool"), norm.tail)
+        stand_in = _stand_in(
+            keep, old, norm.call.kwargs.get("activation"), norm.call.kwargs.get("pool"), norm.tail
+        )
         index = [c for c in norm.frame.calls if c.function is norm.call.function].index(norm.call)
         edits.setdefault(norm.path, []).append(_Edit(norm.call.function, index, stand_in))
         return model
@@ -143,7 +147,7 @@ def _stand_in(
 
 
 def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
-    """Make a batch norm that stays one multiply-add. A fused one is that already, with its activation, in one pass."""
+    """Make a batch norm that stays one multiply-add; a fused one is one pass already, activation included."""
     old = model.get_submodule(norm.path)
     hooked = old._forward_hooks or old._forward_pre_hooks
     if hooked or has_tail(old) or norm.affine is None:
@@ -157,7 +161,7 @@ def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
 
 
 def _put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Put ``new`` wherever the model holds the module at ``path``; return the root, which may be ``new`` itself."""
+    """Put ``new`` wherever the model holds the module at ``path``; return the root, ``new`` itself perhaps."""
     old = model.get_submodule(path)
     new.train(old.training)
     if old is model:
@@ -169,7 +173,7 @@ def _put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
     return model
 
 
-# Forwards ------------------------------------------------------------------------------------------------------------
+# Forwards --------------------------------------------------------------------------------------------------
 
 
 class _OneForward(fx.Tracer):
@@ -198,7 +202,9 @@ def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[st
         graph = _OneForward().trace(module, concrete_args=absent or None)
     except Exception as error:
         name = type(module).__name__
-        raise NotExactError(f"the forward of {name} calls it directly and torch.fx cannot trace that") from error
+        raise NotExactError(
+            f"the forward of {name} calls it directly and torch.fx cannot trace that"
+        ) from error
     nodes = {id(edit): _nth(graph, edit) for edit in edits}
     for i, edit in enumerate(edits):
         _edit(module, graph, nodes[id(edit)], edit, f"_folded_affine_{i}")
@@ -208,7 +214,9 @@ def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[st
 
 
 def _nth(graph: fx.Graph, edit: _Edit) -> fx.Node:
-    found = [node for node in graph.nodes if node.op == "call_function" and node.target is edit.function]
+    found: list[fx.Node] = [
+        node for node in graph.nodes if node.op == "call_function" and node.target is edit.function
+    ]
     if edit.index >= len(found):
         raise NotExactError("torch.fx shows another forward than the one that ran")
     return found[edit.index]

@@ -1,8 +1,8 @@
 """Follow a value forward to the one operation that reads it, keeping track of where its channels are.
 
 Between a convolution and its batch norm may stand operations that a per-channel map passes through unchanged:
-reshapes and transposes, dropout in evaluation, mean pooling, interpolation, padding that copies. Anything else, or a
-second reader, ends the walk with a reason.
+reshapes and transposes, dropout in evaluation, mean pooling, interpolation, padding that copies. Anything
+else, or a second reader, ends the walk with a reason.
 """
 
 from collections.abc import Container
@@ -15,7 +15,17 @@ from .watch import Call, Value
 
 _SAME = {"contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
          "feature_alpha_dropout", "to", "type_as", "float", "double", "half", "bfloat16"}  # fmt: skip
-_VIEW = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "reshape_as", "view_as", "__getitem__"}
+_VIEW = {
+    "view",
+    "reshape",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "reshape_as",
+    "view_as",
+    "__getitem__",
+}
 _ORDER = {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"}
 _MEAN_POOL = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
 _ADAPTIVE = {"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3}
@@ -49,7 +59,9 @@ def follow(value: Value, axis: int, ends: Container[Call]) -> Link | Break:
             return Break(f"is also seen by {value.watchers[0]}")
         if len(value.users) != 1:
             names = sorted({describe(user) for user in value.users})
-            return Break(f"is used {len(value.users)} times, by {' and '.join(names)}" if names else "is not used")
+            return Break(
+                f"is used {len(value.users)} times, by {' and '.join(names)}" if names else "is not used"
+            )
         call = value.users[0]
         if call in ends:
             return Link(call, value, axis, repeat)
@@ -67,7 +79,9 @@ def describe(call: Call) -> str:
     return f"{call.name.strip('_')} in {path}" if path else call.name.strip("_")
 
 
-def _through(call: Call, value: Value, axis: int, repeat: int, channels: int) -> tuple[Value, int, int] | None:
+def _through(
+    call: Call, value: Value, axis: int, repeat: int, channels: int
+) -> tuple[Value, int, int] | None:
     """Carry the channels across one call; None if a per-channel map does not pass through it unchanged."""
     if len(call.outputs) != 1 or not call.args or call.args[0] is not value:
         return None

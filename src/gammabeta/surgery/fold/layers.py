@@ -19,10 +19,11 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class ChannelAffine(nn.Module):
-    """``y = scale * x + shift`` on dimension 1, in one pass. Input (N, C, *), output the same shape and dtype.
+    """``y = scale * x + shift`` on dimension 1, in one pass.
 
-    The pass is torch's own batch-norm kernel with mean 0, variance 1 and eps 0: it is faster than a broadcast
-    multiply and add on large contiguous inputs, keeps mixed dtypes, and exports to ONNX as one node.
+    Input (N, C, *); output the same shape and dtype. The pass is torch's own batch-norm kernel with mean 0,
+    variance 1 and eps 0: it is faster than a broadcast multiply and add on large contiguous inputs, keeps
+    mixed dtypes, and exports to ONNX as one node.
     """
 
     scale: Tensor
@@ -47,7 +48,7 @@ class ChannelAffine(nn.Module):
 
 
 class Tail(nn.Module):
-    """What a fused batch norm does after its map: ``pool(activation(x + residual))``, in plain torch functions."""
+    """What a fused batch norm does after its map: ``pool(activation(x + residual))``."""
 
     def __init__(self, activation: str | None, pool: int | None) -> None:
         super().__init__()

@@ -15,9 +15,9 @@ from .watch import Call, Flow, Frame, Value
 
 @dataclass(eq=False)
 class Step:
-    """One fold: the map of ``norms`` goes into ``linear``, from behind or before, or into the last of the norms."""
+    """One fold: the map of ``norms`` goes into ``linear``, or into the last of the norms."""
 
-    how: str  # "after": norms come after linear; "before": norms come before it; "merged": norms into their last
+    how: str  # "after": norms come after linear; "before": before it; "merged": norms into their last
     norms: list[Norm]
     affine: Affine
     linear: Linear | None = None
@@ -60,7 +60,7 @@ class Planner:
             self._settle(chain, before, lost, after, refused, plan)
         return plan
 
-    # Links -------------------------------------------------------------------------------------------------------
+    # Links -------------------------------------------------------------------------------------------------
 
     def _norm_at(self, link: Link) -> Norm | None:
         found = self.norms.get(link.call) or self.starts.get(id(link.value))
@@ -74,21 +74,21 @@ class Planner:
             for norm in self._readers(value):
                 lost.setdefault(norm, f"the output of {linear.path} {link.reason}")
             return
-        norm = self._norm_at(link)
-        if norm is None:
+        reader = self._norm_at(link)
+        if reader is None:
             return
         if link.axis != 1 or link.repeat != 1:
-            lost[norm] = (
+            lost[reader] = (
                 f"it normalises dimension 1, and the features of {linear.path} lie on dimension {link.axis}"
                 if link.axis != 1
                 else f"each of its channels is a group of {link.repeat} features of {linear.path}"
             )
             return
-        why = self._unsafe(linear) or self._undecided(linear.call.frame, norm.frame)
+        why = self._unsafe(linear) or self._undecided(linear.call.frame, reader.frame)
         if why:
-            lost[norm] = why
+            lost[reader] = why
         else:
-            before[norm] = linear
+            before[reader] = linear
 
     def _look_on(
         self,
@@ -135,7 +135,7 @@ class Planner:
                     found += self._readers(output, depth + 1)
         return found
 
-    # Safety ------------------------------------------------------------------------------------------------------
+    # Safety ------------------------------------------------------------------------------------------------
 
     def _repeated(self, norm: Norm) -> str:
         module = self.model.get_submodule(norm.path)
@@ -176,9 +176,10 @@ class Planner:
         if common is None or not common.reads:
             return ""
         where = common.path or "the model's forward"
-        return f"Python reads a tensor's value ({common.reads.strip('_')}) inside {where}: another input may go another way"
+        read = common.reads.strip("_")
+        return f"Python reads a tensor's value ({read}) inside {where}: another input may go another way"
 
-    # Decisions ---------------------------------------------------------------------------------------------------
+    # Decisions ---------------------------------------------------------------------------------------------
 
     def _chains(self, nexts: dict[Norm, Norm], before: dict[Norm, Linear]) -> list[list[Norm]]:
         """Group norms that follow one another into chains."""
@@ -254,7 +255,11 @@ class Planner:
     def _source(self, norm: Norm) -> str:
         producer: Call | None = norm.data.producer
         if producer is None:
-            return "its input is the model's input" if norm.data in self._given() else "its input's making is unseen"
+            return (
+                "its input is the model's input"
+                if norm.data in self._given()
+                else "its input's making is unseen"
+            )
         return f"its input comes from {describe(producer)}, not from a convolution or Linear"
 
     def _given(self) -> list[Value]:
@@ -269,7 +274,7 @@ def describe_step(step: Step) -> str:
 
 
 def traces(model: nn.Module) -> bool:
-    """Tell whether torch.fx traces the model: then its flow is the same for every input, not just the example."""
+    """Tell whether torch.fx traces the model: then every input flows as the example does."""
     from torch.fx import Graph, Tracer
 
     from .sites import is_known_norm

@@ -1,8 +1,9 @@
 """Compare a folded model with its original, and find which folds to take back.
 
-Both models run in float64 with their weights as stored, so that what is measured is the fold and the rounding of its
-weights, not the noise of float32 sums; a model that cannot run in float64 is compared in its own dtype. Then the
-folded model runs as it will be shipped, and may not be further from the truth than the original is.
+Both models run in float64 with their weights as stored, so that what is measured is the fold and the
+rounding of its weights, not the noise of float32 sums; a model that cannot run in float64 is compared in its
+own dtype. Then the folded model runs as it will be shipped, and may not be further from the truth than the
+original is.
 """
 
 import copy
@@ -32,7 +33,7 @@ def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """The largest difference over the largest magnitude wanted; the worst of the outputs. Infinite if shapes differ."""
+    """Largest difference over largest magnitude wanted, worst output; infinite if shapes differ."""
     if len(got) != len(wanted):
         return float("inf")
     worst = 0.0
@@ -58,7 +59,7 @@ def in_double(inputs: Inputs) -> Inputs:
 
 
 def random_like(inputs: Inputs, seed: int) -> Inputs:
-    """Inputs of the same form: normal numbers of the example's mean and spread; integers and booleans shuffled."""
+    """Inputs of the same form: normal, of the example's mean and spread; integers and booleans shuffled."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(tensor: Tensor) -> Tensor:
@@ -105,7 +106,9 @@ class Judge:
         self.inputs = [example, random_like(example, 1), random_like(example, 2)]
         self.native = [run(original, inputs) for inputs in self.inputs]
         if distance(run(original, example), self.native[0]) != 0.0:
-            raise SurgeryError("the model gives a different output for the same input; nothing can be proved of it")
+            raise SurgeryError(
+                "the model gives a different output for the same input; nothing can be proved of it"
+            )
         try:
             twin = copy.deepcopy(original).double()
             self.truth = [run(twin, in_double(inputs)) for inputs in self.inputs]
@@ -123,7 +126,7 @@ class Judge:
         return Errors(found[0], max(found[1:]), native, self.original)
 
     def accepts(self, errors: Errors, tolerance: float) -> bool:
-        """Within tolerance in float64, and natively no further off than tolerance beyond twice the original."""
+        """Within tolerance in float64, and natively within tolerance beyond twice the original's own error."""
         exact = max(errors.example, errors.random) <= tolerance
         return exact and errors.native <= 2 * errors.original + tolerance
 
@@ -140,7 +143,9 @@ class Search(Generic[StepT]):
         good = self._sound(list(enumerate(steps)), [])
         return [step for _, step in good]
 
-    def _sound(self, steps: list[tuple[int, StepT]], base: list[tuple[int, StepT]]) -> list[tuple[int, StepT]]:
+    def _sound(
+        self, steps: list[tuple[int, StepT]], base: list[tuple[int, StepT]]
+    ) -> list[tuple[int, StepT]]:
         """Return ``base`` and those of ``steps`` that pass with it, in order."""
         if not steps:
             return base

@@ -9,9 +9,9 @@ from typing import Any
 class FoldedLayer:
     """One batch norm of the model and what became of it.
 
-    ``outcome``: "folded" (gone; its map is in ``into``), "merged" (its map is in the batch norm ``into``), "left"
-    (one multiply-add stays) or "taken back" (folded, found wrong, undone). ``how``: "after" (it came after ``into``)
-    or "before". ``reason``: why it was left or taken back.
+    ``outcome``: "folded" (gone; its map is in ``into``), "merged" (its map is in the batch norm ``into``),
+    "left" (one multiply-add stays) or "taken back" (folded, found wrong, undone). ``how``: "after" (it came
+    after ``into``) or "before". ``reason``: why it was left or taken back.
     """
 
     name: str
@@ -26,10 +26,10 @@ class FoldReport:
     """Every batch norm that ran, and how far the folded model's output is from the original's.
 
     ``error``: the largest difference over the largest magnitude, worst output, both models run in float64
-    (``arithmetic``) with their weights as stored; on the example and on random inputs. ``native_error``: the same
-    with the folded model in its own dtype. ``original_error``: the original's own distance from itself in float64, for
-    comparison. ``evidence``: "graph" (torch.fx traces the model, so every input flows this way) or "example" (the
-    flow is the one seen on the example).
+    (``arithmetic``) with their weights as stored; on the example and on random inputs. ``native_error``: the
+    same with the folded model in its own dtype. ``original_error``: the original's own distance from itself
+    in float64, for comparison. ``evidence``: "graph" (torch.fx traces the model, so every input flows this
+    way) or "example" (the flow is the one seen on the example).
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -74,9 +74,9 @@ class FoldReport:
     def summary(self) -> str:
         """One line: how many folded, and how exactly."""
         return (
-            f"{len(self.folded)} of {len(self.layers)} folded; relative error {self.error:.1e} on the example, "
-            f"{self.random_error:.1e} on random inputs (in {self.arithmetic}; tolerance {self.tolerance:.0e}); "
-            f"flow from the {self.evidence}"
+            f"{len(self.folded)} of {len(self.layers)} folded; relative error {self.error:.1e} on the "
+            f"example, {self.random_error:.1e} on random inputs (in {self.arithmetic}; "
+            f"tolerance {self.tolerance:.0e}); flow from the {self.evidence}"
         )
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Find, in what flowed, the linear operations and the per-channel affine maps: what can be folded, and into what."""
+"""Find, in what flowed, the linear operations and the per-channel affine maps beside them."""
 
 import copy
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ for _n in (1, 2, 3):
     _LINEAR[getattr(F, f"conv_transpose{_n}d")] = (Operation("conv_transpose", _n), _TRANSPOSE)
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _ELEMENTWISE = {
-    "mul", "mul_", "multiply", "add", "add_", "sub", "sub_", "subtract", "div", "div_", "divide", "true_divide",
-    "rsub", "neg", "addcmul", "addcmul_", "batch_norm", "to", "float", "double", "type_as",
+    "mul", "mul_", "multiply", "add", "add_", "sub", "sub_", "subtract", "div", "div_", "divide",
+    "true_divide", "rsub", "neg", "addcmul", "addcmul_", "batch_norm", "to", "float", "double", "type_as",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ class Linear:
 
 @dataclass(eq=False)
 class Norm:
-    """A per-channel affine map on dimension 1: batch norm in evaluation mode, or a module that amounts to one.
+    """A per-channel affine map on dimension 1: an evaluation-mode batch norm, or what amounts to one.
 
     ``affine`` is None where ``why`` says it cannot be had. ``tail``: what the module does after the map (its
     activation, residual or pool).
@@ -155,7 +155,9 @@ def module_affine(module: nn.Module) -> tuple[Affine | None, str]:
     mean, var = cast(Any, module).running_mean, cast(Any, module).running_var
     if mean is None or var is None:
         return None, "it keeps no running statistics, so it normalises each batch by that batch's own"
-    affine = Affine.of(mean, var, cast(Any, module).weight, cast(Any, module).bias, float(cast(Any, module).eps))
+    affine = Affine.of(
+        mean, var, cast(Any, module).weight, cast(Any, module).bias, float(cast(Any, module).eps)
+    )
     return _checked(affine)
 
 

@@ -1,16 +1,17 @@
 """See what really flows: run a model once and record which function read which value, and who else read it.
 
-Names and registration order say nothing about a network; calls do. ``watch`` runs the model on the example under a
-``TorchFunctionMode``, which sees every torch function with its tensors, and under hooks, which tell whose forward
-is running. The result is a ``Flow``: values (each tensor at one version), calls between them, and the frames
-(module calls) they happened in. Known batch-norm modules are recorded as one call each, unopened.
+Names and registration order say nothing about a network; calls do. ``watch`` runs the model on the example
+under a ``TorchFunctionMode``, which sees every torch function with its tensors, and under hooks, which tell
+whose forward is running. The result is a ``Flow``: values (each tensor at one version), calls between them,
+and the frames (module calls) they happened in. Known batch-norm modules are recorded as one call each,
+unopened.
 
-What a recording cannot show is another path taken on other inputs. So each read of a tensor's *value* by Python
-(``if x.sum() > 0``, ``.item()``) marks the frames it happened in; folds do not trust those.
+What a recording cannot show is another path taken on other inputs. So each read of a tensor's *value* by
+Python (``if x.sum() > 0``, ``.item()``) marks the frames it happened in; folds do not trust those.
 """
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +23,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 # Functions that tell of a tensor's form, not of its values: neither a use nor a decision on data.
 _FORM = {
-    "size", "dim", "ndimension", "stride", "storage_offset", "numel", "nelement", "element_size", "is_contiguous",
-    "is_floating_point", "is_complex", "get_device", "__len__", "__hash__", "is_same_size", "result_type",
-    "is_pinned", "is_inference", "is_conj", "is_neg", "type", "untyped_storage", "data_ptr", "__repr__",
-    "is_nested", "is_signed", "requires_grad_", "is_shared", "dense_dim", "has_names", "is_set_to",
-    "is_autocast_enabled", "is_tensor", "is_storage",
+    "size", "dim", "ndimension", "stride", "storage_offset", "numel", "nelement", "element_size",
+    "is_contiguous", "is_floating_point", "is_complex", "get_device", "__len__", "__hash__", "is_same_size",
+    "result_type", "is_pinned", "is_inference", "is_conj", "is_neg", "type", "untyped_storage", "data_ptr",
+    "__repr__", "is_nested", "is_signed", "requires_grad_", "is_shared", "dense_dim", "has_names",
+    "is_set_to", "is_autocast_enabled", "is_tensor", "is_storage",
 }  # fmt: skip
 # Arguments read for their shape or dtype only, by position.
 _FORM_ARGUMENTS = {"reshape_as": {1}, "view_as": {1}, "expand_as": {1}, "type_as": {1}} | {
@@ -37,8 +38,10 @@ _KEEP_CONSTANTS_UP_TO = 1 << 16  # elements; larger derived constants are never 
 
 @dataclass(eq=False)
 class Value:
-    """One tensor at one version. ``origin``: "data" (depends on the input), "state" (a parameter or buffer) or
-    "constant" (computed from neither input nor chance, as far as the recording shows).
+    """One tensor at one version.
+
+    ``origin``: "data" (depends on the input), "state" (a parameter or buffer) or "constant" (computed from
+    neither input nor chance, as far as the recording shows).
     """
 
     shape: tuple[int, ...]
@@ -140,7 +143,7 @@ def tensors_in(tree: Any, depth: int = 0) -> Iterator[Tensor]:
 def watch(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaf: Callable[[nn.Module], bool]
 ) -> Flow:
-    """Run ``model`` (a private copy: hooks are added and removed) and record; ``leaf`` modules stay unopened."""
+    """Run ``model`` (a private copy: hooks come and go) and record; ``leaf`` modules stay unopened."""
     recorder = _Recorder(model, leaf)
     with ExitStack() as stack, torch.no_grad():
         recorder.attach(stack)
@@ -159,17 +162,21 @@ class _Recorder(TorchFunctionMode):
         self.stack: list[Frame] = []
         self.frames: list[Frame] = []
         self.calls: list[Call] = []
-        self.known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        # (value, the tensor's version when it was seen) of every live tensor
+        self.known: MutableMapping[Tensor, tuple[Value | None, int]] = WeakIdKeyDictionary()
         self.root = Frame(nn.Module(), "", None)
         names: dict[int, list[str]] = {}
-        state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        state = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
         for name, tensor in state:
             names.setdefault(id(tensor), []).append(name)
         for _, tensor in state:
             value = Value(tuple(tensor.shape), tensor.dtype, "state", tuple(names[id(tensor)]), tensor)
             self.known[tensor] = (value, _version(tensor))
 
-    # Values ------------------------------------------------------------------------------------------------------
+    # Values ------------------------------------------------------------------------------------------------
 
     def enter(self, tensor: Tensor) -> Value:
         value = Value(tuple(tensor.shape), tensor.dtype, "data")
@@ -177,11 +184,10 @@ class _Recorder(TorchFunctionMode):
         return value
 
     def value(self, tensor: Tensor) -> Value:
-        """The value a tensor holds now; changed behind the recorder's back, it is a new one of unknown making."""
+        """The value a tensor holds now; changed unseen, it is a new one of unknown making."""
         entry = self.known.get(tensor)
-        if entry is not None and entry[1] == _version(tensor):
-            found: Value = entry[0]
-            return found
+        if entry is not None and entry[0] is not None and entry[1] == _version(tensor):
+            return entry[0]
         return self.enter(tensor)
 
     def abstract(self, tree: Any) -> Any:
@@ -193,7 +199,7 @@ class _Recorder(TorchFunctionMode):
             return tuple(self.abstract(item) for item in tree)
         return tree
 
-    # Calls -------------------------------------------------------------------------------------------------------
+    # Calls -------------------------------------------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -238,7 +244,7 @@ class _Recorder(TorchFunctionMode):
         for value in call.read:
             value.users.append(call)
 
-    # Frames ------------------------------------------------------------------------------------------------------
+    # Frames ------------------------------------------------------------------------------------------------
 
     def frame(self) -> Frame:
         return self.stack[-1] if self.stack else self.root
@@ -294,7 +300,7 @@ class _Recorder(TorchFunctionMode):
         out |= {id(t._base) for t in tensors_in(result) if t._base is not None}  # a view keeps what it shows
         gc.collect()
         for tensor, (value, _) in list(self.known.items()):
-            if value.origin == "data" and value.producer is not None and id(tensor) not in out:
+            if value and value.origin == "data" and value.producer is not None and id(tensor) not in out:
                 _tell([value], "something that keeps it after the forward")
         return Flow(calls, frames, result, values)
 
