@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import reference as reference
     from . import train as train
     from .surgery.convert import convert as convert
+    from .surgery.fold import fold as fold
     from .surgery.recalibrate import recalibrate as recalibrate
     from .train.fitting import fit as fit
 
@@ -25,6 +26,7 @@ _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
 _NAMES: dict[str, str] = {
     "convert": ".surgery.convert",
     "fit": ".train.fitting",
+    "fold": ".surgery.fold",
     "recalibrate": ".surgery.recalibrate",
 }
 

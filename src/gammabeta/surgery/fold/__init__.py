@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ...errors import SurgeryError, UsageError
+from .affine import NotExactError
 from .apply import apply
 from .plan import Plan, Planner, Step, describe_step, traces
 from .proof import TOLERANCE, Inputs, Judge, Search
@@ -107,7 +108,11 @@ def _built(original: nn.Module, steps: list[Step], plan: Plan) -> nn.Module:
 def _wrong(original: nn.Module, steps: list[Step], plan: Plan, judge: Judge, limit: float) -> str:
     """Build and measure; return what is wrong, or nothing."""
     try:
-        errors = judge.measure(_built(original, steps, plan))
+        folded = _built(original, steps, plan)
+    except NotExactError as error:
+        return str(error)
+    try:
+        errors = judge.measure(folded)
     except (
         Exception
     ) as error:  # the rewritten model's own code runs here: whatever it raises, the fold goes back

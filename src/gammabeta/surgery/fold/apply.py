@@ -96,14 +96,13 @@ def _store(
 
 def _rounded(exact: Tensor, like: Tensor, path: str) -> nn.Parameter:
     rounded = exact.to(like.dtype)
+    if rounded.shape == like.shape:
+        rounded = torch.empty_like(like.detach()).copy_(rounded)  # the layout the weight had
     if not bool(torch.isfinite(rounded).all()):
         raise NotExactError(
             f"the folded weight of {path} does not fit {str(like.dtype).removeprefix('torch.')}"
         )
-    memory = torch.preserve_format
-    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last):
-        memory = torch.channels_last
-    return nn.Parameter(rounded.contiguous(memory_format=memory), requires_grad=like.requires_grad)
+    return nn.Parameter(rounded.detach(), requires_grad=like.requires_grad)
 
 
 def _set_state(model: nn.Module, names: tuple[str, ...], tensor: nn.Parameter) -> None:
@@ -161,7 +160,7 @@ def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
 
 
 def _put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Put ``new`` wherever the model holds the module at ``path``; return the root, ``new`` itself perhaps."""
+    """Put ``new`` wherever the model holds the module at ``path``; return the root, which it may be."""
     old = model.get_submodule(path)
     new.train(old.training)
     if old is model:

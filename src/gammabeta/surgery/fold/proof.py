@@ -126,7 +126,7 @@ class Judge:
         return Errors(found[0], max(found[1:]), native, self.original)
 
     def accepts(self, errors: Errors, tolerance: float) -> bool:
-        """Within tolerance in float64, and natively within tolerance beyond twice the original's own error."""
+        """Within tolerance in float64, and natively within tolerance of twice the original's error."""
         exact = max(errors.example, errors.random) <= tolerance
         return exact and errors.native <= 2 * errors.original + tolerance
 
