@@ -1,8 +1,8 @@
 """Fold public architectures, and compare with what torch.fx's fuser folds.
 
-Run in an environment that has, beside gammabeta, any of: pytorchcv, monai, efficientnet-pytorch, transformers,
-dcgan-pytorch (none needs torchvision when installed with ``--no-deps``). What is not installed is skipped, and
-said.
+Run in an environment that has, beside gammabeta, any of: pytorchcv, monai, efficientnet-pytorch,
+transformers, dcgan-pytorch (none needs torchvision when installed with ``--no-deps``). What is not installed
+is skipped, and said.
 
     python benchmarks/fold_architectures.py [--docs docs/fold.md] [NAME ...]
 
@@ -32,7 +32,7 @@ import gammabeta as gb
 Shape = tuple[int, ...]
 Builder = Callable[[], nn.Module]
 SMALL: Shape = (2, 3, 64, 64)
-IMAGE: Shape = (2, 3, 224, 224)
+IMAGE: Shape = (1, 3, 224, 224)
 VOLUME: Shape = (2, 1, 32, 32, 32)
 _UNET = {"spatial_dims": 3, "in_channels": 1, "out_channels": 2, "channels": (8, 16, 32), "strides": (2, 2)}
 _CITY = {"in_size": (64, 64)}
@@ -76,7 +76,7 @@ ARCHITECTURES: dict[str, tuple[str, Builder, Shape]] = {
     "pytorchcv mobilenetv2_w1": ("depthwise", _cv("mobilenetv2", "mobilenetv2_w1"), IMAGE),
     "pytorchcv shufflenetv2_w1": ("channel shuffle", _cv("shufflenetv2", "shufflenetv2_w1"), IMAGE),
     "pytorchcv efficientnet_b0": ("squeeze-excite", _cv("efficientnet", "efficientnet_b0"), IMAGE),
-    "pytorchcv inceptionv4": ("branches", _cv("inceptionv4", "inceptionv4"), (2, 3, 299, 299)),
+    "pytorchcv inceptionv4": ("branches", _cv("inceptionv4", "inceptionv4"), (1, 3, 299, 299)),
     "pytorchcv dla34": ("aggregation", _cv("dla", "dla34"), IMAGE),
     "pytorchcv dpn68": ("dual path, pre-activation", _cv("dpn", "dpn68"), IMAGE),
     "pytorchcv hrnet_w18_small_v1": ("multi-resolution", _cv("hrnet", "hrnet_w18_small_v1"), IMAGE),
@@ -94,13 +94,17 @@ ARCHITECTURES: dict[str, tuple[str, Builder, Shape]] = {
         _monai("DenseNet121", spatial_dims=3, in_channels=1, out_channels=2),
         (2, 1, 64, 64, 64),
     ),
-    "monai UNet": ("3-D UNet, ConvTranspose3d", _monai("UNet", norm="batch", num_res_units=2, **_UNET), VOLUME),
+    "monai UNet": (
+        "3-D UNet, ConvTranspose3d",
+        _monai("UNet", norm="batch", num_res_units=2, **_UNET),
+        VOLUME,
+    ),
     "monai VNet": ("3-D, ConvTranspose3d", _monai("VNet"), VOLUME),
     "monai HighResNet": ("3-D pre-activation", _monai("HighResNet", norm_type="batch"), (2, 1, 16, 16, 16)),
     "monai AttentionUnet": ("3-D attention", _monai("AttentionUnet", **_UNET), VOLUME),
     "efficientnet-pytorch b0": ("Conv2d subclass", _efficientnet, IMAGE),
     "transformers LeViT": ("Linear + BatchNorm1d", _transformer("Levit"), IMAGE),
-    "transformers MobileViT": ("convolution and attention", _transformer("MobileViT"), (2, 3, 256, 256)),
+    "transformers MobileViT": ("convolution and attention", _transformer("MobileViT"), (1, 3, 256, 256)),
     "transformers RegNet": ("grouped, squeeze-excite", _transformer("RegNet"), SMALL),
     "transformers SwiftFormer": ("additive attention", _transformer("SwiftFormer"), IMAGE),
     "dcgan-pytorch Generator": ("GAN generator, ConvTranspose2d", _dcgan("Generator"), (2, 100, 1, 1)),

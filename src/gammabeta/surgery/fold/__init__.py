@@ -10,7 +10,7 @@ from ...errors import SurgeryError, UsageError
 from .affine import NotExactError
 from .apply import apply
 from .plan import Plan, Planner, Step, describe_step, traces
-from .proof import TOLERANCE, Inputs, Judge, Search
+from .proof import TOLERANCE, Errors, Inputs, Judge, Search
 from .report import FoldedLayer, FoldReport
 from .sites import Norm, is_known_norm
 from .watch import watch
@@ -56,11 +56,11 @@ def fold(model: nn.Module, example: Any, *, tolerance: float | None = None) -> n
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {_first_line(error)}") from error
     limit = tolerance if tolerance is not None else _tolerance(original)
-    search: Search[Step] = Search(lambda steps: _wrong(original, steps, plan, judge, limit))
+    trial = _Trial(original, plan, judge, limit)
+    search: Search[Step] = Search(trial.wrong)
     sound = search.sound(plan.steps)
     back = {plan.steps[i]: why for i, why in search.refused.items()}
-    folded = _built(original, sound, plan)
-    errors = judge.measure(folded)
+    folded, errors = trial.result(sound)
     if not judge.accepts(errors, limit):
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
@@ -99,28 +99,41 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
     return original, Planner(original, flow).plan(), "graph" if traces(original) else "example"
 
 
-def _built(original: nn.Module, steps: list[Step], plan: Plan) -> nn.Module:
-    gone = {norm for step in steps for norm in step.norms}
-    stay = [norm for step in plan.steps for norm in step.norms if norm not in gone]
-    return apply(original, steps, [*plan.left, *stay])
+class _Trial:
+    """Builds the model with some of the steps and measures it; remembers the last one that passed."""
 
+    def __init__(self, original: nn.Module, plan: Plan, judge: Judge, limit: float) -> None:
+        self.original, self.plan, self.judge, self.limit = original, plan, judge, limit
+        self.passed: tuple[list[Step], nn.Module, Errors] | None = None
 
-def _wrong(original: nn.Module, steps: list[Step], plan: Plan, judge: Judge, limit: float) -> str:
-    """Build and measure; return what is wrong, or nothing."""
-    try:
-        folded = _built(original, steps, plan)
-    except NotExactError as error:
-        return str(error)
-    try:
-        errors = judge.measure(folded)
-    except (
-        Exception
-    ) as error:  # the rewritten model's own code runs here: whatever it raises, the fold goes back
-        return _first_line(error)
-    if judge.accepts(errors, limit):
-        return ""
-    worst = max(errors.example, errors.random, errors.native)
-    return f"the model's output moved by {worst:.1e} relative, over {limit:.0e}"
+    def build(self, steps: list[Step]) -> nn.Module:
+        """Return a new folded model."""
+        gone = {norm for step in steps for norm in step.norms}
+        stay = [norm for step in self.plan.steps for norm in step.norms if norm not in gone]
+        return apply(self.original, steps, [*self.plan.left, *stay])
+
+    def wrong(self, steps: list[Step]) -> str:
+        """Build and measure; return what is wrong, or nothing."""
+        try:
+            folded = self.build(steps)
+        except NotExactError as error:
+            return str(error)
+        try:
+            errors = self.judge.measure(folded)
+        except Exception as error:  # the model's own code runs here: whatever it raises, the fold goes back
+            return f"the folded model does not run: {_first_line(error)}"
+        if self.judge.accepts(errors, self.limit):
+            self.passed = (steps, folded, errors)
+            return ""
+        worst = max(errors.example, errors.random, errors.native)
+        return f"the model's output moved by {worst:.1e} relative, over {self.limit:.0e}"
+
+    def result(self, steps: list[Step]) -> tuple[nn.Module, Errors]:
+        """Return the model of these steps and its distances."""
+        if self.passed is None or self.passed[0] != steps:
+            folded = self.build(steps)
+            return folded, self.judge.measure(folded)
+        return self.passed[1], self.passed[2]
 
 
 def _layers(plan: Plan, sound: list[Step], back: dict[Step, str]) -> tuple[FoldedLayer, ...]:
@@ -130,8 +143,7 @@ def _layers(plan: Plan, sound: list[Step], back: dict[Step, str]) -> tuple[Folde
     for step in plan.steps:
         for norm in step.norms:
             found[norm] = _layer(norm, step, back.get(step))
-    order = [*plan.order]
-    return tuple(found[norm] for norm in order if norm in found)
+    return tuple(found[norm] for norm in plan.order if norm in found)
 
 
 def _layer(norm: Norm, step: Step, wrong: str | None) -> FoldedLayer:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from .affine import Affine, NotExactError, fold_after, fold_before
 from .layers import AffineTail, ChannelAffine, Tail
 from .plan import Step
-from .sites import Linear, Norm, has_tail
+from .sites import Linear, Norm
 from .watch import Call
 
 
@@ -149,7 +149,7 @@ def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
     """Make a batch norm that stays one multiply-add; a fused one is one pass already, activation included."""
     old = model.get_submodule(norm.path)
     hooked = old._forward_hooks or old._forward_pre_hooks
-    if hooked or has_tail(old) or norm.affine is None:
+    if hooked or norm.tail or norm.affine is None:
         return model
     return _put(model, norm.path, _channel_affine(norm.affine, old))
 

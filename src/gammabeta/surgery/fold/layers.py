@@ -1,21 +1,13 @@
 """What stands in the folded model where a batch norm stood: nothing, its tail, or one multiply-add."""
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...functional._composition import finish
 from .affine import Affine
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-}
 
 
 class ChannelAffine(nn.Module):
@@ -54,13 +46,16 @@ class Tail(nn.Module):
         super().__init__()
         self.activation, self.pool = activation, pool
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Add, activate, pool; ``x`` and ``residual`` are (N, C, *)."""
-        if residual is not None:
-            x = x + residual
-        if self.activation is not None:
-            x = _ACTIVATIONS[self.activation](x)
-        return x if self.pool is None else F.avg_pool2d(x, self.pool)
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        *,
+        activation: str | None = None,
+        pool: int | None = None,
+    ) -> Tensor:
+        """Add, activate, pool; ``x`` and ``residual`` are (N, C, *). A call may ask for what the layer lacks."""
+        return finish(x, residual, self.activation or activation, self.pool or pool)
 
     def extra_repr(self) -> str:
         """Show what it does."""
@@ -74,7 +69,7 @@ class AffineTail(nn.Module):
         super().__init__()
         self.affine, self.tail = affine, tail
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, **settings: Any) -> Tensor:
         """Map, then add, activate, pool."""
-        out: Tensor = self.tail(self.affine(x), residual)
+        out: Tensor = self.tail(self.affine(x), residual, **settings)
         return out

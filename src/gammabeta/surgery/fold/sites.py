@@ -1,7 +1,6 @@
 """Find, in what flowed, the linear operations and the per-channel affine maps beside them."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ _LINEAR: dict[Any, tuple[Operation, tuple[str, ...]]] = {F.linear: (Operation("l
 for _n in (1, 2, 3):
     _LINEAR[getattr(F, f"conv{_n}d")] = (Operation("conv", _n), _CONV)
     _LINEAR[getattr(F, f"conv_transpose{_n}d")] = (Operation("conv_transpose", _n), _TRANSPOSE)
+_AFTER = ("activation", "pool", "residual")  # what a fused batch norm may do after the map
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
 _ELEMENTWISE = {
     "mul", "mul_", "multiply", "add", "add_", "sub", "sub_", "subtract", "div", "div_", "divide",
@@ -112,13 +112,13 @@ def find_norms(flow: Flow, model: nn.Module) -> list[Norm]:
 def _norm(call: Call, model: nn.Module) -> Norm | None:
     if call.module is not None:
         module = call.module
-        data = next(_inputs(call), None)
-        if data is None or not call.outputs:
+        data = call.args[0] if call.args else call.kwargs.get("input")
+        if not isinstance(data, Value) or not call.outputs:
             return None
         affine, why = module_affine(module)
         path = call.frame.path
         name = path or type(module).__name__
-        return Norm(name, "module", path, call, data, call.outputs[0], affine, why, has_tail(module))
+        return Norm(name, "module", path, call, data, call.outputs[0], affine, why, has_tail(module, call))
     if call.name != "batch_norm" or not call.outputs:
         return None
     args = dict(zip(_BATCH_NORM, call.args, strict=False)) | call.kwargs
@@ -126,7 +126,7 @@ def _norm(call: Call, model: nn.Module) -> Norm | None:
     if not isinstance(data, Value) or data.origin != "data":
         return None
     affine, why = _call_affine(args)
-    tail = any(args.get(name) is not None for name in ("activation", "residual", "pool"))
+    tail = any(args.get(name) is not None for name in _AFTER)
     path = call.frame.path
     same = [c for c in call.frame.calls if c.name == "batch_norm"]
     index = same.index(call)
@@ -145,9 +145,10 @@ def _owner(mean: Any, model: nn.Module) -> tuple[str, nn.Module] | None:
     return (path, module) if is_known_norm(module) else None
 
 
-def has_tail(module: nn.Module) -> bool:
-    """Tell whether a fused module does anything after the map."""
-    return any(getattr(module, name, None) is not None for name in ("activation", "pool"))
+def has_tail(module: nn.Module, call: Call) -> bool:
+    """Tell whether a fused module does anything after the map, by its settings or in this call."""
+    asked = any(call.kwargs.get(name) is not None for name in _AFTER) or len(call.args) > 1
+    return asked or any(getattr(module, name, None) is not None for name in _AFTER[:2])
 
 
 def module_affine(module: nn.Module) -> tuple[Affine | None, str]:
@@ -179,12 +180,6 @@ def _checked(affine: Affine) -> tuple[Affine | None, str]:
     if not affine.finite:
         return None, "its running statistics or parameters are not finite"
     return affine, ""
-
-
-def _inputs(call: Call) -> Iterator[Value]:
-    for item in (*call.args, *call.kwargs.values()):
-        if isinstance(item, Value):
-            yield item
 
 
 def _affine_module(frame: Frame, flow: Flow) -> Norm | None:
