@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.fx.experimental import optimization
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import gammabeta as gb
@@ -149,6 +148,8 @@ def prepare(model: nn.Module, shape: Shape) -> tuple[nn.Module, torch.Tensor]:
 
 def fx_folded(model: nn.Module) -> int | None:
     """Count the batch norms torch.fx's fuser removes; None if it does not trace the model."""
+    from torch.fx.experimental import optimization  # warns at import
+
     try:
         traced = torch.fx.symbolic_trace(copy.deepcopy(model))
         fused = optimization.fuse(copy.deepcopy(model), inplace=True)

@@ -87,6 +87,7 @@ def as_inputs(example: Any) -> Inputs:
 def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
     """Copy the model, watch the copy run, and plan."""
     inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    hooked = {name for name, p in inner.named_parameters(remove_duplicate=False) if p._backward_hooks}
     try:
         original = copy.deepcopy(inner).eval()
     except Exception as error:
@@ -96,7 +97,7 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
         flow = watch(original, args, kwargs, is_known_norm)
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {_first_line(error)}") from error
-    return original, Planner(original, flow).plan(), "graph" if traces(original) else "example"
+    return original, Planner(original, flow, hooked).plan(), "graph" if traces(original) else "example"
 
 
 class _Trial:

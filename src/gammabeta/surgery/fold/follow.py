@@ -56,7 +56,7 @@ def follow(value: Value, axis: int, ends: Container[Call]) -> Link | Break:
     channels, repeat = value.shape[axis], 1
     while True:
         if value.watchers:
-            return Break(f"is also seen by {value.watchers[0]}")
+            return Break(value.watchers[0])
         if len(value.users) != 1:
             names = sorted({describe(user) for user in value.users})
             return Break(

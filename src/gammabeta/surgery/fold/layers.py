@@ -54,7 +54,7 @@ class Tail(nn.Module):
         activation: str | None = None,
         pool: int | None = None,
     ) -> Tensor:
-        """Add, activate, pool; ``x`` and ``residual`` are (N, C, *). A call may ask for what the layer lacks."""
+        """Add, activate, pool: ``x`` and ``residual`` are (N, C, *). A call may ask for more."""
         return finish(x, residual, self.activation or activation, self.pool or pool)
 
     def extra_repr(self) -> str:

@@ -1,6 +1,7 @@
 """Decide what folds into what, and for everything else, why not."""
 
 from collections import Counter
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 import torch
@@ -34,10 +35,14 @@ class Plan:
 
 
 class Planner:
-    """Pairs found in a ``Flow``. ``model`` is the copy that was watched."""
+    """Pairs found in a ``Flow``.
 
-    def __init__(self, model: nn.Module, flow: Flow) -> None:
-        self.model, self.flow = model, flow
+    ``model`` is the copy that was watched; ``hooked`` names the parameters of the original that carry a
+    gradient hook, which a copy loses.
+    """
+
+    def __init__(self, model: nn.Module, flow: Flow, hooked: Container[str] = ()) -> None:
+        self.model, self.flow, self.hooked = model, flow, hooked
         self.linears = find_linears(flow)
         self.norms = {norm.call: norm for norm in find_norms(flow, model)}
         self.starts = {id(norm.data): norm for norm in self.norms.values() if norm.kind == "affine"}
@@ -163,7 +168,7 @@ class Planner:
             others = [user for user in state.users if user is not linear.call]
             if others:
                 return f"{what} is also used by {describe(others[0])}"
-            if state.tensor is not None and state.tensor._backward_hooks:
+            if any(held in self.hooked for held in state.names):
                 return f"a hook on {what}"
         if module._forward_pre_hooks and linear.weight.names[0].startswith(linear.call.frame.path):
             return f"a forward pre-hook on {name}"

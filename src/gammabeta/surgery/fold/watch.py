@@ -51,7 +51,7 @@ class Value:
     tensor: Tensor | None = None  # of a state or a small constant
     producer: "Call | None" = None
     users: list["Call"] = field(default_factory=list)
-    watchers: list[str] = field(default_factory=list)  # anything beside a call that sees it, in words
+    watchers: list[str] = field(default_factory=list)  # what happens to it beside calls, in words
 
 
 @dataclass(eq=False)
@@ -267,9 +267,9 @@ class _Recorder(TorchFunctionMode):
             self.frames.append(frame)
             frame.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
             if hooked:
-                _tell(frame.inputs, f"{hooked} on {path or 'the model'}")
+                _tell(frame.inputs, f"is seen by {hooked} on {path or 'the model'}")
             if isinstance(module, torch.jit.ScriptModule):
-                _tell(frame.inputs, f"{path}, a ScriptModule")
+                _tell(frame.inputs, f"goes into {path}, a ScriptModule")
             if self.leaf(module):
                 frame.calls.append(
                     Call(None, "module", self.abstract(args), self.abstract(kwargs), frame, module)
@@ -288,20 +288,20 @@ class _Recorder(TorchFunctionMode):
                 self.record(frame.calls.pop(), list(tensors_in((args, kwargs))), output)
             frame.outputs = [self.value(t) for t in tensors_in(output)]
             if hooked:
-                _tell(frame.outputs, f"{hooked} on {frame.path or 'the model'}")
+                _tell(frame.outputs, f"is seen by {hooked} on {frame.path or 'the model'}")
 
         return hook
 
     def flow(self, result: Any) -> Flow:
         values = [self.value(t) for t in tensors_in(result)]
-        _tell(values, "the model's output")
+        _tell(values, "is part of the model's output")
         frames, calls = self.frames, self.calls
         out = {id(t) for t in tensors_in(result)}
         out |= {id(t._base) for t in tensors_in(result) if t._base is not None}  # a view keeps what it shows
         gc.collect()
         for tensor, (value, _) in list(self.known.items()):
             if value and value.origin == "data" and value.producer is not None and id(tensor) not in out:
-                _tell([value], "something that keeps it after the forward")
+                _tell([value], "is kept after the forward")
         return Flow(calls, frames, result, values)
 
 
