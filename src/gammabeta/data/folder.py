@@ -41,7 +41,7 @@ def read_picture_folder(folder: Path, name: str, *, size: tuple[int, int] | None
 
     Raises:
         DataError: no class folders, an empty class, a file that is no picture or is damaged, pictures of
-            different sizes, classes in ``test`` that ``train`` lacks, or more pixels than can be held in memory.
+            different sizes, classes in ``test`` that ``train`` lacks, or more pixels than fit in memory.
     """
     train_root = folder / "train"
     if not train_root.is_dir():
