@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from gammabeta.kernels import cpu
 
@@ -34,7 +34,7 @@ def truth(x, weight, bias, residual, activation, pool):
 
 
 def close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
-    """Within a few roundings of the largest value; the sums behind a gradient are longer than one rounding."""
+    """Within a few roundings of the largest value; there are long sums behind a gradient."""
     scale = 1 + exact.abs().max().item()
     bound = scale * (2e-6 if dtype == torch.float32 else 1e-2)
     assert (ours.double() - exact).abs().max().item() <= bound

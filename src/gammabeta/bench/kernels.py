@@ -1,0 +1,225 @@
+"""Batch normalization layer by layer: ours against torch's own operators, on the shapes real networks have.
+
+Each case times one training step of a layer (forward, then backward with a random upstream gradient) through
+``gammabeta.functional.batch_norm``, with all allocation, against the same in torch's operators; or the
+forward in evaluation. The torch version adds and activates in place, as torch's own models do.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import functional
+from . import IncorrectError, Options, Result
+from .timing import Timing, geometric_mean, interleave
+
+# (N, C, H, W): stages of the networks named; (N, C) for perceptrons
+SHAPES = {
+    "ResNet-18 stem": (8, 64, 112, 112),
+    "ResNet-18 stage 1": (16, 64, 56, 56),
+    "ResNet-18 stage 2": (16, 128, 28, 28),
+    "ResNet-18 stage 3": (16, 256, 14, 14),
+    "ResNet-18 stage 4": (16, 512, 7, 7),
+    "ResNet-50 stage 1": (8, 256, 56, 56),
+    "ResNet-50 stage 2": (32, 512, 28, 28),
+    "ResNet-50 stage 3": (32, 1024, 14, 14),
+    "ResNet-50 stage 4": (64, 2048, 7, 7),
+    "MobileNetV2 block 1": (16, 96, 56, 56),
+    "MobileNetV2 block 3": (16, 144, 28, 28),
+    "MobileNetV2 block 10": (32, 384, 14, 14),
+    "MobileNetV2 head": (32, 1280, 7, 7),
+    "DenseNet-121 block 1": (8, 128, 56, 56),
+    "DenseNet-121 block 3": (16, 1000, 14, 14),
+    "digits 1": (64, 20, 26, 26),
+    "digits 2": (64, 50, 9, 9),
+    "perceptron 64×128": (64, 128),
+    "perceptron 128×512": (128, 512),
+    "perceptron 1024×1024": (1024, 1024),
+}
+_POOLED = ("ResNet-18 stage 1", "ResNet-50 stage 2", "DenseNet-121 block 1", "digits 1", "digits 2")
+_QUICK = ("ResNet-18 stage 1", "digits 1", "perceptron 64×128")
+_CACHE_BYTES = 32 << 20  # of the last cache; a layer beyond it is measured against the copy bandwidth
+
+
+@dataclass(frozen=True)
+class Case:
+    """One layer: what it does, on which shape."""
+
+    operation: str
+    name: str
+    shape: tuple[int, ...]
+    channels_last: bool
+    activation: str | None = None
+    residual: bool = False
+    pool: int | None = None
+    dtype: torch.dtype = torch.float32
+    training: bool = True
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        layout = "channels_last" if self.channels_last else "contiguous"
+        return f"{self.operation} · {self.name} {'×'.join(map(str, self.shape))} · {layout}"
+
+    @property
+    def nbytes(self) -> int:
+        """Of the input."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def cases(quick: bool) -> list[Case]:
+    """Every layer that is measured."""
+    found = []
+    operations: list[tuple[str, dict[str, object], tuple[str, ...]]] = [
+        ("BN", {}, tuple(SHAPES)),
+        ("BN+ReLU", {"activation": "relu"}, tuple(SHAPES)),
+        ("BN+ReLU+pool", {"activation": "relu", "pool": 2}, _POOLED),
+        ("BN+add+ReLU", {"activation": "relu", "residual": True}, tuple(SHAPES)),
+        ("BN+ReLU bf16", {"activation": "relu", "dtype": torch.bfloat16}, tuple(SHAPES)),
+        ("BN+ReLU evaluation", {"activation": "relu", "training": False}, tuple(SHAPES)),
+    ]
+    for operation, options, names in operations:
+        for name in names:
+            if quick and name not in _QUICK:
+                continue
+            shape = SHAPES[name]
+            layouts = (False, True) if len(shape) == 4 else (False,)
+            found += [Case(operation, name, shape, layout, **options) for layout in layouts]  # type: ignore[arg-type]
+    return found
+
+
+class Layer:
+    """A case with its tensors, as the two programs that are compared."""
+
+    def __init__(self, case: Case) -> None:
+        torch.manual_seed(0)
+        channels = case.shape[1]
+        form = torch.channels_last if case.channels_last else torch.contiguous_format
+        self.case = case
+        self.x = (torch.randn(case.shape) + 0.5).to(case.dtype, memory_format=form).requires_grad_()
+        self.residual = None
+        if case.residual:
+            self.residual = torch.randn(case.shape).to(case.dtype, memory_format=form).requires_grad_()
+        self.weight = (torch.rand(channels) + 0.5).requires_grad_()
+        self.bias = torch.randn(channels).requires_grad_()
+        self.mean, self.var = torch.zeros(channels), torch.ones(channels)
+        with torch.no_grad():
+            out = self._torch()
+        self.grad = torch.randn(out.shape).to(case.dtype, memory_format=form)
+
+    def _torch(self) -> Tensor:
+        case = self.case
+        y = F.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, case.training)
+        if self.residual is not None:
+            y += self.residual
+        if case.activation:
+            y = F.relu(y, inplace=True)
+        return F.avg_pool2d(y, 2) if case.pool else y
+
+    def _ours(self) -> Tensor:
+        case = self.case
+        return functional.batch_norm(
+            self.x,
+            self.mean,
+            self.var,
+            self.weight,
+            self.bias,
+            case.training,
+            activation=case.activation,
+            residual=self.residual,
+            pool=case.pool,
+            backend="cpu",
+        )
+
+    def _step(self, layer: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        leaves = [t for t in (self.x, self.weight, self.bias, self.residual) if t is not None]
+        if not self.case.training:
+            with torch.inference_mode():
+                return layer(), ()
+        out = layer()
+        return out, torch.autograd.grad(out, leaves, self.grad)
+
+    def torch_step(self) -> object:
+        """One step in torch's operators."""
+        return self._step(self._torch)
+
+    def our_step(self) -> object:
+        """One step in ours."""
+        return self._step(self._ours)
+
+    def check(self) -> None:
+        """Raise ``IncorrectError`` unless both programs agree.
+
+        The error is taken over a whole tensor: a value a rounding away from ReLU's kink may fall on either
+        side of it, which changes its gradient from all to nothing.
+        """
+        bound = 3e-2 if self.case.dtype is torch.bfloat16 else 3e-3 if self.case.activation else 1e-5
+        theirs, ours = self._step(self._torch), self._step(self._ours)
+        for a, b in zip((theirs[0], *theirs[1]), (ours[0], *ours[1]), strict=True):
+            off = ((a.float() - b.float()).norm() / a.float().norm()).item()
+            if not off <= bound:
+                raise IncorrectError(f"{self.case.title}: off by {off:.2g} of its norm")
+
+
+def least_bytes(case: Case) -> int:
+    """The fewest bytes a step can move: contiguous, a channel's values are read from memory once."""
+    passes = 2 if not case.channels_last else 3  # x in (twice: statistics come first), out
+    if case.training:
+        passes += 3 if not case.channels_last else 5  # x and gradient in (twice), dx out
+    elif case.channels_last:
+        passes = 2
+    if case.residual:
+        passes += 3 if not case.channels_last else 4
+    return passes * case.nbytes
+
+
+def copy_bandwidth(quick: bool) -> float:
+    """Bytes per second, read and written, of torch's copy between two blocks beyond the last cache."""
+    a, b = torch.ones(64 << 20), torch.ones(64 << 20)
+    seconds = interleave({"copy": lambda: b.copy_(a)}, rounds=3 if quick else 15)["copy"].median
+    return 2 * a.numel() * 4 / seconds
+
+
+def _row(case: Case, found: dict[str, Timing], bandwidth: float) -> dict[str, object]:
+    ours, theirs = found["ours"], found["torch"]
+    beyond = case.nbytes > _CACHE_BYTES and case.pool is None
+    return {
+        "case": case.title,
+        "operation": case.operation,
+        "KiB": case.nbytes // 1024,
+        "torch ms": theirs.median * 1e3,
+        "ours ms": ours.median * 1e3,
+        "times faster": theirs.median / ours.median,
+        "spread": (ours.upper - ours.lower) / ours.median,
+        "of copy": least_bytes(case) / ours.median / bandwidth if beyond else None,
+    }
+
+
+def run(options: Options) -> Result:
+    """Check every case, then time it."""
+    rows: list[dict[str, object]] = []
+    bandwidth = copy_bandwidth(options.quick)
+    for case in cases(options.quick):
+        layer = Layer(case)
+        layer.check()
+        programs = {"torch": layer.torch_step, "ours": layer.our_step}
+        rows.append(_row(case, interleave(programs, rounds=5 if options.quick else 11), bandwidth))
+    summary: dict[str, object] = {"copy GB/s": round(bandwidth / 1e9, 1)}
+    for operation in dict.fromkeys(str(row["operation"]) for row in rows):
+        ratios = [float(str(r["times faster"])) for r in rows if r["operation"] == operation]
+        mean, least = geometric_mean(ratios), min(ratios)
+        summary[operation] = f"geometric mean {mean:.2f}×, least {least:.2f}×, {len(ratios)} cases"
+    shares = [float(str(row["of copy"])) for row in rows if row["of copy"] is not None]
+    if shares:
+        summary["beyond the last cache"] = (
+            f"{100 * geometric_mean(shares):.0f} % of the copy bandwidth (least {100 * min(shares):.0f} %)"
+        )
+    notes = [
+        "Forward and backward with allocation, medians of interleaved rounds; torch's ReLU and addition in "
+        "place. `of copy` counts the fewest bytes the layout allows. `spread` is the quartile distance."
+    ]
+    return Result("Batch normalization layer by layer, CPU", rows, summary, notes, chart=None)

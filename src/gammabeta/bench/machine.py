@@ -1,0 +1,75 @@
+"""Which machine and which software a figure belongs to."""
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "numba", "llvmlite", "numpy", "triton")
+_MICROARCHITECTURES = {("AuthenticAMD", 25): "Zen 3 or 4", ("AuthenticAMD", 26): "Zen 5"}
+
+
+def describe() -> dict[str, Any]:
+    """Machine, software, threads and commit, ready for JSON."""
+    import torch
+
+    return {
+        "machine": name(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {package: _version(package) for package in _PACKAGES},
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def name() -> str:
+    """Such as ``2 cores of an AMD EPYC (Zen 5)``."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    info = _cpuinfo()
+    model = info.get("model name") or platform.processor() or platform.machine()
+    family = info.get("cpu family", "")
+    kind = _MICROARCHITECTURES.get((info.get("vendor_id", ""), int(family) if family.isdigit() else 0))
+    return f"{cores} cores of an {model}" + (f" ({kind})" if kind else "")
+
+
+def slug() -> str:
+    """The machine's name as part of a file's name."""
+    kept = "".join(c if c.isalnum() else "-" for c in name().lower().replace("cores of an ", ""))
+    return "-".join(part for part in kept.split("-") if part)
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    first = text.split("\n\n", 1)[0]
+    pairs = (line.split(":", 1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of the source tree this runs from, with ``+`` if there are changes; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        head = _git(here, "rev-parse", "--short", "HEAD")
+        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *args: str) -> str:
+    command = ["git", "-C", str(folder), *args]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,80 @@
+"""Write what a suite found: JSON for programs, Markdown for readers, bars for the eye."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from . import Result, machine
+
+
+def write(name: str, result: Result, folder: Path) -> list[Path]:
+    """Write ``<name>-<machine>.json``, ``.md`` and, where the suite names a column to draw, ``.svg``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{name}-{machine.slug()}"
+    about = machine.describe()
+    everything = {
+        "suite": name,
+        **about,
+        "summary": result.summary,
+        "notes": result.notes,
+        "rows": result.rows,
+    }
+    written = [folder / f"{stem}.json", folder / f"{stem}.md"]
+    written[0].write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
+    written[1].write_text(markdown(result, about), encoding="utf-8")
+    if result.chart:
+        written.append(_draw(result, about, folder / f"{stem}.svg"))
+    return written
+
+
+def markdown(result: Result, about: dict[str, Any]) -> str:
+    """The result as a page."""
+    packages = ", ".join(f"{p} {v}" for p, v in about["packages"].items() if v)
+    lines = [
+        f"# {result.title}",
+        "",
+        f"{about['machine']}, {about['threads']} threads; Python {about['python']}, {packages}; "
+        f"commit {about['commit']}, {about['date']}.",
+        "",
+    ]
+    lines += [f"- {key}: {_cell(value)}" for key, value in result.summary.items()]
+    lines += ["", *result.notes, ""] if result.notes else [""]
+    return "\n".join(lines) + table(result.rows)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as a Markdown table; the columns are those of the first row."""
+    if not rows:
+        return ""
+    columns = list(rows[0])
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 100 else f"{value:.0f}"
+    return str(value)
+
+
+def _draw(result: Result, about: dict[str, Any], path: Path) -> Path:
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    from matplotlib import pyplot as plt
+
+    rows = [row for row in result.rows if isinstance(row.get(str(result.chart)), int | float)]
+    figure, axes = plt.subplots(figsize=(8, 0.8 + 0.22 * len(rows)), layout="constrained")
+    axes.barh([row["case"] for row in rows], [row[str(result.chart)] for row in rows], color="#3b6ea5")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.invert_yaxis()
+    axes.set_xlabel(str(result.chart))
+    axes.set_title(f"{result.title} · {about['machine']}", fontsize=9)
+    axes.tick_params(labelsize=7)
+    mpl.rcParams["svg.hashsalt"] = "gammabeta"
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path
