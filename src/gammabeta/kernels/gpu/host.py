@@ -1,0 +1,343 @@
+"""The functions of the kernels' table, as launches. Nothing here waits for the GPU or reads from it."""
+
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import backward_kernels, forward_kernels, plan
+
+MERGE_TILE = 4096
+RUNNING_BLOCK = 1024
+# The interpreter's stand-in for a chip: so small that shapes a test can afford are split, merged and owned.
+INTERPRETED = plan.Chip(multiprocessors=2, cache_bytes=1 << 16)
+
+
+@cache
+def _chip(device: torch.device) -> plan.Chip:
+    if device.type != "cuda":
+        return INTERPRETED
+    properties = torch.cuda.get_device_properties(device)
+    return plan.Chip(properties.multi_processor_count, properties.L2_cache_size)
+
+
+def _on(x: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device and its current stream: make them those of ``x``."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def _is_rows(x: Tensor) -> bool:
+    """Whether ``(N, C, *spatial)`` has its channels side by side, and nothing between the values."""
+    return x.movedim(1, -1).is_contiguous()
+
+
+def _dense(x: Tensor) -> tuple[Tensor, bool]:
+    """``x`` in one of the two layouts (copied to contiguous if it has neither), and whether it is by rows."""
+    if x.is_contiguous():
+        return x, x.shape[2:].numel() == 1
+    return (x, True) if _is_rows(x) else (x.contiguous(), False)
+
+
+def _like(t: Tensor, rows: bool) -> Tensor:
+    """``t`` in the layout of the tensor it accompanies."""
+    if not rows:
+        return t.contiguous()
+    return t if _is_rows(t) else t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def _maybe_like(t: Tensor | None, rows: bool) -> Tensor | None:
+    return None if t is None else _like(t, rows)
+
+
+def _empty_pooled(x: Tensor, rows: bool) -> Tensor:
+    n, c, h, w = x.shape
+    layout = torch.channels_last if rows else torch.contiguous_format
+    return torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+def _merge_tile(splits: int, C: int) -> dict[str, Any]:
+    """A tile that holds every split of a few channels."""
+    bk = plan.power_of_two(splits)
+    return {
+        "BC": max(1, min(MERGE_TILE // bk, plan.power_of_two(C), 32)),
+        "BK": bk,
+        "num_warps": 4,
+        "enable_fp_fusion": True,
+    }
+
+
+def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """``(mean, var, invstd)`` of a dense ``x`` in a reduction over the whole chip."""
+    C = x.shape[1]
+    mean, var, invstd = x.new_empty((3, C), dtype=torch.float32).unbind()
+    t = plan.tile(plan.view_of(tuple(x.shape), rows, None, x.itemsize), 1, False)
+    n, c, s, *_ = t.extents
+    splits = plan.splits(t, _chip(x.device))
+    if splits == 1:
+        forward_kernels.whole_channels[(t.blocks,)](
+            x,
+            None,
+            None,
+            mean,
+            var,
+            invstd,
+            None,
+            None,
+            eps,
+            *t.extents,
+            APPLY=False,
+            ACT=None,
+            POOL=1,
+            **t.shape,
+        )
+        return mean, var, invstd
+    part = x.new_empty((4, splits, C), dtype=torch.float32)
+    forward_kernels.partial_statistics[(t.blocks, splits)](x, part, n, c, s, splits, **t.shape)
+    merge = _merge_tile(splits, C)
+    forward_kernels.merge_statistics[(-(-C // merge["BC"]),)](
+        part, mean, var, invstd, C, splits, eps, **merge
+    )
+    return mean, var, invstd
+
+
+def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over all but axis 1, float32 ``(C,)``."""
+    x, rows = _dense(x)
+    with _on(x):
+        mean, var, _ = _moments(x, rows, 1.0)
+    return mean, var
+
+
+def forward_train(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Training: ``(out, mean, var, invstd)``."""
+    x, rows = _dense(x)
+    residual = _maybe_like(residual, rows)
+    view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+    t = plan.owned(view, 1 if residual is None else 2, _chip(x.device))
+    if t is None:
+        with _on(x):
+            mean, var, invstd = _moments(x, rows, eps)
+        return forward(x, mean, invstd, weight, bias, residual, activation, pool), mean, var, invstd
+    out = torch.empty_like(x) if pool is None else _empty_pooled(x, rows)
+    mean, var, invstd = x.new_empty((3, view.C), dtype=torch.float32).unbind()
+    with _on(x):
+        forward_kernels.whole_channels[(t.blocks,)](
+            x, residual, out, mean, var, invstd, weight, bias, eps, *t.extents,
+            APPLY=True, ACT=activation, POOL=view.pool, **t.shape,
+        )  # fmt: skip
+    return out, mean, var, invstd
+
+
+def forward(
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> Tensor:
+    """The output for given statistics."""
+    x, rows = _dense(x)
+    residual = _maybe_like(residual, rows)
+    out = torch.empty_like(x) if pool is None else _empty_pooled(x, rows)
+    if out.numel():
+        view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+        t = plan.tile(view, 1 if residual is None else 2, False)
+        with _on(x):
+            forward_kernels.normalise[(t.blocks * t.tiles,)](
+                x, residual, out, mean, invstd, weight, bias, *t.extents,
+                ACT=activation, POOL=view.pool, **t.shape,
+            )  # fmt: skip
+    return out
+
+
+def _sums(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dz: Tensor | None,
+    activation: str | None,
+    view: plan.View,
+) -> Tensor:
+    """``sum(dz)`` and ``sum(dz * xhat)``, ``(2, C)``, by the whole chip; fills ``dz`` if given."""
+    t = plan.tile(view, 2, True)
+    splits = plan.splits(t, _chip(x.device))
+    part = x.new_empty((2, splits, view.C), dtype=torch.float32)
+    backward_kernels.partial_sums[(t.blocks, splits)](
+        grad, x, residual, dz, part, mean, invstd, weight, bias, splits, *t.extents,
+        ACT=activation, POOL=view.pool, **t.shape,
+    )  # fmt: skip
+    if splits == 1:
+        return part[:, 0]
+    total = x.new_empty((2, view.C), dtype=torch.float32)
+    merge = _merge_tile(splits, view.C)
+    backward_kernels.merge_sums[(-(-view.C // merge["BC"]), 2)](part, total, view.C, splits, **merge)
+    return total
+
+
+def backward_reduce(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+) -> tuple[Tensor, Tensor]:
+    """``(sum_dz, sum_dz_xhat)``, float32 ``(C,)``: the gradients of bias and weight."""
+    x, rows = _dense(x)
+    if not x.numel():
+        return x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
+    grad, residual = _like(grad, rows), _maybe_like(residual, rows)
+    view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+    with _on(x):
+        sum_dz, sum_dz_xhat = _sums(
+            grad, x, mean, invstd, weight, bias, residual, None, activation, view
+        ).unbind()
+    return sum_dz, sum_dz_xhat
+
+
+def _input_gradient(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    dz: Tensor | None,
+    activation: str | None,
+    view: plan.View,
+    sum_dz: Tensor,
+    sum_dz_xhat: Tensor,
+    per_value: float,
+) -> Tensor:
+    """dx, with ``per_value`` times the sums as means; fills ``dz`` if given."""
+    dx = torch.empty_like(x)
+    if x.numel():
+        t = plan.tile(view, 2, True)
+        backward_kernels.input_gradient[(t.blocks * t.tiles,)](
+            grad, x, residual, dx, dz, sum_dz, sum_dz_xhat, mean, invstd, weight, bias, per_value, *t.extents,
+            ACT=activation, POOL=view.pool, **t.shape,
+        )  # fmt: skip
+    return dx
+
+
+def backward_apply(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+    mean_dz: Tensor,
+    mean_dz_xhat: Tensor,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """``(dx, dresidual)`` for given means of dz and dz * xhat (both zero in evaluation)."""
+    x, rows = _dense(x)
+    grad, residual = _like(grad, rows), _maybe_like(residual, rows)
+    view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+    dz = torch.empty_like(x) if need_residual else None
+    with _on(x):
+        dx = _input_gradient(
+            grad, x, mean, invstd, weight, bias, residual, dz, activation, view, mean_dz, mean_dz_xhat, 1.0
+        )
+    return dx, dz
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    pool: int | None,
+    need_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """``(dx, dweight, dbias, dresidual)``, the statistics differentiated."""
+    x, rows = _dense(x)
+    grad, residual = _like(grad, rows), _maybe_like(residual, rows)
+    shape = tuple(x.shape)
+    view = plan.view_of(shape, rows, pool, x.itemsize)
+    per_value = x.shape[1] / max(1, x.numel())
+    dz = torch.empty_like(x) if need_residual else None
+    t = plan.owned(view, 2 if residual is None else 3, _chip(x.device))
+    with _on(x):
+        if t is None:
+            sums = _sums(grad, x, mean, invstd, weight, bias, residual, dz, activation, view)
+            if (
+                dz is not None
+            ):  # it is stored, and stands for grad, residual and activation in the second pass
+                grad, residual, activation = dz, None, None
+                view = plan.view_of(shape, rows, None, x.itemsize)
+            dx = _input_gradient(
+                grad,
+                x,
+                mean,
+                invstd,
+                weight,
+                bias,
+                residual,
+                None,
+                activation,
+                view,
+                sums[0],
+                sums[1],
+                per_value,
+            )
+        else:
+            dx, sums = torch.empty_like(x), x.new_empty((2, view.C), dtype=torch.float32)
+            backward_kernels.whole_channels_backward[(t.blocks,)](
+                grad, x, residual, dx, dz, sums, mean, invstd, weight, bias, per_value, *t.extents,
+                ACT=activation, POOL=view.pool, **t.shape,
+            )  # fmt: skip
+    return dx, sums[1], sums[0], dz
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    factor: float,
+    skip_nonfinite: bool,
+) -> bool | Tensor:
+    """Move the running statistics towards the batch's, in place; ``factor`` is the weight of the new.
+
+    ``var`` is the batch's biased variance over ``count`` values; what is stored is the unbiased one. With
+    ``skip_nonfinite`` a batch that has an infinite or NaN statistic changes nothing, and whether it was
+    counted is a boolean tensor on the device: reading it is what would make the host wait.
+    """
+    accepted = mean.new_empty((), dtype=torch.uint8) if skip_nonfinite else None
+    with _on(mean):
+        forward_kernels.update_running[(1,)](
+            running_mean, running_var, mean, var, accepted, factor, count / max(1, count - 1), mean.numel(),
+            BC=RUNNING_BLOCK, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return True if accepted is None else accepted.view(torch.bool)

@@ -1,0 +1,181 @@
+"""What every GPU kernel is built from: where a tile lies in memory, the activations, their derivatives.
+
+A kernel works on tiles of ``BC`` channels by ``BN * BS`` cells. A cell is one position of one image or, where
+a 2 x 2 pool follows, the four positions under one pooled value (``POOL`` is 1 or 2). Tiles are numbered ``q =
+group * chunks + chunk``: a group of ``BN`` images, a chunk of ``BS`` cells of each. The tensor is either
+``(N, C, S)`` with ``S`` contiguous or, with ``ROWS``, ``(N, S, C)`` with ``C`` contiguous (channels_last).
+
+Offsets: the tile's first element is one 64-bit number, so tensors may pass 2^31 elements; inside a tile
+offsets are 32-bit unless the tile alone spans more (``WIDE``). ``VEC`` divides the contiguous extent:
+multiplying by it where the extent enters tells the compiler how many neighbouring values one load may fetch.
+"""
+
+import triton
+import triton.language as tl
+
+SQRT_HALF = tl.constexpr(0.7071067811865476)
+INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
+LEAKY_SLOPE = tl.constexpr(0.01)
+
+
+@triton.jit
+def activate(z, ACT: tl.constexpr):
+    """The activation of ``z``, float32. Comparisons are written so that NaN passes through, as torch's do."""
+    if ACT == "relu":
+        z = tl.where(z <= 0.0, 0.0, z)
+    elif ACT == "relu6":
+        z = tl.where(z <= 0.0, 0.0, tl.where(z >= 6.0, 6.0, z))
+    elif ACT == "leaky_relu":
+        z = tl.where(z <= 0.0, z * LEAKY_SLOPE, z)
+    elif ACT == "silu":
+        z = z * tl.sigmoid(z)
+    elif ACT == "hardswish":
+        z = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, z, z * (z + 3.0) * (1.0 / 6.0)))
+    elif ACT == "gelu":
+        z = 0.5 * z * (1.0 + tl.erf(z * SQRT_HALF))
+    return z
+
+
+@triton.jit
+def activate_backward(g, z, ACT: tl.constexpr):
+    """``g`` times the activation's derivative at ``z``, float32."""
+    if ACT == "relu":
+        g = tl.where(z <= 0.0, 0.0, g)
+    elif ACT == "relu6":
+        g = tl.where((z <= 0.0) | (z >= 6.0), 0.0, g)
+    elif ACT == "leaky_relu":
+        g = tl.where(z <= 0.0, g * LEAKY_SLOPE, g)
+    elif ACT == "silu":
+        s = tl.sigmoid(z)
+        g = g * s * (1.0 + z * (1.0 - s))
+    elif ACT == "hardswish":
+        g = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, g, g * (z * (1.0 / 3.0) + 0.5)))
+    elif ACT == "gelu":
+        cdf = 0.5 * (1.0 + tl.erf(z * SQRT_HALF))
+        g = g * (cdf + z * INV_SQRT_2PI * tl.exp(-0.5 * z * z))
+    return g
+
+
+@triton.jit
+def known_multiple(extent, VEC: tl.constexpr):
+    """``extent``, a multiple of ``VEC`` as the host knows, in a form that shows it to the compiler."""
+    return (extent // VEC) * VEC
+
+
+@triton.jit
+def tile_count(N, cells, BN: tl.constexpr, BS: tl.constexpr):
+    """How many tiles cover ``N`` images of ``cells`` cells."""
+    return tl.cdiv(N, BN) * tl.cdiv(cells, BS)
+
+
+@triton.jit
+def tile_extent(q, N, cells, BN: tl.constexpr, BS: tl.constexpr):
+    """How many cells of tile ``q`` exist, per channel."""
+    chunks = tl.cdiv(cells, BS)
+    group = q // chunks
+    return tl.minimum(BN, N - group * BN) * tl.minimum(BS, cells - (q - group * chunks) * BS)
+
+
+@triton.jit
+def locate(
+    q, c0, corner, N, C, S, H, W, cells, cols,
+    POOL: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
+    BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Where tile ``q`` of channels ``c0...`` lies: start, and offsets and mask, ``(BC, BN * BS)``.
+
+    With ``POOL == 2`` a cell has four corners and ``corner`` (0 to 3) picks one; ``cols`` is the number of
+    cells in a row of them. Cells at an odd edge lack corners: the mask leaves them out.
+    """
+    chunks = tl.cdiv(cells, BS)
+    group = q // chunks
+    s0 = (q - group * chunks) * BS
+    r = tl.arange(0, BN * BS)
+    n = r // BS
+    s = r % BS
+    c = tl.arange(0, BC)
+    inside = (group * BN + n < N) & (s0 + s < cells)
+    start = (group * BN).to(tl.int64) * C * S
+    if POOL == 2:
+        i = (s0 + s) // cols
+        j = (s0 + s) - i * cols
+        y = 2 * i + corner // 2
+        x = 2 * j + corner % 2
+        inside = inside & (y < H) & (x < W)
+        if WIDE:
+            y = y.to(tl.int64)
+        position = y * W + x
+    else:
+        position = s
+        if ROWS:
+            start += s0.to(tl.int64) * C
+        else:
+            start += s0
+    mask = (c0 + c < C)[:, None] & inside[None, :]
+    if WIDE:
+        c = c.to(tl.int64)
+        n = n.to(tl.int64)
+        position = position.to(tl.int64)
+    if ROWS:
+        start += c0
+        offsets = c[:, None] + (n * C * S + position * C)[None, :]
+    else:
+        start += c0.to(tl.int64) * S
+        offsets = c[:, None] * S + (n * C * S + position)[None, :]
+    return start, offsets, mask
+
+
+@triton.jit
+def locate_pooled(
+    q, c0, N, C, H, W, cells, cols,
+    ROWS: tl.constexpr, WIDE: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+):  # fmt: skip
+    """Where the pooled values of tile ``q`` lie in their own tensor of ``H // 2`` by ``W // 2`` positions."""
+    chunks = tl.cdiv(cells, BS)
+    group = q // chunks
+    s0 = (q - group * chunks) * BS
+    r = tl.arange(0, BN * BS)
+    n = r // BS
+    c = tl.arange(0, BC)
+    cell = s0 + r % BS
+    i = cell // cols
+    j = cell - i * cols
+    inside = (group * BN + n < N) & (i < H // 2) & (j < W // 2)
+    S = (H // 2) * (W // 2)
+    mask = (c0 + c < C)[:, None] & inside[None, :]
+    start = (group * BN).to(tl.int64) * C * S
+    if WIDE:
+        c = c.to(tl.int64)
+        n = n.to(tl.int64)
+        i = i.to(tl.int64)
+    position = i * (W // 2) + j
+    if ROWS:
+        start += c0
+        offsets = c[:, None] + (n * C * S + position * C)[None, :]
+    else:
+        start += c0.to(tl.int64) * S
+        offsets = c[:, None] * S + (n * C * S + position)[None, :]
+    return start, offsets, mask
+
+
+@triton.jit
+def load_affine(mean_ptr, invstd_ptr, weight_ptr, bias_ptr, c0, C, BC: tl.constexpr):
+    """``(mean, invstd, scale, bias)`` from ``c0``, each ``(BC, 1)``: ``z = (x - mean) * scale + bias``."""
+    c = c0 + tl.arange(0, BC)
+    mean = tl.load(mean_ptr + c, mask=c < C, other=0.0)
+    invstd = tl.load(invstd_ptr + c, mask=c < C, other=0.0)
+    scale, bias = load_scale_bias(weight_ptr, bias_ptr, invstd, c0, C, BC)
+    return mean[:, None], invstd[:, None], scale[:, None], bias[:, None]
+
+
+@triton.jit
+def load_scale_bias(weight_ptr, bias_ptr, invstd, c0, C, BC: tl.constexpr):
+    """``weight * invstd`` and ``bias``, each ``(BC,)``; a missing weight counts as 1, a missing bias as 0."""
+    c = c0 + tl.arange(0, BC)
+    scale = invstd
+    if weight_ptr is not None:
+        scale = tl.load(weight_ptr + c, mask=c < C, other=0.0) * invstd
+    bias = tl.zeros_like(invstd)
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + c, mask=c < C, other=0.0)
+    return scale, bias
