@@ -208,7 +208,7 @@ def update_running(
 
     Where there is a place for ``accepted``: only if all of the batch's statistics are finite.
     """
-    accepted = True
+    counted = C
     if accepted_ptr is not None:
         largest = tl.zeros((BC,), tl.float32)
         for c0 in range(0, C, BC):
@@ -217,8 +217,9 @@ def update_running(
             var = tl.load(var_ptr + c, mask=c < C, other=0.0)
             largest = tl.where(tl.abs(mean) < INFINITY, largest, INFINITY)
             largest = tl.where(tl.abs(var) < INFINITY, largest, INFINITY)
-        accepted = tl.max(largest, axis=0) == 0.0
-        tl.store(accepted_ptr, accepted.to(tl.uint8))
+        worst = tl.max(largest, axis=0)
+        tl.store(accepted_ptr, tl.where(worst == 0.0, 1, 0).to(tl.uint8))
+        counted = tl.where(worst == 0.0, C, 0)
     for c0 in range(0, C, BC):
         c = c0 + tl.arange(0, BC)
         mean = tl.load(mean_ptr + c, mask=c < C, other=0.0)
@@ -227,5 +228,5 @@ def update_running(
         old_var = tl.load(running_var_ptr + c, mask=c < C, other=0.0)
         new_mean = mean * factor + old_mean * (1.0 - factor)
         new_var = var * factor + old_var * (1.0 - factor)
-        tl.store(running_mean_ptr + c, new_mean, mask=(c < C) & accepted)
-        tl.store(running_var_ptr + c, new_var, mask=(c < C) & accepted)
+        tl.store(running_mean_ptr + c, new_mean, mask=c < counted)
+        tl.store(running_var_ptr + c, new_var, mask=c < counted)

@@ -1,0 +1,87 @@
+"""Compiled for an H100 without one: 16-byte accesses, no spills, no atomics.
+
+The interpreter runs Python; this shows that the real compiler takes the kernels, and what it makes of them.
+Triton's wheel carries the assembler and a disassembler.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+NAMES = (
+    "partial_statistics",
+    "normalise",
+    "partial_sums",
+    "input_gradient",
+    "whole_channels",
+    "whole_channels_backward",
+)
+SHAPES = (
+    (64, 64, 56, 56),
+    (64, 512, 28, 28),
+    (64, 256, 14, 14),
+    (64, 2048, 7, 7),
+    (64, 20, 26, 26),
+    (64, 50, 9, 9),
+)
+
+
+def compiled(cases):
+    """What ``machine_code.py`` finds, in a process without the interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", Path(__file__).with_name("machine_code.py"), json.dumps(cases)],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return list(zip(cases, json.loads(done.stdout), strict=True))
+
+
+def fits(code):
+    """No spills, and registers for three programs of 4 warps, or one of 8, on a multiprocessor."""
+    room = 65536 // (1 if code["warps"] == 8 else 3)
+    return not code["spills"] and not code["stack"] and code["registers"] * 32 * code["warps"] <= room
+
+
+def test_main_cases():
+    """Both layouts of a ResNet stage in bf16: every access to a large tensor is 16 bytes wide."""
+    cases = [
+        [name, SHAPES[1], rows, None, "bf16", "relu", False] for rows in (False, True) for name in NAMES[:4]
+    ]
+    cases += [
+        [name, SHAPES[0], False, None, "fp32", None, True]
+        for name in ("merge_statistics", "merge_sums", "update_running")
+    ]
+    for case, code in compiled(cases):
+        assert fits(code), (case, code)
+        assert code["atomics"] == 0, (case, code)
+        if case[0] in NAMES:
+            assert code["wide_loads"] >= 4, (case, code)
+            assert code["narrow_loads"] == 0, (case, code)
+            assert code["wide_stores"] >= 2 or case[0].startswith("partial"), (case, code)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("pool", [None, 2])
+def test_every_kernel(storage, pool):
+    """All kernels for shapes that divide well and badly, both layouts, with and without a residual."""
+    activations = ("relu", "silu", "gelu", "hardswish", "relu6", "leaky_relu")
+    cases = [
+        [name, shape, rows, pool, storage, activation, kept]
+        for shape, activation in zip(SHAPES, activations, strict=True)
+        for name in NAMES
+        for rows in (False, True)
+        for kept in (False, True)
+        if not (name == "partial_statistics" and (pool or kept))
+    ]
+    tight = [(case, code) for case, code in compiled(cases) if not fits(code)]
+    assert not tight
