@@ -18,5 +18,6 @@ contiguous or channels_last; everything per channel is float32 of shape ``(C,)``
                           ``need_residual) -> (dx, dweight, dbias, dresidual)``, statistics differentiated
 ``update_running``        ``(running_mean, running_var, mean, var, count, factor, skip_nonfinite) -> bool``:
                           in place, unbiased variance, ``factor`` the weight of the new; False if refused
+                          (on a GPU a boolean tensor: the host does not wait to read it)
 ========================  ==============================================================================
 """
