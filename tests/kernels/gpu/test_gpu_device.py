@@ -1,0 +1,166 @@
+"""What only a GPU can show: graphs, streams, other devices, no waiting, large tensors, mixed precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import gammabeta as gb
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def layer(channels=8, device="cuda"):
+    return gb.nn.BatchNorm2d(channels, activation="relu", device=device)
+
+
+def step(bn, x, grad):
+    leaf = x.detach().requires_grad_()
+    out = bn(leaf)
+    return out, *torch.autograd.grad(out, [leaf, bn.weight, bn.bias], grad)
+
+
+def assert_layer_right(bn, x, grad, found):
+    leaf = x.double().requires_grad_()
+    weight, bias = bn.weight.double().detach().requires_grad_(), bn.bias.double().detach().requires_grad_()
+    out = F.relu(F.batch_norm(leaf, None, None, weight, bias, True))
+    true = [out, *torch.autograd.grad(out, [leaf, weight, bias], grad.double())]
+    for mine, exact in zip(found, true, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_the_layer_takes_the_gpu_road():
+    x = torch.randn(4, 8, 6, 6, device="cuda")
+    bn = layer()
+    assert gb.functional.explain(x, bn.running_mean, bn.running_var, training=True).path == "gpu"
+    assert_layer_right(bn, x, torch.ones_like(x) + x, step(bn, x, torch.ones_like(x) + x))
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 256, 56, 56), (32, 2048, 7, 7), (1, 3, 2048, 2048), (65536, 300), (1 << 20, 1)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large(gpu, torch_step, within_budget, shape, channels_last, dtype):
+    x = torch.randn(shape, device="cuda").mul_(2).add_(0.5).to(dtype)
+    if channels_last and len(shape) == 4:
+        x = x.to(memory_format=torch.channels_last)
+    weight, bias = torch.randn(shape[1], device="cuda"), torch.randn(shape[1], device="cuda")
+    residual, grad = torch.randn_like(x), torch.randn_like(x)
+    truth = torch_step(x, weight, bias, residual, grad, "silu", None)
+    torchs = torch_step(x, weight.to(dtype), bias.to(dtype), residual, grad, "silu", None, double=False)
+    out, mean, _, invstd = gpu.forward_train(x, weight, bias, residual, 1e-5, "silu", None)
+    found = (out, *gpu.backward(grad, x, mean, invstd, weight, bias, residual, "silu", None, True))
+    for mine, theirs, true in zip(found, torchs, truth, strict=True):
+        within_budget(mine, theirs, true, mine.dtype)
+
+
+def test_more_than_two_to_the_31_elements(gpu):
+    """The last images of a tensor of 2.2e9 values, against the same images alone under its statistics."""
+    if torch.cuda.get_device_properties(0).total_memory < 30 << 30:
+        pytest.skip("needs 30 GB")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.empty(
+            (34000, 64, 32, 32), device="cuda", dtype=torch.bfloat16, memory_format=layout
+        ).normal_()
+        out, mean, _, invstd = gpu.forward_train(x, None, None, None, 1e-5, "relu", None)
+        tail = gpu.forward(
+            x[-3:].clone(memory_format=torch.preserve_format), mean, invstd, None, None, None, "relu", None
+        )
+        assert torch.equal(out[-3:], tail)
+        torch.testing.assert_close(mean.abs().max().item(), 0.0, rtol=0, atol=1e-3)
+        grad = out
+        dx, dweight, dbias, _ = gpu.backward(grad, x, mean, invstd, None, None, None, "relu", None, False)
+        parts = gpu.backward_apply(
+            grad[-3:].clone(memory_format=torch.preserve_format),
+            x[-3:].clone(memory_format=torch.preserve_format),
+            mean, invstd, None, None, None, "relu", None,
+            dbias / (x.numel() // 64), dweight / (x.numel() // 64), False,
+        )  # fmt: skip
+        torch.testing.assert_close(dx[-3:], parts[0], rtol=1e-2, atol=1e-3)
+        del x, out, tail, grad, dx, parts
+        torch.cuda.empty_cache()
+
+
+def test_nothing_waits_for_the_gpu():
+    bn = layer()
+    x, grad = torch.randn(16, 8, 12, 12, device="cuda"), torch.randn(16, 8, 12, 12, device="cuda")
+    step(bn, x, grad)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(bn, x, grad)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_in_a_cuda_graph():
+    bn = layer()
+    x, grad = torch.randn(16, 8, 12, 12, device="cuda"), torch.randn(16, 8, 12, 12, device="cuda")
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step(bn, x, grad)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = step(bn, x, grad)
+    for _ in range(3):
+        x.normal_()
+        grad.normal_()
+        graph.replay()
+        assert_layer_right(bn, x, grad, found)
+    assert int(bn.num_batches_tracked) == 4, "one warm-up and three replays"
+
+
+def test_on_a_side_stream():
+    bn = layer()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # so that a launch on another stream would read before x is written
+        x, grad = torch.randn(64, 8, 32, 32, device="cuda"), torch.randn(64, 8, 32, 32, device="cuda")
+        found = step(bn, x, grad)
+    stream.synchronize()
+    assert_layer_right(bn, x, grad, found)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_device_other_than_the_current_one():
+    bn = layer(device="cuda:1")
+    x, grad = torch.randn(16, 8, 12, 12, device="cuda:1"), torch.randn(16, 8, 12, 12, device="cuda:1")
+    assert torch.cuda.current_device() == 0
+    assert_layer_right(bn, x, grad, step(bn, x, grad))
+    assert torch.cuda.current_device() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mixed_precision_and_a_step_with_infinities(dtype):
+    """Under autocast and GradScaler: a step that overflows is skipped and leaves no trace in the statistics."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, device="cuda"), layer(), torch.nn.Flatten())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler()
+
+    def train(x):
+        optimizer.zero_grad()
+        with torch.autocast("cuda", dtype=dtype):
+            loss = model(x).float().square().mean()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    train(torch.randn(8, 3, 10, 10, device="cuda"))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train(torch.full((8, 3, 10, 10), float("inf"), device="cuda"))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    train(torch.randn(8, 3, 10, 10, device="cuda"))
+    assert int(model[1].num_batches_tracked) == 2
+    assert all(v.isfinite().all() for v in model.state_dict().values())
+
+
+def test_compiled_as_eager():
+    bn = layer()
+    x, grad = torch.randn(16, 8, 12, 12, device="cuda"), torch.randn(16, 8, 12, 12, device="cuda")
+    compiled = torch.compile(bn, fullgraph=True)
+    leaf = x.detach().requires_grad_()
+    out = compiled(leaf)
+    found = out, *torch.autograd.grad(out, [leaf, bn.weight, bn.bias], grad)
+    assert_layer_right(bn, x, grad, found)
