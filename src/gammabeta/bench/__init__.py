@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import GammabetaError, UsageError
 
 SUITES = {
+    "gpu": ".gpu",
     "kernels": ".kernels",
 }
 
@@ -40,6 +41,7 @@ class Result:
     summary: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     chart: str | None = None  # the column to draw as bars, labelled by the row's "case"
+    machine: str | None = None  # what computed, where that is not the CPU
 
 
 def load(name: str) -> Callable[[Options], Result]:

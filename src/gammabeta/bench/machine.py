@@ -37,9 +37,9 @@ def name() -> str:
     return f"{cores} cores of an {model}" + (f" ({kind})" if kind else "")
 
 
-def slug() -> str:
-    """The machine's name as part of a file's name."""
-    kept = "".join(c if c.isalnum() else "-" for c in name().lower().replace("cores of an ", ""))
+def slug(device: str | None = None) -> str:
+    """The machine's name, or that of its device, as part of a file's name."""
+    kept = "".join(c if c.isalnum() else "-" for c in (device or name()).lower().replace("cores of an ", ""))
     return "-".join(part for part in kept.split("-") if part)
 
 

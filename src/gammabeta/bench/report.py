@@ -10,8 +10,10 @@ from . import Result, machine
 def write(name: str, result: Result, folder: Path) -> list[Path]:
     """Write ``<name>-<machine>.json``, ``.md`` and, where the suite names a column to draw, ``.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{name}-{machine.slug()}"
+    stem = f"{name}-{machine.slug(result.machine)}"
     about = machine.describe()
+    if result.machine:
+        about["machine"] = f"{result.machine}, {about['machine']}"
     everything = {
         "suite": name,
         **about,

@@ -134,7 +134,7 @@ def test_on_a_device_other_than_the_current_one():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_mixed_precision_and_a_step_with_infinities(dtype):
-    """Under autocast and GradScaler: a step that overflows is skipped and leaves no trace in the statistics."""
+    """Under autocast and GradScaler: an overflowing step is skipped and leaves no trace in the statistics."""
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, device="cuda"), layer(), torch.nn.Flatten())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler()
