@@ -104,7 +104,7 @@ def test_resnet_is_converted_whole():
 
 
 def test_the_digits_section(monkeypatch):
-    """It reads what ``gammabeta train --json`` prints, drops the warm-up, and says when packages are missing."""
+    """It reads what ``gammabeta train --json`` prints, drops the warm-up, and names missing packages."""
     seen = []
 
     def run(command, **_):
