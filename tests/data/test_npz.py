@@ -154,7 +154,7 @@ def test_a_changed_byte_is_told_by_the_checksum(tmp_path):
 
 def test_bomb_is_refused_before_memory_is_taken(tmp_path):
     path = tmp_path / "bomb.npz"
-    member = npy(header("|u1", "(400, 1000, 1000)"), bytes(400_000_000))
+    member = npy(header("|u1", "(150, 1000, 1000)"), bytes(150_000_000))
     zipped(path, {"x_train": member}, zipfile.ZIP_DEFLATED)
     for key in ("y_train", "x_test", "y_test"):
         with zipfile.ZipFile(path, "a") as archive:

@@ -17,7 +17,7 @@ from gammabeta.data import load_picture
 from gammabeta.data.picture import find_ink
 from gammabeta.errors import DataError
 
-COUNT = 40
+COUNT = 30
 SIZE = (28, 28)
 
 
@@ -239,6 +239,23 @@ def test_plain_is_resized_and_nothing_else(tmp_path):
     assert load_picture(path, channels=3, size=(16, 8)).mean() == pytest.approx(pixels.mean(), abs=2)
 
 
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([[0, 257, 65535]], np.uint16), [0, 1, 255]),
+        (np.array([[0, 70000, 65535, -9]], np.int32), [0, 255, 255, 0]),
+        (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 127, 255]),
+        (np.array([[-4, 99, np.nan, np.inf]], np.float32), [0, 99, 0, 255]),
+    ],
+)
+def test_deep_samples(samples, expected, tmp_path):
+    path = tmp_path / "deep.tif"
+    Image.fromarray(samples).save(path)
+    picture = load_picture(path, channels=1, size=samples.shape, style="plain")
+    assert picture.reshape(-1).tolist() == expected
+
+
 def test_two_pieces_of_ink_both_count():
     page = np.full((200, 200), 255, np.float32)
     page[40:60, 90:110] = 0  # the dot of an i
@@ -259,13 +276,13 @@ def test_blank_picture(case, tmp_path):
         load_picture(saved(BLANK[case], tmp_path / "x.png"), channels=1, size=SIZE)
 
 
-def png(width: int, height: int, data: bytes = b"") -> bytes:
+def png(width: int, height: int, data: bytes = b"", colour: int = 0) -> bytes:
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (
             struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         )
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
@@ -273,8 +290,9 @@ WRONG = {
     "text": (b"This is not a picture.", "not a picture in a format read here"),
     "empty": (b"", "an empty file"),
     "bomb": (png(50_000, 50_000, zlib.compress(bytes(1000))), "pixels"),
-    "huge": (png(8_000, 8_000), "8000×8000 pixels; up to"),
-    "strip": (png(40_000, 10), "40000×10 pixels; up to"),
+    "huge": (png(8_000, 8_000), "8000×8000 pixels; of this kind up to 51,000,000"),
+    "huge in colour": (png(6_000, 6_000, colour=2), "6000×6000 pixels; of this kind up to 25,500,000"),
+    "strip": (png(40_000, 10), "40000×10 pixels; of this kind"),
     "no pixels": (png(0, 5), "x.png"),
     "cut": (png(9, 9, zlib.compress(bytes(90))[:5]), "damaged picture"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture in a format"),

@@ -10,8 +10,11 @@ from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 from ..errors import DataError
 from .stream import reason, regular_file
 
-#: A telephone's largest photograph has 50 million pixels; decoded, that is 200 MB.
+#: A telephone's largest photograph has 50 million pixels. JPEG decodes it at a fraction of its size …
 MAX_PIXELS = 51_000_000
+
+#: … but the other formats decode whole: in colour, four bytes a pixel, 25 million pixels are this.
+MAX_DECODED = 102_000_000
 
 #: No side of a picture may be longer; a strip of 1 × 50,000,000 pixels is nobody's photograph.
 MAX_EDGE = 32_768
@@ -27,6 +30,7 @@ SUFFIXES = (
 )  # fmt: skip
 
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_SCALED = ("JPEG", "MPO")
 _GREY = ("1", "L", "LA", "La", *_DEEP)
 
 
@@ -66,13 +70,21 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     except Exception as error:  # Pillow's parsers raise whatever the bytes lead them to
         raise DataError(f"{path}: cannot be read as a picture ({reason(error)})") from None
     width, height = picture.size
-    if width * height > MAX_PIXELS or max(width, height) > MAX_EDGE or min(width, height) < 1:
+    most = MAX_PIXELS if picture.format in _SCALED else min(MAX_PIXELS, MAX_DECODED // _depth(picture))
+    if width * height > most or max(width, height) > MAX_EDGE or min(width, height) < 1:
         picture.close()
         raise DataError(
-            f"{path}: {width}×{height} pixels; up to {MAX_PIXELS:,} and {MAX_EDGE:,} on a side can be read; "
-            "make it smaller"
+            f"{path}: {width}×{height} pixels; of this kind up to {most:,}, and {MAX_EDGE:,} on a side, can be "
+            "read; make it smaller"
         )
     return picture
+
+
+def _depth(picture: Image.Image) -> int:
+    """Bytes that a decoded pixel takes: Pillow holds colour in four whether or not it is transparent."""
+    if picture.mode in ("1", "L", "P"):
+        return 1
+    return 2 if picture.mode.startswith("I;16") else 4
 
 
 def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = None) -> Image.Image:
@@ -94,10 +106,11 @@ def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = No
     try:
         with warnings.catch_warnings(), picture:
             warnings.simplefilter("ignore")
-            if at_least is not None and picture.format in ("JPEG", "MPO"):
+            if at_least is not None and picture.format in _SCALED:
                 picture.draft(None, (at_least, at_least))  # JPEG decodes at 1/2, 1/4 or 1/8 for less
             picture.load()
-            return _convert(ImageOps.exif_transpose(picture), mode)
+            ImageOps.exif_transpose(picture, in_place=True)
+            return _convert(picture, mode)
     except Exception as error:  # as above
         raise DataError(f"{path}: damaged picture ({reason(error)}); save or copy it again") from None
 
@@ -129,8 +142,12 @@ def _behind(picture: Image.Image, alpha: Image.Image) -> int | tuple[int, int, i
 def _eight_bits(samples: np.ndarray) -> np.ndarray:
     """Samples of 16 or 32 bits or floating point, on the scale from 0 to 255."""
     if samples.dtype.kind == "f":
-        samples = np.nan_to_num(samples, nan=0.0, posinf=255.0, neginf=0.0)
-        scale = 255.0 if samples.max() <= 1.0 else 1.0
-    else:
-        scale = 1.0 if samples.dtype.itemsize > 2 and samples.max() <= 255 else 255.0 / 65535.0
-    return np.clip(np.rint(samples * scale), 0, 255).astype(np.uint8)
+        known = np.nan_to_num(samples, nan=0.0, posinf=255.0, neginf=0.0)
+        if known.max() <= 1.0:
+            known *= 255.0
+        return np.clip(known, 0, 255).astype(np.uint8)
+    if samples.dtype.itemsize > 2:
+        samples = np.clip(samples, 0, 65535)
+        if samples.max() <= 255:  # Pillow widens some 8-bit files, too
+            return samples.astype(np.uint8)
+    return np.asarray(samples >> 8, np.uint8)

@@ -35,8 +35,8 @@ _BOX = 20 / 28
 #: A stroke thinner than this share of the ink's longer side is thickened to it. MNIST: median 0.13, 5 %
 #: below 0.09.
 _STROKE = 0.08
-#: Where ink begins: below this of 255, beside an edge, it may be what JPEG leaves there. A picture no larger than
-#: `_FINE` is believed to the last pixel: in MNIST itself the faintest pixels count.
+#: Where ink begins: below this of 255, beside an edge, it may be what JPEG leaves there. A picture no
+#: larger than `_FINE` is believed to the last pixel: in MNIST itself the faintest pixels count.
 _EDGE, _FINE = 48, 56
 #: A piece of ink smaller than this share of the largest piece is a speck. The dot of an i has 0.03 or more.
 _SPECK = 0.015
