@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import reference as reference
     from . import train as train
+    from .doctor import diagnose as diagnose
     from .surgery.convert import convert as convert
     from .surgery.fold import fold as fold
     from .surgery.recalibrate import recalibrate as recalibrate
@@ -27,6 +28,7 @@ _NAMES: dict[str, str] = {
     "convert": ".surgery.convert",
     "fit": ".train.fitting",
     "fold": ".surgery.fold",
+    "diagnose": ".doctor",
     "recalibrate": ".surgery.recalibrate",
 }
 

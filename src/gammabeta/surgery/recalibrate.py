@@ -102,7 +102,7 @@ def recalibrate(
             "no batch normalization with running statistics to recalibrate, or all of it is frozen"
         )
     ranks = _ranks.current() if merge_ranks else _ranks.ALONE
-    with preserved(inner), torch.no_grad():
+    with preserved(inner, loader), torch.no_grad():
         set_modes(inner, training=False)
         pass_over = _Pass(inner, loader, samples, forward_fn or _batches.call, progress, ranks)
         results = _jointly(pass_over, layers) if mode == "joint" else _in_order(pass_over, layers)

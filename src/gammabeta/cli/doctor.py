@@ -1,0 +1,162 @@
+"""``gammabeta doctor``: what is wrong with the batch normalization in a model, and its repair."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from .output import Device, Json, Quiet, console, print_json
+
+if TYPE_CHECKING:
+    from ..doctor import Report
+    from .target import Target
+
+_SOURCES = ("pytorch", "keras", "flax", "equinox", "mxnet", "onnx")
+
+
+def doctor(
+    target: Annotated[
+        str, typer.Argument(help="A run folder; or module:factory, a function here that makes a model.")
+    ],
+    weights: Annotated[
+        Path | None, typer.Option(help="Weights to load: safetensors, or a torch file without code in it.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="A data set of ours, or module:loader; default: the run's own, else none."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or train.")] = "train",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, as in training.")] = 64,
+    samples: Annotated[
+        int, typer.Option(min=0, help="Samples to look at, in whole batches; 0: all there are.")
+    ] = 2048,
+    loss: Annotated[
+        str | None, typer.Option(help="module:function(output, target); default: cross-entropy if it fits.")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option(help=f"Framework that the weights come from: {', '.join(_SOURCES)}.")
+    ] = None,
+    severity: Annotated[
+        str, typer.Option(help="Exit with 1 from this severity on: error, warning or note.")
+    ] = "warning",
+    html: Annotated[Path | None, typer.Option(help="Also write one page with pictures to this file.")] = None,
+    fix: Annotated[
+        str | None, typer.Option(help="recalibrate: mend the statistics, and diagnose again.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the mended weights.")] = None,
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> int:
+    """Say what is wrong with the batch normalization in a model: evidence, cause, remedy.
+
+    Exit code 0: healthy. 1: findings of the asked severity; after --fix, those that remain. 2: could not run.
+    """
+    _check_options(severity, source, fix, out)
+    from .target import load_batches, load_target
+
+    subject = load_target(target, weights, device)
+    loader = load_batches(subject, data, split, batch)
+    loss_function = _loss(loss, subject, loader)
+    screen = console(json)
+    settings: dict[str, Any] = {"loss": loss_function, "source": source, "samples": samples or None}
+    report = _diagnose(subject, loader, settings, batch, screen, quiet or json)
+    if fix is not None and out is not None:
+        if not (json or quiet):
+            screen.print(report)
+            screen.print()
+        report = _mend(subject, loader, settings, batch, screen, quiet or json, out)
+    if html is not None:
+        _write_page(report, html)
+    if json:
+        print_json(report.to_dict())
+    elif quiet:
+        screen.print(report.verdict, markup=False)
+    else:
+        screen.print(report)
+        if html is not None:
+            screen.print(f"Pictures: {html}", markup=False)
+    return report.exit_code(severity)  # type: ignore[arg-type]
+
+
+def _check_options(severity: str, source: str | None, fix: str | None, out: Path | None) -> None:
+    if severity not in ("error", "warning", "note"):
+        raise UsageError(f"unknown severity {severity!r}: choose error, warning or note")
+    if source is not None and source not in _SOURCES:
+        raise UsageError(f"unknown source {source!r}: choose one of {', '.join(_SOURCES)}")
+    if fix not in (None, "recalibrate"):
+        raise UsageError(f"unknown fix {fix!r}: there is only recalibrate")
+    if (fix is None) != (out is None):
+        raise UsageError(
+            "--fix and --out go together: the mended weights need a file, and your own stay as they are"
+        )
+
+
+def _loss(name: str | None, subject: "Target", loader: Any) -> Any:
+    """The function named; else cross-entropy where the first batch's output and target are fit for it."""
+    import torch
+
+    from ..surgery._batches import call, move, target
+    from ..surgery._preserve import preserved
+    from .target import imported, running
+
+    if name is not None:
+        return imported(name)
+    if loader is None or isinstance(loader, Iterator):
+        return None
+    with running(subject.name), preserved(subject.model, loader), torch.inference_mode():
+        subject.model.eval()
+        for batch in loader:
+            there = move(batch, subject.device, None)
+            fits = fits_cross_entropy(call(subject.model, there), target(there))
+            return torch.nn.functional.cross_entropy if fits else None
+    return None
+
+
+def fits_cross_entropy(output: Any, target: Any) -> bool:
+    """Whether these are logits (N, C, …) and integer labels (N, …)."""
+    import torch
+
+    return (
+        isinstance(output, torch.Tensor)
+        and isinstance(target, torch.Tensor)
+        and target.dtype == torch.int64
+        and output.dim() == target.dim() + 1
+        and output.shape[0] == target.shape[0]
+    )
+
+
+def _diagnose(
+    subject: "Target", loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool
+) -> "Report":
+    from ..doctor import diagnose
+    from .target import bar, running, sample_count
+
+    count = sample_count(loader, settings["samples"], batch)
+    total = None if count is None else 2 * count
+    with bar(screen, "diagnosing", total, quiet=quiet or loader is None) as advance, running(subject.name):
+        return diagnose(subject.model, loader, progress=advance, **settings)
+
+
+def _mend(
+    subject: "Target", loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool, out: Path
+) -> "Report":
+    """Recalibrate, save, and diagnose what was saved."""
+    from ..surgery.recalibrate import recalibrate
+    from .target import bar, running, sample_count, write_weights
+
+    if loader is None:
+        raise UsageError("--fix recalibrate needs data: name a data set or module:loader with --data")
+    count = sample_count(loader, settings["samples"], batch)
+    with bar(screen, "recalibrating", count, quiet=quiet) as advance, running(subject.name):
+        recalibrate(subject.model, loader, samples=settings["samples"], progress=advance)
+    write_weights(subject.model, out)
+    return _diagnose(subject, loader, settings, batch, screen, quiet)
+
+
+def _write_page(report: "Report", path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder: --html must name a file in one that exists")
+    report.save_html(path)

@@ -1,0 +1,77 @@
+"""``dropout-before-bn``: dropout changes the variance that the layer learns to expect.
+
+Symptom: worse in evaluation, in proportion to the dropout probability.
+Computation: dropout with probability p scales what it keeps by 1/(1-p), so E[x²] grows to E[x²]/(1-p) in
+training while the mean stays. With data: the median over channels of the input's variance with dropout over
+that without, both measured. Without: predicted from the running statistics when dropout stands straight
+before the layer; in evaluation the variance is then (1-p)·var − p·mean².
+Threshold: 15 % of the variance (7 % of the scale): the noise of an average over batches of 64 stays below.
+A note when a dropout stands before the layer, but not straight before, and there is no data to measure
+with.
+Fix: move dropout behind the last batch normalization, or recalibrate (evaluation then matches its own
+input).
+Source: Li et al. (2019), "Understanding the disharmony between dropout and batch normalization by variance
+shift", section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..evidence import Activity, Evidence, Layer
+from ..finding import Finding
+from ._registry import check, updating
+
+SHIFT = 0.15
+
+
+@check("dropout-before-bn")
+def dropout_before_bn(evidence: Evidence) -> Iterator[Finding]:
+    """A variance that dropout shifts between training and evaluation."""
+    for layer in updating(evidence.layers):
+        around, seen = evidence.around(layer), evidence.seen(layer)
+        ratio: float | None
+        if around.dropout == 0.0:
+            continue
+        if seen is not None and seen.as_trained.count:
+            ratio, how = measured_shift(seen), "measured"
+        elif around.dropout_direct and not layer.trivial:
+            ratio, how = predicted_shift(layer, around.dropout), "predicted"
+        else:
+            ratio, how = None, ""
+        if ratio is None:
+            yield Finding(
+                "dropout-before-bn",
+                layer.name,
+                "note",
+                f"dropout {around.dropout:g} stands before this layer",
+                "dropout shifts the variance between training and evaluation",
+                "give a loader to have the shift measured",
+            )
+        elif abs(ratio - 1) > SHIFT:
+            yield Finding(
+                "dropout-before-bn",
+                layer.name,
+                "warning",
+                f"{how}: the variance is {ratio:.2f} times as large in training as in evaluation",
+                f"dropout {around.dropout:g} before this layer: the running variance includes its noise",
+                "move dropout behind the last batch normalization, or recalibrate",
+                {"ratio": ratio, "p": around.dropout},
+            )
+
+
+def measured_shift(seen: Activity) -> float:
+    """Median over live channels of the variance with dropout over that without."""
+    live = seen.population.variance > 1e-12
+    if not bool(live.any()):
+        return 1.0
+    return float((seen.as_trained.variance[live] / seen.population.variance[live]).median())
+
+
+def predicted_shift(layer: Layer, p: float) -> float | None:
+    """The same, if the running statistics were taken straight behind a dropout of probability p."""
+    assert layer.mean is not None  # updating() gives layers with statistics
+    assert layer.var is not None
+    without = (1 - p) * layer.var - p * layer.mean.square()
+    live = without > 1e-12
+    return float((layer.var[live] / without[live]).median()) if bool(live.any()) else None

@@ -1,0 +1,82 @@
+"""``statistics-drift``: the running statistics are not those of the data.
+
+Symptom: worse in evaluation; which layers are to blame.
+Computation: per channel, the difference of the means over the population's standard deviation, and the
+logarithm of the ratio of the variances (both with eps); root mean square over channels. Beside it, the same
+for what chance explains: an exponential average of momentum m over independent batches has m/(2-m) of one
+batch's variance; the average over the loader's b batches, 1/b of it.
+Threshold: 0.3 for either, and four times what chance explains. A mean off by 0.3 standard deviations moves
+12 % of a normal variable across a ReLU's edge, and 0.3 is a third of a variance. Weights that still move
+make healthy averages lag; those we trained to the end of their schedule stay at half of that. An error from
+1.
+Fix: recalibrate on training data; when the data is not what the model was trained on, find out why.
+Source: Wu and Johnson (2021), section 3 (EMA against population statistics).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..evidence import Activity, Evidence, Layer
+from ..finding import Finding
+from ._registry import check, updating
+
+DRIFT, TIMES, SEVERE = 0.3, 4.0, 1.0
+
+
+class Drift(NamedTuple):
+    """Root mean squares over channels: measured, and what chance explains."""
+
+    mean: float
+    variance: float
+    chance_mean: float
+    chance_variance: float
+
+
+@check("statistics-drift")
+def statistics_drift(evidence: Evidence) -> Iterator[Finding]:
+    """Running against exact statistics, layer by layer."""
+    for layer in updating(evidence.layers):
+        seen = evidence.seen(layer)
+        if seen is None or seen.population.count < 2:
+            continue
+        drift = measure(layer, seen)
+        moved = drift.mean > max(DRIFT, TIMES * drift.chance_mean)
+        scaled = drift.variance > max(DRIFT, TIMES * drift.chance_variance)
+        if moved or scaled:
+            yield Finding(
+                "statistics-drift",
+                layer.name,
+                "error" if max(drift.mean, drift.variance) > SEVERE else "warning",
+                f"means are off by {drift.mean:.2g} standard deviations (chance: {drift.chance_mean:.1g}),"
+                f" variances by a factor of {math.exp(min(drift.variance, 50.0)):.3g}",
+                "statistics of other data, other weights, too few updates, or a momentum that averages badly",
+                "recalibrate on training data",
+                {"mean": drift.mean, "log_variance": drift.variance},
+            )
+
+
+def measure(layer: Layer, seen: Activity) -> Drift:
+    """How far a layer's statistics are from the population's, and how far chance alone would take them."""
+    assert layer.mean is not None  # updating() gives layers with statistics
+    assert layer.var is not None
+    scale = seen.population.variance + max(layer.eps, 1e-12)
+    mean = (layer.mean - seen.population.mean) / scale.sqrt()
+    ratio = (layer.var.clamp(min=0) + max(layer.eps, 1e-12)) / (
+        seen.population.unbiased_variance + max(layer.eps, 1e-12)
+    )
+    momentum = layer.momentum if layer.momentum is not None else 0.0
+    batches = max(seen.batch_means.count, 1)
+    share = momentum / (2 - momentum) + 1 / batches if momentum < 2 else 1.0
+    chance_mean = seen.batch_means.unbiased_variance / scale * share
+    chance_variance = seen.batch_variances.unbiased_variance / scale.square() * share
+    return Drift(_rms(mean.square()), _rms(ratio.log().square()), _rms(chance_mean), _rms(chance_variance))
+
+
+def _rms(squares: Tensor) -> float:
+    value = math.sqrt(float(squares.mean()))
+    return value if math.isfinite(value) else math.inf

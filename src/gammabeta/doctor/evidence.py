@@ -1,0 +1,190 @@
+"""Everything the checks look at, gathered beforehand, so that each check is a pure function of it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..surgery._moments import Moments
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A batch-normalization module as found; tensors are float64 copies on the CPU, of shape (C,).
+
+    ``updates`` is ``num_batches_tracked``, None where the layer has no such buffer. ``var`` is the running
+    variance, unbiased by PyTorch's convention. ``frozen``: its owner holds the statistics still.
+    """
+
+    name: str
+    kind: str
+    channels: int
+    eps: float
+    momentum: float | None
+    training: bool
+    frozen: bool
+    frozen_class: bool
+    tracks: bool
+    synchronized: bool
+    aliases: tuple[str, ...]
+    mean: Tensor | None
+    var: Tensor | None
+    buffer_dtype: torch.dtype | None
+    updates: int | None
+    weight: Tensor | None
+    bias: Tensor | None
+    parameter_dtype: torch.dtype | None
+    affine_learns: bool | None
+
+    @property
+    def label(self) -> str:
+        """A name to print, also for a model that is itself one layer."""
+        return self.name or "(the model)"
+
+    @property
+    def trivial(self) -> bool:
+        """Whether the statistics are exactly those a new layer starts with: mean 0, variance 1."""
+        if self.mean is None or self.var is None:
+            return False
+        return bool((self.mean == 0).all() and (self.var == 1).all())
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What stands before and after a layer, from a traced forward pass or from ``nn.Sequential``.
+
+    ``producer`` is the convolution or linear layer whose output is the layer's input, unchanged in between.
+    ``dropout`` is the probability of a dropout between the previous batch normalization and this layer;
+    ``dropout_direct`` says that nothing else stands between the two.
+    """
+
+    producer: str | None = None
+    producer_bias: bool = False
+    relu_after: bool = False
+    dropout: float = 0.0
+    dropout_direct: bool = False
+    calls: int | None = None
+
+
+class BatchSize(NamedTuple):
+    """Samples in a batch, and values per channel that a layer gets of it."""
+
+    images: int
+    values: int
+
+
+@dataclass
+class Activity:
+    """What a layer's input did over the data.
+
+    Attributes:
+        population: moments of the input with batch normalization in training and dropout off.
+        as_trained: the same with everything in training, dropout included.
+        batch_means: moments over batches of the batch mean.
+        batch_variances: moments over batches of the (biased) batch variance.
+        image_means: in evaluation, moments over images of each image's mean.
+        image_means_within: (C,) the part of their ``m2`` that lies within batches.
+        eval_batches: batches that ``image_means`` were taken over.
+        dead: (C,) channels whose batch variance stayed under eps on every batch.
+        sizes: how many batches had which size.
+        histogram: counts of the standardised input of the first batch in equal bins of [-6, 6], by the
+            running statistics and by the batch's own.
+    """
+
+    population: Moments
+    as_trained: Moments
+    batch_means: Moments
+    batch_variances: Moments
+    image_means: Moments
+    image_means_within: Tensor
+    dead: Tensor
+    eval_batches: int = 0
+    sizes: Counter[BatchSize] = field(default_factory=Counter)
+    histogram: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """``steps`` taken (None where the optimiser does not count), and affine parameters that decay."""
+
+    steps: int | None
+    decayed: dict[str, tuple[str, ...]]
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The same data in four modes; each value is the mean loss over samples, or None without a loss.
+
+    Attributes:
+        train: everything in training.
+        bn_train: only batch normalization in training.
+        population: evaluation with the data's exact statistics.
+        evaluation: evaluation as is.
+        stale: ``evaluation - population`` of each batch; their mean and standard error decide.
+        noise: ``population - bn_train`` of each batch.
+        output_change: ‖f(evaluation) − f(population)‖² over the variance of f(population): the part of the
+            output that stale statistics change.
+        output_noise: the same between ``bn_train`` and ``population``.
+    """
+
+    train: float | None
+    bn_train: float | None
+    population: float | None
+    evaluation: float | None
+    stale: tuple[float, ...]
+    noise: tuple[float, ...]
+    output_change: float
+    output_noise: float
+
+
+@dataclass(frozen=True)
+class LoaderShape:
+    """What a loader says about itself: samples, batch size, whether the remainder is dropped."""
+
+    samples: int
+    batch_size: int
+    drop_last: bool
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A distributed run: how many processes, and layers whose buffers are not the same on all of them."""
+
+    world_size: int
+    diverging: tuple[str, ...]
+
+
+@dataclass
+class Evidence:
+    """The model's facts, and what runs of it showed; None where that was not looked at."""
+
+    layers: list[Layer]
+    surroundings: dict[str, Surroundings]
+    optimizer: Optimizer | None = None
+    source: str | None = None
+    model_training: bool = False
+    activity: dict[str, Activity] | None = None
+    gap: Gap | None = None
+    changed_in_eval: tuple[str, ...] | None = None
+    repeats_differ: float | None = None
+    batch_dependence: float | None = None
+    updated_in_backward: tuple[str, ...] | None = None
+    loader: LoaderShape | None = None
+    batch_images: tuple[int, ...] = ()
+    ranks: Ranks | None = None
+    samples: int = 0
+    not_examined: list[str] = field(default_factory=list)
+
+    def around(self, layer: Layer) -> Surroundings:
+        """The layer's surroundings, or none known."""
+        return self.surroundings.get(layer.name, Surroundings())
+
+    def seen(self, layer: Layer) -> Activity | None:
+        """What the data did in this layer, or None where none reached it."""
+        activity = (self.activity or {}).get(layer.name)
+        return activity if activity is not None and activity.population.count > 0 else None

@@ -1,0 +1,157 @@
+"""Facts that need no data: modules, buffers, the optimiser, the loader's own description."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sized
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..surgery._layers import BatchNormLayer, batch_norm_layers, frozen_layers, is_frozen_class
+from .evidence import Layer, LoaderShape, Optimizer, Ranks, Surroundings
+
+WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHTED += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+RELUS = (nn.ReLU, nn.ReLU6)
+
+
+def read_layers(model: nn.Module) -> list[Layer]:
+    """Every batch-normalization module of ``model``, once, in order of registration."""
+    frozen = frozen_layers(model)
+    names: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(id(module), []).append(name)
+    return [
+        _read(name, layer, name in frozen, tuple(names[id(layer)][1:]))
+        for name, layer in batch_norm_layers(model).items()
+    ]
+
+
+def _read(name: str, layer: BatchNormLayer, frozen: bool, aliases: tuple[str, ...]) -> Layer:
+    if isinstance(layer.weight, nn.UninitializedParameter):
+        raise _lazy_error(name)
+    affine = [p for p in (layer.weight, layer.bias) if p is not None]
+    counter = layer.num_batches_tracked
+    return Layer(
+        name=name,
+        kind=type(layer).__name__,
+        channels=layer.num_features,
+        eps=layer.eps,
+        momentum=layer.momentum,
+        training=layer.training,
+        frozen=frozen,
+        frozen_class=is_frozen_class(layer),
+        tracks=layer.track_running_stats,
+        synchronized=isinstance(layer, nn.SyncBatchNorm),
+        aliases=aliases,
+        mean=_copy(layer.running_mean),
+        var=_copy(layer.running_var),
+        buffer_dtype=None if layer.running_mean is None else layer.running_mean.dtype,
+        updates=None if counter is None else int(counter),
+        weight=_copy(layer.weight),
+        bias=_copy(layer.bias),
+        parameter_dtype=affine[0].dtype if affine else None,
+        affine_learns=any(p.requires_grad for p in affine) if affine else None,
+    )
+
+
+def _lazy_error(name: str) -> Exception:
+    return UsageError(f"{name or 'the model'} is lazy and has no size yet: run it once, then diagnose it")
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to("cpu", torch.float64, copy=True)
+
+
+def read_sequences(model: nn.Module) -> dict[str, Surroundings]:
+    """Surroundings that ``nn.Sequential`` alone guarantees, for when nothing can be run."""
+    found: dict[str, Surroundings] = {}
+    first_name = {id(layer): name for name, layer in batch_norm_layers(model).items()}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Sequential):
+            children = list(module.named_children())
+            for index, (_, child) in enumerate(children):
+                if id(child) in first_name:
+                    found[first_name[id(child)]] = _in_sequence(children, index, path)
+    return found
+
+
+def _in_sequence(children: list[tuple[str, nn.Module]], index: int, path: str) -> Surroundings:
+    before_name, before = children[index - 1] if index else ("", None)
+    producer = before if isinstance(before, WEIGHTED) else None
+    dropout, direct = 0.0, False
+    for distance, (_, module) in enumerate(reversed(children[:index])):
+        if isinstance(module, BatchNormLayer):
+            break
+        if isinstance(module, DROPOUTS):
+            dropout, direct = module.p, distance == 0
+            break
+    after = children[index + 1][1] if index + 1 < len(children) else None
+    return Surroundings(
+        producer=None if producer is None else f"{path}.{before_name}".lstrip("."),
+        producer_bias=producer is not None and producer.bias is not None,
+        relu_after=isinstance(after, RELUS),
+        dropout=dropout,
+        dropout_direct=direct,
+    )
+
+
+def read_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> Optimizer | None:
+    """Steps taken, and which layers' weight and bias are in a group with weight decay."""
+    if optimizer is None:
+        return None
+    counts = [int(state["step"]) for state in optimizer.state.values() if "step" in state]
+    counted = getattr(optimizer, "_step_count", 0)  # a scheduler's wrapper keeps count for SGD, too
+    steps = max(counts, default=0) or (int(counted) or None)
+    decay = {
+        id(parameter): float(group.get("weight_decay", 0.0))
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    decayed = {}
+    strongest = 0.0
+    for name, layer in batch_norm_layers(model).items():
+        pairs = (("weight", layer.weight), ("bias", layer.bias))
+        which = tuple(
+            key for key, parameter in pairs if parameter is not None and decay.get(id(parameter), 0) > 0
+        )
+        if which:
+            decayed[name] = which
+            strongest = max(strongest, max(decay[id(getattr(layer, key))] for key in which))
+    return Optimizer(steps, decayed, strongest)
+
+
+def read_loader(loader: Any) -> LoaderShape | None:
+    """What a ``DataLoader`` over a sized data set says about itself."""
+    data, size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
+    if data is None or not isinstance(size, int) or not hasattr(data, "__len__"):
+        return None
+    sampler = getattr(loader, "sampler", None)
+    samples = len(sampler if isinstance(sampler, Sized) else data)
+    return LoaderShape(samples, size, bool(getattr(loader, "drop_last", False)))
+
+
+def read_ranks(model: nn.Module) -> Ranks | None:
+    """Compare every layer's buffers over the ranks; every rank must call this."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return None
+    mine = {name: _digest(layer) for name, layer in batch_norm_layers(model).items()}
+    everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, mine)
+    differing = {
+        name for one, other in pairwise(everyone) for name in mine if one.get(name) != other.get(name)
+    }
+    return Ranks(len(everyone), tuple(name for name in mine if name in differing))
+
+
+def _digest(layer: nn.Module) -> str:
+    hasher = hashlib.sha256()
+    for _, buffer in sorted(layer.named_buffers()):
+        hasher.update(buffer.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hasher.hexdigest()
