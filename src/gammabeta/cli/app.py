@@ -12,10 +12,12 @@ import typer
 
 from .. import __version__
 from ..errors import GammabetaError
+from .doctor import doctor
 from .evaluate import evaluate
 from .info import info
 from .output import fail
 from .predict import predict
+from .recalibrate import recalibrate
 from .train import train
 
 # Some releases of typer bring their own copy of click; this is the base of all usage errors in either.
@@ -28,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, info):
+for command in (train, evaluate, predict, doctor, recalibrate, info):
     app.command()(command)
 
 
