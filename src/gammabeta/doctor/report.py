@@ -7,10 +7,10 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from .checks.statistics_drift import measure
 from .evidence import Evidence, Layer
 from .finding import SEVERITIES, Finding, Severity
@@ -104,7 +104,7 @@ class Report:
         row: dict[str, Any] = _finite(
             {
                 "schema": SCHEMA,
-                "gammabeta": import_module("gammabeta").__version__,
+                "gammabeta": __version__,
                 "healthy": self.healthy,
                 "verdict": self.verdict,
                 "counts": {severity: self.count(severity) for severity in SEVERITIES},
