@@ -34,7 +34,8 @@ def test_notebook_runs(path: Path, tmp_path: Path) -> None:
     client.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert not [output for output in outputs if output.output_type == "error"]
-    assert any("Test_acc" in output.get("text", "") for output in outputs)
+    line = next(text for output in outputs if "Test_acc" in (text := output.get("text", "")))
+    assert float(line.split("Test_acc")[1]) > 0.9
 
 
 def test_there_are_notebooks() -> None:
