@@ -11,6 +11,7 @@ from .interrupt import StopWish
 if TYPE_CHECKING:
     from ..train.evaluate import Evaluation
     from ..train.loop import Progress as Standing
+    from ..train.watch import LayerStatistics
 
 
 class TrainingBar:
@@ -76,6 +77,9 @@ class TrainingBar:
                 f"Epoch {epoch}. Loss: {self._moving_loss:.4f}, Train_acc {self._train_accuracy:.5f},"
                 f" Test_acc {result.accuracy:.5g}"
             )
+
+    def watched(self, progress: "Standing", statistics: "dict[str, LayerStatistics]") -> None:
+        """Say nothing: this is for the curves."""
 
     def stop_requested(self) -> bool:
         """Tell whether a signal asked to stop."""

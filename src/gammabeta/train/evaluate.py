@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..surgery._preserve import preserved
 from .batches import DeviceImages
 from .device import Precision
 
@@ -39,15 +40,10 @@ class Evaluation:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode for a while, then back in the mode it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Put the model in evaluation mode for a while; modes and buffers come back as they were."""
+    with preserved(model), torch.inference_mode():
+        model.eval()
+        yield
 
 
 def evaluate(

@@ -18,6 +18,7 @@ from .evaluate import Evaluation, evaluate
 from .loop import Progress, Training
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
+from .watch import LayerStatistics
 
 _INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
 _REPORT_SECONDS = 0.25
@@ -39,6 +40,9 @@ class Observer(Protocol):
 
     def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
         """A split, ``"train"`` or ``"test"``, was judged in ``seconds``."""
+
+    def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
+        """The batch-norm layers were measured on a fixed batch of training images."""
 
     def stop_requested(self) -> bool:
         """Tell whether the training shall end after this step."""
@@ -64,6 +68,9 @@ class Silent:
         """Say nothing."""
 
     def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
+        """Say nothing."""
+
+    def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
         """Say nothing."""
 
     def stop_requested(self) -> bool:
@@ -120,6 +127,7 @@ def fit(
     seed: int = 0,
     observer: Observer | None = None,
     keeper: Keeper | None = None,
+    watch_points: int = 0,
 ) -> Outcome:
     """Train a network on a data set; its batch normalization is converted to the fused modules first.
 
@@ -130,6 +138,7 @@ def fit(
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
         seed: Of the order and the augmentation of the images.
         observer: Is told how it goes, and may ask it to stop.
+        watch_points: How often, over the training, to measure the batch-norm layers for the observer.
         keeper: Puts checkpoints away and brings the last one back; None: the training starts anew.
 
     Raises:
@@ -147,10 +156,11 @@ def fit(
     test = DeviceImages(dataset.test, scaling, place)
     model = place_model(convert(model, to="fused"), place)
     training = Training(model, images, recipe, seed, precision)
-    seconds = {"prepare": time.perf_counter() - clock, "train": 0.0, "recalibrate": 0.0, "evaluate": 0.0}
-
+    spent = dict.fromkeys(("prepare", "train", "watch", "recalibrate", "evaluate"), 0.0)
+    spent["prepare"] = time.perf_counter() - clock
     if keeper is not None:
-        seconds["train"] = keeper.begin(training)
+        spent["train"] = keeper.begin(training)
+    drive = _Drive(training, watcher, keeper, watch_points if recipe.batch_norm else 0, spent)
 
     def judge(epoch: int) -> tuple[Evaluation, Evaluation]:
         results = []
@@ -158,7 +168,7 @@ def fit(
             clock = time.perf_counter()
             result = evaluate(model, data, len(dataset.classes), precision=precision)
             taken = time.perf_counter() - clock
-            seconds["evaluate"] += taken
+            spent["evaluate"] += taken
             watcher.evaluated(epoch, split, result, taken)
             results.append(result)
         return results[0], results[1]
@@ -167,38 +177,63 @@ def fit(
     with keep_pages():
         while results is None or training.step < training.steps:
             epoch = training.epoch
-            seconds["train"] = _train_epoch(training, watcher, keeper, seconds["train"])
+            drive.to_end_of_epoch()
             last = training.step == training.steps
             if last and recipe.recalibrate and recipe.batch_norm:
-                seconds["recalibrate"] = _recalibrate(model, images, recipe, seed, precision)
+                spent["recalibrate"] = _recalibrate(model, images, recipe, seed, precision)
             if last or recipe.evaluate == "epoch":
                 results = judge(epoch)
                 if keeper is not None:
                     keeper.judged(training, results[1])
             if keeper is not None and not last:
-                keeper.visit(training, seconds["train"], now=True)
-    return Outcome(model, scaling, precision, training.progress(), *results, seconds)
+                keeper.visit(training, spent["train"], now=True)
+    return Outcome(model, scaling, precision, training.progress(), *results, spent)
 
 
-def _train_epoch(training: Training, watcher: Observer, keeper: Keeper | None, before: float) -> float:
-    """Train to the end of the epoch; return the seconds of training until then, ``before`` included."""
-    clock = time.perf_counter()
-    end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
-    chunk = 1
-    while training.step < end:
-        began = time.perf_counter()
-        training.advance(min(chunk, end - training.step))
+class _Drive:
+    """Takes the steps in stretches short enough to tell how it goes and to stop when asked."""
+
+    def __init__(
+        self,
+        training: Training,
+        watcher: Observer,
+        keeper: Keeper | None,
+        watch_points: int,
+        spent: dict[str, float],
+    ) -> None:
+        self._training, self._watcher, self._keeper, self._spent = training, watcher, keeper, spent
+        self._watch_every = max(1, training.steps // watch_points) if watch_points else 0
+        self._stretch = 1
+
+    def to_end_of_epoch(self) -> None:
+        training = self._training
+        end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
+        while training.step < end:
+            self._take(min(end, self._next_watch()))
+            stop = self._watcher.stop_requested()
+            if self._keeper is not None and (stop or training.step < end):
+                self._keeper.visit(training, self._spent["train"], now=stop)
+            if stop:
+                raise TrainingInterrupted(training.progress())
+
+    def _take(self, limit: int) -> None:
+        training, clock = self._training, time.perf_counter()
+        training.advance(min(self._stretch, limit - training.step))
         progress = training.progress()
-        now = time.perf_counter()
-        spent = before + now - clock
-        watcher.progressed(progress, spent)
-        stop = watcher.stop_requested()
-        if keeper is not None and (stop or training.step < end):
-            keeper.visit(training, spent, now=stop)
-        if stop:
-            raise TrainingInterrupted(progress)
-        chunk = max(1, min(2 * chunk, int(chunk * _REPORT_SECONDS / max(now - began, 1e-6))))
-    return before + time.perf_counter() - clock
+        taken = time.perf_counter() - clock
+        self._spent["train"] += taken
+        self._stretch = max(
+            1, min(2 * self._stretch, int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6)))
+        )
+        self._watcher.progressed(progress, self._spent["train"])
+        if self._watch_every and training.step % self._watch_every == 0:
+            clock = time.perf_counter()
+            self._watcher.watched(progress, training.watch())
+            self._spent["watch"] += time.perf_counter() - clock
+
+    def _next_watch(self) -> int:
+        every = self._watch_every
+        return (self._training.step // every + 1) * every if every else self._training.steps
 
 
 def _recalibrate(

@@ -13,7 +13,9 @@ from .device import Precision
 from .files import fit_weights
 from .recipe import Recipe
 from .schedule import learning_rate
+from .watch import LayerStatistics, watch
 
+WATCHED = 256  # images by which the layers' statistics are measured
 MOVING_WEIGHT = 0.01  # of the newest batch in the moving loss and accuracy, as in the notebook
 _AUGMENT = 1  # the purpose of a random stream, beside the epochs' permutations
 
@@ -123,6 +125,10 @@ class Training:
         self._unread.append((loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)))
         self.step += 1
         self.images += len(y)
+
+    def watch(self) -> dict[str, LayerStatistics]:
+        """Measure the batch-norm layers on the first training images; the training is left as it was."""
+        return watch(self.model, self.data.batch(slice(0, WATCHED))[0], self._precision)
 
     @property
     def _augmented(self) -> bool:

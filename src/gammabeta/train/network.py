@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import nn as gbnn
 from ..errors import UsageError
+from ..surgery._preserve import preserved
 
 SMALLEST_SIDE = 16  # two valid convolutions (3, 5) and two poolings leave one pixel
 
@@ -101,10 +102,11 @@ class DigitNetwork(nn.Module):
         """Return the shape of every intermediate value for ``x``, in order, and change nothing."""
         shapes: dict[str, tuple[int, ...]] = {}
         with (
-            _evaluation(self),
+            preserved(self),
             torch.no_grad(),
             _watching(self, lambda n, _, out: shapes.update({n: tuple(out.shape)})),
         ):
+            self.eval()
             self(x)
         renamed = {"bn1": "h1", "bn2": "h2", "bn3": "h3", "fc2": "output"}
         return {renamed.get(name, name): shape for name, shape in _with_flat(shapes).items()}
@@ -122,7 +124,7 @@ class DigitNetwork(nn.Module):
         def look(name: str, inputs: Tensor, output: Tensor) -> None:
             views.append(_view(name, layers[name], inputs, output, running[name]))
 
-        with _unchanged_buffers(self), torch.no_grad(), _watching(self, look):
+        with preserved(self), torch.no_grad(), _watching(self, look):
             self(x)
         return views
 
@@ -151,27 +153,6 @@ def _with_flat(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]
             ordered["flat"] = (batch, int(torch.Size(rest).numel()))
         ordered[name] = shape
     return ordered
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _unchanged_buffers(model: nn.Module) -> Iterator[None]:
-    before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, value in before:
-            buffer.copy_(value)
 
 
 @contextmanager

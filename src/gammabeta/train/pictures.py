@@ -1,7 +1,7 @@
 """Pictures of a training: curves, the confusion matrix, the worst mistakes."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,9 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     _mark_evaluations(accuracy_axes, rows)
     low = min([90.0, *(100 * row["accuracy"] for row in steps[len(steps) // 4 :])])
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
+    _tidy((loss_axes, accuracy_axes))
     for axes in (loss_axes, accuracy_axes):
-        axes.grid(color="#dddddd", linewidth=0.6, which="both")
-        axes.set_axisbelow(True)
         axes.legend(frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -52,6 +50,48 @@ def _mark_evaluations(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
         x, y = [row["epochs"] for row in judged], [100 * row["accuracy"] for row in judged]
         label = f"all {judged[-1]['count']:,} {split} images: {y[-1]:.2f} %"
         axes.plot(x, y, color=color, marker=marker, label=label, linewidth=1)
+
+
+def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Draw each batch-norm layer's statistics over epochs from the lines of ``metrics.jsonl``."""
+    rows = [row for row in rows if row["kind"] == "statistics"]
+    names = list(rows[0]["layers"])
+    figure = Figure(figsize=(max(3.3 * len(names), 5), 8), layout="constrained")
+    figure.suptitle(title)
+    grid = figure.subplots(3, len(names), squeeze=False, sharex=True)
+    x = [row["epochs"] for row in rows]
+    for column, name in enumerate(names):
+        _statistics_of_layer(grid[:, column], name, x, [row["layers"][name] for row in rows])
+    labels = ("input of the activation", "batch, mean over channels", "distance from running values")
+    for axes, label in zip(grid[:, 0], labels, strict=True):
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=8)
+    _tidy(grid.flat)
+    return figure
+
+
+def _statistics_of_layer(
+    column: Sequence[Axes], name: str, x: Sequence[float], layers: Sequence[dict[str, Any]]
+) -> None:
+    top, middle, bottom = column
+    top.set_title(name)
+    low, median, high = zip(*(layer["percentiles"] for layer in layers), strict=True)
+    top.fill_between(x, low, high, color=_BLUE, alpha=0.2, label="15th to 85th percentile")
+    top.plot(x, median, color=_BLUE, label="median")
+    middle.plot(x, [layer["mean"] for layer in layers], color=_BLUE, label="mean")
+    middle.plot(x, [layer["var"] for layer in layers], color=_ORANGE, label="variance")
+    for key, color, label in (("mean_distance", _BLUE, "mean"), ("var_distance", _ORANGE, "ln variance")):
+        if layers[0][key] is not None:
+            bottom.plot(x, [layer[key] for layer in layers], color=color, label=label)
+    bottom.set_xlabel("epoch")
+    bottom.set_ylim(bottom=0)
+
+
+def _tidy(many: Iterable[Axes]) -> None:
+    for axes in many:
+        axes.grid(color="#dddddd", linewidth=0.6, which="both")
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
 def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:

@@ -1,12 +1,14 @@
 """What a run folder is told while a training goes on: metrics, checkpoints, the best weights."""
 
 import time
+from dataclasses import asdict
 
 from .checkpoint import Checkpoints, State
 from .evaluate import Evaluation
 from .fitting import Observer
 from .loop import Progress, Training
 from .run import Run
+from .watch import LayerStatistics
 
 
 class Recorder:
@@ -45,6 +47,16 @@ class Recorder:
             seconds=round(seconds, 3),
         )
         self._then.evaluated(epoch, split, result, seconds)
+
+    def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
+        """Write each layer's statistics."""
+        self._run.record(
+            "statistics",
+            step=progress.step,
+            epochs=round(progress.step / self._steps_per_epoch, 4),
+            layers={name: asdict(layer) for name, layer in statistics.items()},
+        )
+        self._then.watched(progress, statistics)
 
     def stop_requested(self) -> bool:
         """Ask whoever is told."""

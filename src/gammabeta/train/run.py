@@ -65,11 +65,12 @@ class Run:
     ======================  ============================================================================
     ``run.json``            status, seed, data, network, the code, versions and machine, the result
     ``recipe.toml``         every setting; ``--recipe RUN/recipe.toml`` trains the same again
-    ``metrics.jsonl``       one JSON object a line: ``{"kind": "progress" | "evaluation", ...}``
+    ``metrics.jsonl``       an object a line: ``{"kind": "progress" | "evaluation" | "statistics", ...}``
     ``model.safetensors``   parameters and buffers, with ``network`` of run.json as metadata
     ``best.safetensors``    the same at the epoch that was judged best, where several were judged
     ``checkpoints/``        what it takes to go on after an interruption
     ``curves.png``          loss and accuracy
+    ``statistics.png``      each batch-norm layer's statistics over time
     ======================  ============================================================================
     """
 

@@ -16,12 +16,13 @@ from .batches import Scaling, batch_starts
 from .checkpoint import Checkpoints
 from .device import resolve_device, resolve_precision
 from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
-from .pictures import curves, save_figure
+from .pictures import curves, save_figure, statistics
 from .recipe import Recipe
 from .record import Recorder, RunKeeper
 from .run import NetworkInfo, Run
 
 CHECKPOINT_SECONDS = 30.0
+WATCH_POINTS = 16  # measurements of the batch-norm layers in a training
 
 
 def train_run(
@@ -123,6 +124,7 @@ def _carry_out(
             seed=run.info.seed,
             observer=recorder,
             keeper=keeper,
+            watch_points=WATCH_POINTS,
         )
         run.save_model(outcome.model)
         draw_curves(run)
@@ -169,11 +171,13 @@ def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
 
 
 def draw_curves(run: Run) -> None:
-    """Draw ``curves.png`` from the run's metrics, if there are any yet."""
+    """Draw ``curves.png`` and ``statistics.png`` from the run's metrics, if there are any yet."""
     rows: Sequence[dict[str, Any]] = run.metrics()
+    title = f"{run.info.data}, recipe {run.recipe.name}, seed {run.info.seed}"
     if any(row["kind"] == "progress" for row in rows):
-        title = f"{run.info.data}, recipe {run.recipe.name}, seed {run.info.seed}"
         save_figure(curves(rows, title), run.path / "curves.png")
+    if any(row["kind"] == "statistics" for row in rows):
+        save_figure(statistics(rows, f"What batch normalization sees: {title}"), run.path / "statistics.png")
 
 
 def result_of(outcome: Outcome) -> dict[str, Any]:

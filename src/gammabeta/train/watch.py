@@ -1,0 +1,94 @@
+"""What batch normalization does while a network trains: each layer's statistics on a fixed batch of images.
+
+The percentiles of what enters each activation are those of Ioffe and Szegedy (2015), figure 1 (b) and (c).
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..surgery._layers import batch_norm_layers
+from ..surgery._preserve import preserved
+from .device import Precision
+
+PERCENTILES = (15, 50, 85)
+_MOST = 100_000  # values a percentile is taken from: torch.quantile's cost grows faster than its worth
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer on one batch; scalars are means over the channels unless said otherwise.
+
+    Attributes:
+        mean: Of the batch, per channel.
+        var: Biased variance of the batch, per channel.
+        mean_distance: Root mean square over the channels of batch mean − running mean, in running standard
+            deviations; None without running statistics.
+        var_distance: The same of ln(batch variance, unbiased / running variance).
+        percentiles: 15th, 50th and 85th percentile of what enters the activation: γ x̂ + β.
+    """
+
+    mean: float
+    var: float
+    mean_distance: float | None
+    var_distance: float | None
+    percentiles: tuple[float, float, float]
+
+
+def watch(model: nn.Module, x: Tensor, precision: Precision = "fp32") -> dict[str, LayerStatistics]:
+    """Measure every batch-norm layer of a model in training mode on ``x``; the model is left as it was."""
+    found: dict[str, LayerStatistics] = {}
+
+    def measure(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        found.setdefault(name, _measure(layer, inputs[0].detach()))
+
+    layers = batch_norm_layers(model)
+    handles = [layer.register_forward_pre_hook(partial(measure, name)) for name, layer in layers.items()]
+    try:
+        with (
+            preserved(model),
+            torch.no_grad(),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            model.train()
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _measure(layer: _BatchNorm, x: Tensor) -> LayerStatistics:
+    x = x.float()
+    channels = x.shape[1]
+    per_channel = x.transpose(0, 1).reshape(channels, -1)
+    var, mean = torch.var_mean(per_channel, 1, correction=0)
+    normal = (per_channel - mean[:, None]) * (var + layer.eps).rsqrt()[:, None]
+    if layer.weight is not None:
+        normal = normal * layer.weight.detach().float()[:, None]
+    if layer.bias is not None:
+        normal = normal + layer.bias.detach().float()[:, None]
+    distances = _distances(layer, mean, var, per_channel.shape[1])
+    return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, _percentiles(normal))
+
+
+def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tuple[float | None, float | None]:
+    if layer.running_mean is None or layer.running_var is None:
+        return None, None
+    spread = (layer.running_var.float() + layer.eps).sqrt()
+    shift = (mean - layer.running_mean.float()) / spread
+    unbiased = var * (count / max(count - 1, 1))
+    ratio = ((unbiased + layer.eps) / spread.square()).log()
+    return float(shift.square().mean().sqrt()), float(ratio.square().mean().sqrt())
+
+
+def _percentiles(values: Tensor) -> tuple[float, float, float]:
+    flat = values.flatten()
+    flat = flat[:: -(-len(flat) // _MOST)]
+    levels = torch.tensor([level / 100 for level in PERCENTILES], device=flat.device)
+    low, middle, high = flat.quantile(levels).tolist()
+    return low, middle, high
