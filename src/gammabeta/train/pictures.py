@@ -61,7 +61,7 @@ def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     grid = figure.subplots(3, len(names), squeeze=False, sharex=True)
     x = [row["epochs"] for row in rows]
     for column, name in enumerate(names):
-        _statistics_of_layer(grid[:, column], name, x, [row["layers"][name] for row in rows])
+        _statistics_of_layer(list(grid[:, column]), name, x, [row["layers"][name] for row in rows])
     labels = ("input of the activation", "batch, mean over channels", "distance from running values")
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
