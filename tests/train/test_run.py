@@ -38,7 +38,7 @@ def run_copy(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_run_folder_says_everything(finished: Path) -> None:
     assert {file.name for file in finished.iterdir()} - {".lock"} == {
-        "run.json", "recipe.toml", "metrics.jsonl", "model.safetensors", "curves.png",
+        "run.json", "recipe.toml", "metrics.jsonl", "model.safetensors", "curves.png", "statistics.png",
     }  # fmt: skip
     run = Run.open(finished)
     assert run.info.status == "finished"
