@@ -10,6 +10,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton's kernels then run in its interpreter; it asks when it is first imported, by whichever test.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:

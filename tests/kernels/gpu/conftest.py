@@ -1,6 +1,5 @@
 """On a machine with a GPU these tests run on it; elsewhere in Triton's interpreter, on small shapes."""
 
-import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
 
@@ -8,10 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-INTERPRETED = not torch.cuda.is_available()
-if INTERPRETED:
-    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported, so before any test runs
-
+INTERPRETED = not torch.cuda.is_available()  # tests/conftest.py turned the interpreter on
 ACTIVATIONS = {
     None: lambda z: z,
     "relu": F.relu,

@@ -101,6 +101,8 @@ def true_offset(t, q, c, r, corner):
         ((70000, 64, 32, 32), False, 2),
         ((70000, 64, 31, 33), True, 2),
         ((2, 3, 50000, 50000), False, None),  # one plane passes 2^31
+        ((3, 1, 2**31 - 5), False, None),  # an extent so near to 2^31 that rounding it up would pass it
+        ((2**31 - 5, 2), True, None),
         ((2, 3, 50001, 50001), False, 2),
         ((2, 3, 50001, 50000), True, 2),
     ],

@@ -11,6 +11,7 @@ from . import backward_kernels, forward_kernels, plan
 
 MERGE_TILE = 4096
 RUNNING_BLOCK = 1024
+_CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 # The interpreter's stand-in for a chip: so small that shapes a test can afford are split, merged and owned.
 INTERPRETED = plan.Chip(multiprocessors=2, cache_bytes=1 << 16)
 
@@ -30,7 +31,8 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
 
 def _is_rows(x: Tensor) -> bool:
     """Whether ``(N, C, *spatial)`` has its channels side by side, and nothing between the values."""
-    return x.movedim(1, -1).is_contiguous()
+    form = _CHANNELS_LAST.get(x.dim())
+    return x.movedim(1, -1).is_contiguous() if form is None else x.is_contiguous(memory_format=form)
 
 
 def _dense(x: Tensor) -> tuple[Tensor, bool]:
@@ -57,6 +59,7 @@ def _empty_pooled(x: Tensor, rows: bool) -> Tensor:
     return torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
+@cache
 def _merge_tile(splits: int, C: int) -> dict[str, Any]:
     """A tile that holds every split of a few channels."""
     bk = plan.power_of_two(splits)
@@ -72,7 +75,7 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
     """``(mean, var, invstd)`` of a dense ``x`` in a reduction over the whole chip."""
     C = x.shape[1]
     mean, var, invstd = x.new_empty((3, C), dtype=torch.float32).unbind()
-    t = plan.tile(plan.view_of(tuple(x.shape), rows, None, x.itemsize), 1, False)
+    t = plan.tile(plan.view_of(x.shape, rows, None, x.itemsize), 1, False)
     n, c, s, *_ = t.extents
     splits = plan.splits(t, _chip(x.device))
     if splits == 1:
@@ -122,7 +125,7 @@ def forward_train(
     """Training: ``(out, mean, var, invstd)``."""
     x, rows = _dense(x)
     residual = _maybe_like(residual, rows)
-    view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+    view = plan.view_of(x.shape, rows, pool, x.itemsize)
     t = plan.owned(view, 1 if residual is None else 2, _chip(x.device))
     if t is None:
         with _on(x):
@@ -153,7 +156,7 @@ def forward(
     residual = _maybe_like(residual, rows)
     out = torch.empty_like(x) if pool is None else _empty_pooled(x, rows)
     if out.numel():
-        view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+        view = plan.view_of(x.shape, rows, pool, x.itemsize)
         t = plan.tile(view, 1 if residual is None else 2, False)
         with _on(x):
             forward_kernels.normalise[(t.blocks * t.tiles,)](
@@ -207,7 +210,7 @@ def backward_reduce(
     if not x.numel():
         return x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
     grad, residual = _like(grad, rows), _maybe_like(residual, rows)
-    view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+    view = plan.view_of(x.shape, rows, pool, x.itemsize)
     with _on(x):
         sum_dz, sum_dz_xhat = _sums(
             grad, x, mean, invstd, weight, bias, residual, None, activation, view
@@ -258,7 +261,7 @@ def backward_apply(
     """``(dx, dresidual)`` for given means of dz and dz * xhat (both zero in evaluation)."""
     x, rows = _dense(x)
     grad, residual = _like(grad, rows), _maybe_like(residual, rows)
-    view = plan.view_of(tuple(x.shape), rows, pool, x.itemsize)
+    view = plan.view_of(x.shape, rows, pool, x.itemsize)
     dz = torch.empty_like(x) if need_residual else None
     with _on(x):
         dx = _input_gradient(
@@ -282,8 +285,7 @@ def backward(
     """``(dx, dweight, dbias, dresidual)``, the statistics differentiated."""
     x, rows = _dense(x)
     grad, residual = _like(grad, rows), _maybe_like(residual, rows)
-    shape = tuple(x.shape)
-    view = plan.view_of(shape, rows, pool, x.itemsize)
+    view = plan.view_of(x.shape, rows, pool, x.itemsize)
     per_value = x.shape[1] / max(1, x.numel())
     dz = torch.empty_like(x) if need_residual else None
     t = plan.owned(view, 2 if residual is None else 3, _chip(x.device))
@@ -294,7 +296,7 @@ def backward(
                 dz is not None
             ):  # it is stored, and stands for grad, residual and activation in the second pass
                 grad, residual, activation = dz, None, None
-                view = plan.view_of(shape, rows, None, x.itemsize)
+                view = plan.view_of(x.shape, rows, None, x.itemsize)
             dx = _input_gradient(
                 grad,
                 x,

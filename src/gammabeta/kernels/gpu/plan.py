@@ -10,7 +10,7 @@ reads it again from cache.
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 PROGRAMS_PER_SM = 4
 MAX_SPLITS = 1024
@@ -19,16 +19,14 @@ WARPS = 4
 OWNED_WARPS = 8
 
 
-@dataclass(frozen=True)
-class Chip:
+class Chip(NamedTuple):
     """What the plan needs to know of a device: multiprocessors and bytes of second-level cache."""
 
     multiprocessors: int
     cache_bytes: int
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A tensor as ``(N, C, S)``, or with ``rows`` as ``(N, S, C)``, ``S = H * W`` if it is to be pooled."""
 
     N: int
@@ -41,7 +39,7 @@ class View:
     itemsize: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tiling:
     """Tiles of ``BC`` channels by ``BN`` images by ``BS`` cells, and what the kernels specialise on."""
 
@@ -107,6 +105,7 @@ def power_of_two(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
 
 
+@lru_cache(maxsize=4096)
 def view_of(shape: tuple[int, ...], rows: bool, pool: int | None, itemsize: int) -> View:
     """``(N, C, *spatial)`` seen as three axes. Without a pool, channels_last rows count as one long image."""
     n, c, spatial = shape[0], shape[1], shape[2:]

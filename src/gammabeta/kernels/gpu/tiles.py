@@ -63,15 +63,21 @@ def known_multiple(extent, VEC: tl.constexpr):
 
 
 @triton.jit
+def pieces(extent, size: tl.constexpr):
+    """``extent / size`` rounded up, for a positive extent however near to 2^31."""
+    return (extent - 1) // size + 1
+
+
+@triton.jit
 def tile_count(N, cells, BN: tl.constexpr, BS: tl.constexpr):
     """How many tiles cover ``N`` images of ``cells`` cells."""
-    return tl.cdiv(N, BN) * tl.cdiv(cells, BS)
+    return pieces(N, BN) * pieces(cells, BS)
 
 
 @triton.jit
 def tile_extent(q, N, cells, BN: tl.constexpr, BS: tl.constexpr):
     """How many cells of tile ``q`` exist, per channel."""
-    chunks = tl.cdiv(cells, BS)
+    chunks = pieces(cells, BS)
     group = q // chunks
     return tl.minimum(BN, N - group * BN) * tl.minimum(BS, cells - (q - group * chunks) * BS)
 
@@ -87,14 +93,14 @@ def locate(
     With ``POOL == 2`` a cell has four corners and ``corner`` (0 to 3) picks one; ``cols`` is the number of
     cells in a row of them. Cells at an odd edge lack corners: the mask leaves them out.
     """
-    chunks = tl.cdiv(cells, BS)
+    chunks = pieces(cells, BS)
     group = q // chunks
     s0 = (q - group * chunks) * BS
     r = tl.arange(0, BN * BS)
     n = r // BS
     s = r % BS
     c = tl.arange(0, BC)
-    inside = (group * BN + n < N) & (s0 + s < cells)
+    inside = (n < N - group * BN) & (s < cells - s0)
     start = (group * BN).to(tl.int64) * C * S
     if POOL == 2:
         i = (s0 + s) // cols
@@ -131,7 +137,7 @@ def locate_pooled(
     ROWS: tl.constexpr, WIDE: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Where the pooled values of tile ``q`` lie in their own tensor of ``H // 2`` by ``W // 2`` positions."""
-    chunks = tl.cdiv(cells, BS)
+    chunks = pieces(cells, BS)
     group = q // chunks
     s0 = (q - group * chunks) * BS
     r = tl.arange(0, BN * BS)
@@ -140,7 +146,7 @@ def locate_pooled(
     cell = s0 + r % BS
     i = cell // cols
     j = cell - i * cols
-    inside = (group * BN + n < N) & (i < H // 2) & (j < W // 2)
+    inside = (n < N - group * BN) & (i < H // 2) & (j < W // 2)
     S = (H // 2) * (W // 2)
     mask = (c0 + c < C)[:, None] & inside[None, :]
     start = (group * BN).to(tl.int64) * C * S
