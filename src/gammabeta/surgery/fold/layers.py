@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...functional._composition import finish
+from ...nn._layer import Fused
 from .affine import Affine
 
 
@@ -73,3 +74,17 @@ class AffineTail(nn.Module):
         """Map, then add, activate, pool."""
         out: Tensor = self.tail(self.affine(x), residual, **settings)
         return out
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """Return ``model`` with each fused batch norm that stayed made of torch's own operations.
+
+    An exporter then meets nothing but those. Changes ``model``.
+    """
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if isinstance(child, Fused) and child.running_mean is not None and child.running_var is not None:
+                affine = Affine.of(child.running_mean, child.running_var, child.weight, child.bias, child.eps)
+                held = ChannelAffine(affine, child.running_mean.dtype, child.running_mean.device)
+                parent._modules[name] = AffineTail(held, Tail(child.activation, child.pool)).eval()
+    return model
