@@ -14,6 +14,8 @@ from .. import __version__
 from ..errors import GammabetaError
 from .doctor import doctor
 from .evaluate import evaluate
+from .export import export
+from .fold import fold
 from .info import info
 from .output import fail
 from .predict import predict
@@ -30,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, doctor, recalibrate, info):
+for command in (train, evaluate, predict, doctor, recalibrate, fold, export, info):
     app.command()(command)
 
 

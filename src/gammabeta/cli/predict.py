@@ -1,5 +1,6 @@
 """``gammabeta predict``: what is in these pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from .output import Device, Json, console, print_json
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="A run folder, or an ONNX file that `export` wrote.")],
     images: Annotated[
         list[Path], typer.Argument(help="Pictures of any common format and size, ink dark or light.")
     ],
@@ -18,20 +19,12 @@ def predict(
     device: Device = "auto",
     json: Json = False,
 ) -> None:
-    """Name the class of each picture, and how probable it is."""
-    import numpy as np
-
-    from ..data.picture import load_picture
-    from ..train.load import load_model
-
-    trained = load_model(run, device, best=best)
-    info = trained.run.info.network
-    pictures = [load_picture(path, channels=info.channels, size=(info.height, info.width)) for path in images]
-    likely = trained.probabilities(np.stack(pictures)).topk(min(top, len(info.classes)))
-    guesses = [
-        [(info.classes[i], p) for i, p in zip(indices, probabilities, strict=True)]
-        for indices, probabilities in zip(likely.indices.tolist(), likely.values.tolist(), strict=True)
-    ]
+    """Name the class of each picture, and how probable it is; an ONNX file needs no torch."""
+    if run.suffix == ".onnx":
+        classes, probabilities = _from_onnx(run, images)
+    else:
+        classes, probabilities = _from_run(run, images, device, best)
+    guesses = [_likeliest(row, classes, top) for row in probabilities]
     if json:
         print_json(
             {"run": str(run), "predictions": [_row(*pair) for pair in zip(images, guesses, strict=True)]}
@@ -40,6 +33,40 @@ def predict(
     for path, guess in zip(images, guesses, strict=True):
         shown = ", ".join(f"{name} {probability:.1%}" for name, probability in guess)
         console().print(f"{path}: {shown}", markup=False)
+
+
+def _from_run(
+    run: Path, images: list[Path], device: str, best: bool
+) -> tuple[Sequence[str], list[list[float]]]:
+    import numpy as np
+
+    from ..data import load_picture, picture_style
+    from ..train.load import load_model
+
+    trained = load_model(run, device, best=best)
+    info = trained.run.info.network
+    style = picture_style(trained.run.info.data, info.channels)
+    size = (info.height, info.width)
+    pictures = [load_picture(path, channels=info.channels, size=size, style=style) for path in images]
+    return info.classes, trained.probabilities(np.stack(pictures)).tolist()
+
+
+def _from_onnx(file: Path, images: list[Path]) -> tuple[Sequence[str], list[list[float]]]:
+    import numpy as np
+
+    from ..data import load_picture
+    from ..data.onnxfile import OnnxClassifier
+
+    model = OnnxClassifier.open(file)
+    pictures = [
+        load_picture(path, channels=model.channels, size=model.size, style=model.style) for path in images
+    ]
+    return model.classes, model.probabilities(np.stack(pictures)).tolist()
+
+
+def _likeliest(probabilities: list[float], classes: Sequence[str], top: int) -> list[tuple[str, float]]:
+    order = sorted(range(len(classes)), key=lambda i: -probabilities[i])
+    return [(classes[i], probabilities[i]) for i in order[:top]]
 
 
 def _row(path: Path, guess: list[tuple[str, float]]) -> dict[str, object]:

@@ -5,6 +5,7 @@ import importlib
 import inspect
 import io
 import json
+import logging
 import os
 import tempfile
 import warnings
@@ -49,8 +50,9 @@ class Preprocessing:
 class ExportReport:
     """What was written, and how far ONNX Runtime is from the model.
 
-    ``error``: largest difference over largest magnitude between ONNX Runtime's output and the given model's in
-    float64, over every input of ``batches`` sizes tried. ``original_error``: the model's own, in its own dtype.
+    ``error``: largest difference over largest magnitude between ONNX Runtime's output and the given model's
+    in float64, over every input of ``batches`` sizes tried. ``original_error``: the model's own, in its own
+    dtype.
     """
 
     path: Path
@@ -79,9 +81,9 @@ def export_onnx(
 ) -> ExportReport:
     """Fold ``model`` and write it as ONNX, with the batch size left open.
 
-    The graph must pass ONNX's checker, and ONNX Runtime's output must equal the given model's: on the example,
-    on random inputs, and at batch sizes 1 and 3. Only then does the file appear, whole; after any error an
-    existing file, and the model, are as they were.
+    The graph must pass ONNX's checker, and ONNX Runtime's output must equal the given model's: on the
+    example, on random inputs, and at batch sizes 1 and 3. Only then does the file appear, whole; after any
+    error an existing file, and the model, are as they were.
 
     Args:
         model: any module that ``fold`` takes and ``torch.export`` traces.
@@ -115,7 +117,7 @@ def export_onnx(
     content = graph.SerializeToString()
     sizes = (_batch_of(inputs), *_OTHER_BATCHES)
     limit = tolerance if tolerance is not None else _limit(model)
-    error, original = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
+    gap, own = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
     _write(target, content)
     return ExportReport(
         target,
@@ -123,8 +125,8 @@ def export_onnx(
         tuple(value.name for value in graph.graph.input),
         tuple(value.name for value in graph.graph.output),
         sizes,
-        error,
-        original,
+        gap,
+        own,
         max(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")),
         report,
     )
@@ -143,11 +145,33 @@ def _libraries() -> tuple[Any, Any]:
     return found[0], found[2]
 
 
-# Export --------------------------------------------------------------------------------------------------------
+# Export ------------------------------------------------------------------------------------------
 
 
 def _exported(model: nn.Module, inputs: Inputs) -> Any:
     """Return the ONNX graph of ``model``, its first dimension open."""
+    args, kwargs = inputs
+    single = len(list(tensors_in(inputs))) == 1
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                dynamic_shapes=_open_batch(model, inputs),
+                input_names=["input"] if single else None,
+                verbose=False,
+            )
+    except Exception as error:
+        raise SurgeryError(f"the model cannot be exported to ONNX: {_cause(error)}") from error
+    if program is None:
+        raise SurgeryError("the model cannot be exported to ONNX: torch gave nothing back")
+    return program.model_proto
+
+
+def _open_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Describe every tensor argument whose first dimension is the batch as open in it."""
     args, kwargs = inputs
     batch = torch.export.Dim("batch")
     size = _batch_of(inputs)
@@ -162,24 +186,9 @@ def _exported(model: nn.Module, inputs: Inputs) -> Any:
         return None
 
     names = list(_argument_names(model, len(args)))
-    shapes = {name: shape(value) for name, value in zip(names, args, strict=True)} | shape(kwargs)
-    single = len(list(tensors_in(inputs))) == 1
-    try:
-        with _silence():
-            program = torch.onnx.export(
-                model,
-                args,
-                kwargs=kwargs,
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=["input"] if single else None,
-                verbose=False,
-            )
-    except Exception as error:
-        raise SurgeryError(f"the model cannot be exported to ONNX: {_cause(error)}") from error
-    if program is None:
-        raise SurgeryError("the model cannot be exported to ONNX: torch gave nothing back")
-    return program.model_proto
+    return {name: shape(value) for name, value in zip(names, args, strict=True)} | {
+        key: shape(value) for key, value in kwargs.items()
+    }
 
 
 def _argument_names(model: nn.Module, count: int) -> Iterator[str]:
@@ -190,10 +199,16 @@ def _argument_names(model: nn.Module, count: int) -> Iterator[str]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter reports progress on standard output and warns of its own deprecations."""
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """The exporter reports progress on standard output, logs and warns of things that are its own affair."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 def _describe(graph: Any, classes: Any, preprocessing: Preprocessing | None, report: FoldReport) -> None:
@@ -210,7 +225,29 @@ def _describe(graph: Any, classes: Any, preprocessing: Preprocessing | None, rep
     graph.producer_name, graph.producer_version = "gammabeta", __version__
 
 
-# Comparison ----------------------------------------------------------------------------------------------------
+def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
+    """Write ``model`` as a ``torch.export`` program, its batch size left open: whole, or not at all.
+
+    ``torch.export.load(path).module()`` runs it where gammabeta is not installed.
+
+    Raises:
+        UsageError: the example is of the wrong kind, or the file cannot be written.
+        SurgeryError: ``torch.export`` does not trace the model.
+    """
+    inputs = _batched(as_inputs(example), 2)
+    try:
+        with _silence():
+            program = torch.export.export(
+                plain(copy.deepcopy(model)), inputs[0], inputs[1], dynamic_shapes=_open_batch(model, inputs)
+            )
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+    except Exception as error:
+        raise SurgeryError(f"torch.export cannot trace the model: {_cause(error)}") from error
+    _write(Path(path), buffer.getvalue())
+
+
+# Comparison ------------------------------------------------------------------------------------------
 
 
 def _compare(
@@ -281,7 +318,7 @@ def _limit(model: nn.Module) -> float:
     return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
 
 
-# File ----------------------------------------------------------------------------------------------------------
+# File ------------------------------------------------------------------------------------------
 
 
 def _write(path: Path, content: bytes) -> None:

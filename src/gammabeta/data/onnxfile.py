@@ -1,0 +1,117 @@
+"""Classify pictures with an ONNX file that ``gammabeta export`` wrote: NumPy and ONNX Runtime, no torch."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import DataError, UnavailableError
+from .picture import Style
+
+METADATA = "gammabeta"  # the metadata entry that holds our JSON
+_BATCH = 256  # images per run: bounds the memory
+
+
+@dataclass(frozen=True)
+class OnnxClassifier:
+    """An ONNX model of one picture input and one output of logits, with what it says of itself.
+
+    ``mean`` and ``scale``: ``(pixel - mean) * scale`` per channel, float32 (C, 1, 1), pixels 0 to 255.
+    """
+
+    path: Path
+    session: Any
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    mean: npt.NDArray[np.float32]
+    scale: npt.NDArray[np.float32]
+    style: Style | None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], threads: int | None = None) -> "OnnxClassifier":
+        """Load a file into ONNX Runtime on the CPU.
+
+        Raises:
+            UnavailableError: onnxruntime is not installed.
+            DataError: the file is missing or no ONNX model, or says nothing of its classes and input.
+        """
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UnavailableError(
+                "onnxruntime is not installed, and an ONNX file needs it: pip install 'gammabeta[onnx]'"
+            ) from None
+        file = Path(path)
+        if not file.is_file():
+            raise DataError(f"there is no file {file}")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exception classes share no public base
+            raise DataError(
+                f"{file} is not an ONNX model that ONNX Runtime can load: {_line(error)}"
+            ) from None
+        return cls(file, session, *_described(file, session))
+
+    def logits(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Logits float32 (N, classes) of uint8 pictures (N, C, H, W)."""
+        wanted = (self.channels, *self.size)
+        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[1:] != wanted:
+            raise DataError(
+                f"{self.path} takes uint8 pictures of {wanted}, not {pictures.dtype} {pictures.shape}"
+            )
+        name = self.session.get_inputs()[0].name
+        parts = [
+            self.session.run(None, {name: (pictures[i : i + _BATCH] - self.mean) * self.scale})[0]
+            for i in range(0, len(pictures), _BATCH)
+        ]
+        found: npt.NDArray[np.float32] = (
+            np.concatenate(parts) if parts else np.empty((0, len(self.classes)), "f4")
+        )
+        return found
+
+    def probabilities(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Class probabilities float32 (N, classes) of uint8 pictures (N, C, H, W)."""
+        logits = self.logits(pictures)
+        power = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares: npt.NDArray[np.float32] = power / power.sum(axis=1, keepdims=True)
+        return shares
+
+
+def _described(
+    file: Path, session: Any
+) -> tuple[
+    tuple[str, ...], int, tuple[int, int], npt.NDArray[np.float32], npt.NDArray[np.float32], Style | None
+]:
+    """Read and check the metadata: classes, channels, size, mean, scale, style."""
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if text is None:
+        raise DataError(f"{file} was not written by `gammabeta export`: it says nothing of classes and input")
+    try:
+        document = json.loads(text)
+        classes = tuple(str(name) for name in document["classes"])
+        given = document["preprocessing"]
+        channels, height, width = (int(given[name]) for name in ("channels", "height", "width"))
+        mean, scale = (np.asarray(given[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "scale"))
+        style = given["style"]
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{file} does not name its classes and preprocessing: export it from a run") from None
+    if not (len(mean) == len(scale) == channels) or style not in ("digit", "object", "plain", None):
+        raise DataError(f"{file} describes an input that cannot be: it is damaged")
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1 or inputs[0].shape[1:] != [channels, height, width]:
+        raise DataError(f"{file} does not take the pictures it describes")
+    return classes, channels, (height, width), mean, scale, style
+
+
+def _line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
