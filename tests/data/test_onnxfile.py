@@ -89,7 +89,7 @@ def test_files_that_are_no_models(tmp_path):
     for content in (b"", b"no model", whole[: len(whole) // 2]):
         path = tmp_path / "bad.onnx"
         path.write_bytes(content)
-        with pytest.raises(DataError, match="bad.onnx"):
+        with pytest.raises(DataError, match=r"bad\.onnx"):
             OnnxClassifier.open(path)
 
 
