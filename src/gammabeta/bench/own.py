@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import UnavailableError
@@ -20,8 +21,8 @@ _POLL_SECONDS = 0.05
 class OwnRun:
     """What ``gammabeta train --json`` printed, and the process as seen from outside.
 
-    ``seconds`` runs from the start of the process to its end, Python's own start included; ``peak_rss_mb`` is the
-    most memory it held, to within what it may have gained in its last twentieth of a second.
+    ``seconds`` runs from the start of the process to its end, Python's own start included; ``peak_rss_mb`` is
+    the most memory it held, to within what it may have gained in its last twentieth of a second.
     """
 
     result: dict[str, Any]
@@ -29,8 +30,10 @@ class OwnRun:
     peak_rss_mb: float
 
 
-def train(arguments: Sequence[str], variables: Mapping[str, str], timeout: float) -> OwnRun:
-    """Run ``gammabeta train ARGUMENTS --json``.
+def train(
+    arguments: Sequence[str], timeout: float, variables: Mapping[str, str] = MappingProxyType({})
+) -> OwnRun:
+    """Run ``gammabeta train ARGUMENTS --json``, with some environment variables set anew.
 
     Raises:
         UnavailableError: It failed or took longer than ``timeout`` seconds.

@@ -1,4 +1,4 @@
-"""The peers of the training benchmark: which there are, the task they are handed, and one run of one of them."""
+"""The peers of the training benchmark: which there are, the task they are handed, and one run of one."""
 
 import json
 import os
@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from ..data import Dataset
 from ..errors import UnavailableError, UsageError
+from .results import CHECKOUT
 
-#: Shapes of the notebook's weights, in PyTorch's layout; a bias each. And the widths of its batch normalizations.
+#: Shapes of the notebook's weights in PyTorch's layout, a bias each; and the widths of its batch norms.
 _WEIGHTS = {"conv1": (20, 1, 3, 3), "conv2": (50, 20, 5, 5), "dense1": (128, 800), "dense2": (10, 128)}
 _NORMS = {"bn1": 20, "bn2": 50, "bn3": 128}
 
@@ -45,14 +46,14 @@ class Peer:
     title: str
     environment: str
     script: str
-    arguments: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ("fp32",)
-    variables: tuple[tuple[str, str], ...] = ()
+    arguments: tuple[str, ...]
+    precisions: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...]
 
 
 def checkout_folder() -> Path | None:
     """Return ``benchmarks/peers`` of the checkout that this package runs from; None for an installed one."""
-    folder = Path(__file__).resolve().parents[3] / "benchmarks" / "peers"
+    folder = CHECKOUT / "peers"
     return folder if (folder / "peers.toml").is_file() else None
 
 
@@ -67,10 +68,15 @@ def read_peers(folder: Path) -> dict[str, Peer]:
     table = tomllib.loads((folder / "peers.toml").read_text("utf-8"))
     peers = {}
     for name, entry in table.items():
-        lists = {field: tuple(entry[field]) for field in ("arguments", "precisions") if field in entry}
-        variables = tuple(entry.get("variables", {}).items())
-        plain = {field: entry[field] for field in ("title", "environment", "script")}
-        peers[name] = Peer(name=name, variables=variables, **plain, **lists)
+        peers[name] = Peer(
+            name=name,
+            title=entry["title"],
+            environment=entry["environment"],
+            script=entry["script"],
+            arguments=tuple(entry.get("arguments", ())),
+            precisions=tuple(entry.get("precisions", ("fp32",))),
+            variables=tuple(entry.get("variables", {}).items()),
+        )
     return peers
 
 
@@ -83,7 +89,9 @@ def interpreter(environments: Path, peer: Peer) -> Path:
     python = environments / peer.environment / "bin" / "python"
     if not python.exists():
         command = f"python benchmarks/peers/build.py {peer.environment} --into {environments}"
-        raise UnavailableError(f"{peer.title} has no environment in {environments}: build it with `{command}`")
+        raise UnavailableError(
+            f"{peer.title} has no environment in {environments}: build it with `{command}`"
+        )
     return python
 
 

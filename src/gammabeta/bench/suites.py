@@ -1,7 +1,7 @@
 """The registry of benchmark suites, and the command line that runs one of them.
 
 A suite is a module of this package with two functions: ``add_options(parser)`` declares its options, and
-``run(options)`` measures, writes its results and returns an exit code. Only the suite that is run is imported.
+``run(options)`` measures, writes its results and returns an exit code. Only the suite that is run is loaded.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from ..errors import UsageError
 #: Each suite's name, which is also its module's, and one line about it.
 SUITES = {
     "training": "the notebook's epoch, beside the frameworks that can train it",
-    "scaling": "time per image from 6,000 to 600,000 images and over batch sizes; memory; cold and warm starts",
+    "scaling": "time per image over data set and batch sizes, memory, cold and warm starts",
 }
 
 

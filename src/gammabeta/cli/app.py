@@ -12,6 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import GammabetaError
+from .bench import bench
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
@@ -34,6 +35,9 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, doctor, recalibrate, fold, export, info):
     app.command()(command)
+# What follows the suite's name, --help included, is the suite's own.
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+app.command(context_settings=_PASSED_ON)(bench)
 
 
 def _show_version(wanted: bool) -> None:

@@ -1,0 +1,190 @@
+"""What the suite ``training`` says of its rows: medians, a table, a bar chart."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .results import Row, machine_line, markdown_table
+
+_OURS, _PEERS = (
+    "#0072B2",
+    "#B8B8B8",
+)  # apart in lightness too, so that they are apart in grey and to every eye
+_HEADER = (
+    "",
+    "recipe",
+    "precision",
+    "epoch, s",
+    "range",
+    "× quickest peer",
+    "evaluate, s",
+    "process, s",
+    "warm-up, s",
+    "loss",
+    "test accuracy",
+    "peak, MB",
+    "runs",
+)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One contestant's medians over its rows that count; ``failures`` say why the others do not."""
+
+    name: str
+    title: str
+    recipe: str
+    precision: str
+    runs: int
+    medians: Mapping[str, float]
+    fastest: float
+    slowest: float
+    failures: tuple[str, ...]
+
+    @property
+    def ours(self) -> bool:
+        """Tell whether this is gammabeta."""
+        return self.title == "gammabeta"
+
+    @property
+    def label(self) -> str:
+        """The title with what tells its rows apart."""
+        recipe = f", recipe {self.recipe}" if self.ours else ""
+        return f"{self.title}{recipe}{', bf16' if self.precision == 'bf16' else ''}"
+
+
+def summarise(rows: Sequence[Row]) -> list[Summary]:
+    """Return each contestant's summary, the quickest first and those without a counted run last."""
+    names = list(dict.fromkeys(row["contestant"] for row in rows))
+    summaries = [_summary(name, [row for row in rows if row["contestant"] == name]) for name in names]
+    return sorted(summaries, key=lambda s: s.medians.get("epoch_seconds", float("inf")))
+
+
+def _summary(name: str, rows: Sequence[Row]) -> Summary:
+    counted = [row for row in rows if row["counts"]]
+    figures = [key for key, value in (counted[0] if counted else {}).items() if isinstance(value, float)]
+    medians = {key: median(row[key] for row in counted) for key in figures}
+    times = [row["epoch_seconds"] for row in counted]
+    told = (counted or rows)[-1]
+    failures = [row.get("error", f"accuracy {row.get('test_accuracy')}") for row in rows if not row["counts"]]
+    return Summary(
+        name=name,
+        title=told["title"],
+        recipe=told["recipe"],
+        precision=told["precision"],
+        runs=len(counted),
+        medians=medians,
+        fastest=min(times, default=float("nan")),
+        slowest=max(times, default=float("nan")),
+        failures=tuple(failures),
+    )
+
+
+def quickest_peer(summaries: Sequence[Summary]) -> Summary | None:
+    """Return the quickest of the others in float32, which the ratios are taken against."""
+    others = [s for s in summaries if s.runs and not s.ours and s.precision == "fp32"]
+    return min(others, key=lambda s: s.medians["epoch_seconds"], default=None)
+
+
+def table(summaries: Sequence[Summary]) -> str:
+    """Return the Markdown table of the contestants that have a counted run."""
+    peer = quickest_peer(summaries)
+    floor = peer.medians["epoch_seconds"] if peer else None
+    return markdown_table(_HEADER, [_cells(s, floor) for s in summaries if s.runs])
+
+
+def _cells(summary: Summary, floor: float | None) -> list[str]:
+    values = summary.medians
+    epoch = values["epoch_seconds"]
+    warm_up = f"{values['warmup_seconds']:.1f}" if "warmup_seconds" in values else "in the epoch"
+    return [
+        f"**{summary.label}**" if summary.ours else summary.label,
+        summary.recipe,
+        summary.precision,
+        f"{epoch:.2f}",
+        f"{summary.fastest:.2f}–{summary.slowest:.2f}",
+        f"{epoch / floor:.2f}" if floor else "",
+        f"{values['evaluate_seconds']:.2f}",
+        f"{values['process_seconds']:.1f}",
+        warm_up,
+        f"{values['moving_loss']:.4f}",
+        f"{values['test_accuracy']:.4f}",
+        f"{values['peak_rss_mb']:.0f}",
+        str(summary.runs),
+    ]
+
+
+def versions(rows: Sequence[Row]) -> str:
+    """Return the versions of all peers in one line."""
+    found: dict[str, str] = {}
+    for row in rows:
+        named = row.get("versions", {})
+        found.update({name: number for name, number in named.items() if name not in ("numpy", "python")})
+    return ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
+
+
+def report(stamped: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return the results as a Markdown page."""
+    summaries = summarise(rows)
+    threads = {row["threads"] for row in rows if "threads" in row}
+    count = max((row["images"] for row in rows if row["recipe"] == "classic" and "images" in row), default=0)
+    lines = [
+        "# The notebook's epoch",
+        "",
+        f"One epoch on {count:,} images; medians; measured {stamped['date']} on",
+        f"{machine_line(stamped['machine'])}, {', '.join(map(str, sorted(threads))) or 'all'} threads.",
+        "",
+        table(summaries),
+        "",
+        f"gammabeta {stamped['versions']['gammabeta']} on torch {stamped['versions'].get('torch')}"
+        f" (commit {str(stamped['commit'])[:12]}). Peers: {versions(rows) or 'none'}.",
+    ]
+    failed = [f"- {s.label}: {reason}" for s in summaries for reason in s.failures]
+    if failed:
+        lines += ["", "Runs that do not count:", "", *failed]
+    return "\n".join(lines) + "\n"
+
+
+def chart(stamped: Mapping[str, Any], summaries: Sequence[Summary], path: Path) -> None:
+    """Draw the medians as bars with their range; one far longer than the rest is cut, and says so."""
+    from matplotlib.figure import Figure
+
+    shown = [s for s in summaries if s.runs]
+    values = [s.medians["epoch_seconds"] for s in shown]
+    limit = _limit(values)
+    figure = Figure(figsize=(8, 0.9 + 0.36 * len(shown)), layout="constrained")
+    axes = figure.add_subplot()
+    for place, (summary, value) in enumerate(zip(shown, values, strict=True)):
+        cut = value > limit
+        axes.barh(
+            place, min(value, limit), color=_OURS if summary.ours else _PEERS, hatch="//" if cut else None
+        )
+        if not cut:
+            axes.plot([summary.fastest, summary.slowest], [place, place], color="black", linewidth=1)
+        end = limit if cut else max(value, summary.slowest)
+        text = f"{value:.1f} s{' (bar cut)' if cut else ''}"
+        axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(shown)), [s.label for s in shown])
+    axes.invert_yaxis()
+    axes.set_xlim(0, limit * 1.18)
+    axes.set_xlabel("seconds of training (median; line: range)")
+    axes.set_title(f"One epoch of the notebook's network on {stamped['machine']['cores']} cores", loc="left")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
+
+
+def _limit(values: Sequence[float]) -> float:
+    """Return the length at which bars are cut: that of the second longest where the longest dwarfs it."""
+    longest = sorted(values)[-2:]
+    return longest[0] * 1.1 if len(longest) == 2 and longest[1] > 2.5 * longest[0] else longest[-1]
+
+
+def write_report(folder: Path, stamped: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Write ``training.md`` and ``training.png``; return the page."""
+    page, summaries = report(stamped, rows), summarise(rows)
+    (folder / "training.md").write_text(page, "utf-8")
+    if any(s.runs for s in summaries):
+        chart(stamped, summaries, folder / "training.png")
+    return page
