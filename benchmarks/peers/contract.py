@@ -2,8 +2,8 @@
 
 The runner writes one NPZ with the images, the order in which to show them and the first value of every
 parameter, so that all peers do the same arithmetic on the same batches and only their speed can differ. A
-peer hands `run` a class with three methods; this module times them and prints one line of JSON. It is imported
-in every peer's environment and uses only NumPy and the standard library.
+peer hands `run` a class with three methods; this module times them and prints one line of JSON. Imported in
+every peer's environment, it uses only NumPy and the standard library.
 """
 
 from __future__ import annotations

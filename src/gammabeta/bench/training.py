@@ -2,7 +2,7 @@
 
 Everyone trains the same network on the same 60,000 images for 938 steps (recipe ``classic``); the peers also
 share the order of the images and the first parameters. A process of its own each time; a round is one run of
-everyone, and every round starts with another. Runs with a test accuracy below the gate are shown, not counted.
+everyone, and every round starts with another. A run with a test accuracy below the gate is not counted.
 """
 
 import argparse
