@@ -45,17 +45,3 @@ def row():
         }
 
     return make
-
-
-@pytest.fixture
-def stamped():
-    machine = {
-        "processor": "Some CPU",
-        "family": "26",
-        "cores": 2,
-        "instruction_set": "AVX512",
-        "computes_bf16": True,
-        "memory_gib": 23.5,
-    }
-    versions = {"gammabeta": "0.1.0", "torch": "2.13.0"}
-    return {"date": "2026-01-02", "commit": "a" * 40, "machine": machine, "versions": versions}

@@ -1,7 +1,5 @@
 """The suite scaling: its cases, the data set repeated, the sentence about flatness."""
 
-import argparse
-
 import numpy as np
 import pytest
 
@@ -9,11 +7,8 @@ from gammabeta.bench import own, scaling, scaling_report
 from gammabeta.data import load
 
 
-@pytest.fixture
-def options():
-    parser = argparse.ArgumentParser()
-    scaling.add_options(parser)
-    return parser.parse_args([])
+def cases_in(folder, sizes=scaling.SIZES):
+    return list(scaling.make_cases(folder, sizes, scaling.BATCHES, "fp32", 60))
 
 
 @pytest.fixture
@@ -31,16 +26,15 @@ def asked(monkeypatch):
     return seen
 
 
-def test_the_cases_cover_the_sizes_and_batches_that_are_promised(options, tmp_path):
-    cases = list(scaling.make_cases(options, tmp_path))
+def test_the_cases_cover_the_sizes_and_batches_that_are_promised(tmp_path):
+    cases = cases_in(tmp_path)
     assert [c.images for c in cases if c.part == "sizes"] == [6_000, 60_000, 600_000]
     assert [c.batch for c in cases if c.part == "batches"] == [32, 64, 128, 256, 512, 1024]
     assert [c.name for c in cases if c.part == "starts"] == ["first run", "later run"]
 
 
-def test_each_case_asks_for_what_it_names(options, tmp_path, asked):
-    options.sizes = [2000]
-    rows = [scaling.measure(case, 1) for case in scaling.make_cases(options, tmp_path)]
+def test_each_case_asks_for_what_it_names(tmp_path, asked):
+    rows = [scaling.measure(case, 1) for case in cases_in(tmp_path, sizes=[2000])]
     cold, warm, size, *batches = asked
     assert "NUMBA_CACHE_DIR" in cold[1]
     assert warm[1] == {}
@@ -59,8 +53,8 @@ def test_each_case_asks_for_what_it_names(options, tmp_path, asked):
     assert rows[0]["process_seconds"] == 4.0
 
 
-def test_a_first_run_never_finds_the_cache_of_another(options, tmp_path, asked):
-    first = next(scaling.make_cases(options, tmp_path))
+def test_a_first_run_never_finds_the_cache_of_another(tmp_path, asked):
+    first = cases_in(tmp_path)[0]
     first.run()
     first.run()
     assert asked[0][1] != asked[1][1]
@@ -84,6 +78,9 @@ def rows_of(times):
             "precision": "fp32",
             "images": 60_000,
             "train_seconds": seconds,
+            "evaluate_seconds": 1.0,
+            "process_seconds": seconds + 4,
+            "test_accuracy": 0.98,
             "peak_rss_mb": 600.0,
         }
         for batch, seconds in times
@@ -92,16 +89,15 @@ def rows_of(times):
 
 def test_flat_is_within_a_tenth_and_bends_are_named():
     assert (
-        scaling_report.verdict(rows_of([(32, 6.5), (64, 6.0), (128, 5.5)])) == "Flat within 10% of batch 64."
+        scaling_report.verdict(rows_of([(32, 6.5), (64, 6.0), (128, 5.5)])) == "flat within 10% of batch 64"
     )
     bent = scaling_report.verdict(rows_of([(32, 9.0), (64, 6.0), (64, 6.0), (1024, 3.0)]))
-    assert bent == "Outside 10% of batch 64: batch 32 (1.50 ×), batch 1024 (0.50 ×)."
+    assert bent == "outside 10% of batch 64: batch 32 (1.50 ×), batch 1024 (0.50 ×)"
 
 
-def test_the_table_shows_medians_per_image(stamped):
-    rows = rows_of([(64, 6.0), (64, 60.0), (64, 6.6), (32, 12.0)])
-    assert scaling_report.time_per_image(rows) == pytest.approx({"batch 64": 110.0, "batch 32": 200.0})
-    starts = {"part": "starts", "case": "later run", "process_seconds": 7.5, "evaluate_seconds": 1.0}
-    page = scaling_report.report(stamped, [*rows, {**rows[0], **starts, "test_accuracy": 0.989}])
-    assert "| batch 64 | fp32 | 110.0 | 1.00 | 600 | 3 |" in page
-    assert "| later run | 7.50 | 6.00 | 1.00 | 0.9890 | 600 | 1 |" in page
+def test_the_table_shows_medians_per_image():
+    result = scaling_report.result_of(rows_of([(64, 6.0), (64, 60.0), (64, 6.6), (32, 12.0)]))
+    found = [(line["case"], line["µs per image"], line["training, s"], line["runs"]) for line in result.rows]
+    assert found == [("batch 64", "110.0", "6.60", "3"), ("batch 32", "200.0", "12.00", "1")]
+    assert result.summary["most memory held"] == "600 MB"
+    assert len(result.measured) == 4

@@ -2,18 +2,20 @@
 
 import argparse
 import json
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from gammabeta.bench import own, results, training, training_report
-from gammabeta.errors import UnavailableError, UsageError
+from gammabeta.bench import own, report, training, training_report
+from gammabeta.bench.command import main
+from gammabeta.errors import UnavailableError
 
 
 def contestant(name, accuracy=0.99, error=None):
     def run(seed):
         if error:
             raise UnavailableError(error)
-        return {"test_accuracy": accuracy, "epoch_seconds": float(seed)}
+        return {"test_accuracy": accuracy, "epoch_seconds": float(seed), "moving_loss": 0.1}
 
     return training.Contestant(name, name.title(), "classic", "fp32", run)
 
@@ -60,40 +62,45 @@ def test_outside_a_checkout_only_gammabeta_is_measured(monkeypatch, tmp_path, ca
     assert "repository's benchmarks/peers" in capsys.readouterr().out
 
 
-def test_medians_ratios_and_failures_are_in_the_page(row, stamped):
+def test_medians_ratios_and_failures_are_reported(row):
     rows = [
         *(row(epoch=epoch) for epoch in (30.0, 10.0, 12.0)),
         row("keras", "Keras", 20.0),
         row("gammabeta", "gammabeta", 6.0, warmup_seconds=None),
         row("gammabeta-bf16", "gammabeta", 3.0, precision="bf16", warmup_seconds=None),
         row("jax", "JAX", 1.0, test_accuracy=0.5, counts=False),
-        {
-            **{k: row()[k] for k in ("recipe", "round")},
-            "contestant": "mxnet",
-            "title": "MXNet",
-            "precision": "fp32",
-        }
+        {"contestant": "mxnet", "title": "MXNet", "recipe": "classic", "precision": "fp32", "round": 1}
         | {"counts": False, "error": "no environment"},
     ]
     summaries = training_report.summarise(rows)
     assert [s.name for s in summaries if s.runs] == ["gammabeta-bf16", "gammabeta", "pytorch-eager", "keras"]
     eager = summaries[2]
     assert (eager.medians["epoch_seconds"], eager.fastest, eager.slowest, eager.runs) == (12.0, 10.0, 30.0, 3)
-    assert training_report.quickest_peer(summaries).name == "pytorch-eager"
-    page = training_report.report(stamped, rows)
-    cells = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
-    ratios = {line[0].strip("| *"): line[5] for line in cells}
-    assert ratios["gammabeta, recipe classic"] == "0.50"
-    assert ratios["gammabeta, recipe classic, bf16"] == "0.25"
-    assert ratios["Keras"] == "1.67"
-    assert "- JAX: accuracy 0.5" in page
-    assert "- MXNet: no environment" in page
-    assert "2 cores of Some CPU (family 26), AVX512 with bf16" in page
+    result = training_report.result_of(rows)
+    ratios = {line["case"].strip("*"): line["of the quickest peer"] for line in result.rows}
+    assert ratios == {
+        "gammabeta, recipe classic, bf16": "0.25",
+        "gammabeta, recipe classic": "0.50",
+        "PyTorch eager": "1.00",
+        "Keras": "1.67",
+    }
+    assert result.summary["quickest peer"] == "PyTorch eager, 12.00 s"
+    assert result.summary["gammabeta, recipe classic"] == "6.00 s, 2.00 times as fast"
+    assert "- does not count: JAX: accuracy 0.5" in result.notes
+    assert "- does not count: MXNet: no environment" in result.notes
+    assert "Peers: torch 2.13.0." in result.notes
 
 
-def test_without_any_peer_there_is_no_ratio(row, stamped):
-    page = training_report.report(stamped, [row("gammabeta", "gammabeta", 6.0)])
-    assert "| 6.00 | 6.00–6.00 |  |" in page
+def test_without_any_peer_there_is_no_ratio(row):
+    result = training_report.result_of([row("gammabeta", "gammabeta", 6.0)])
+    assert result.rows[0]["of the quickest peer"] == ""
+    assert result.summary == {}
+
+
+def test_without_any_counted_run_there_is_no_picture(row):
+    result = training_report.result_of([row(counts=False)])
+    assert result.rows == []
+    assert result.draw is None
 
 
 def test_the_chart_cuts_only_a_bar_that_dwarfs_the_others():
@@ -102,33 +109,32 @@ def test_the_chart_cuts_only_a_bar_that_dwarfs_the_others():
     assert training_report._limit([7.0]) == 7.0
 
 
-def test_the_report_writes_page_and_chart(tmp_path, row, stamped):
+def test_the_chart_names_everyone(tmp_path, row):
     rows = [row(), row("gammabeta", "gammabeta", 5.0), row("tinygrad", "tinygrad", 100.0)]
-    page = training_report.write_report(tmp_path, stamped, rows)
-    assert (tmp_path / "training.md").read_text("utf-8") == page
-    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+    for path in report.write("training", training_report.result_of(rows), tmp_path):
+        if path.suffix == ".svg":
+            drawn = path.read_text("utf-8")
+            ElementTree.fromstring(drawn)
+            assert all(
+                f"<!-- {text} -->" in drawn for text in ("PyTorch eager", "5.0 s", "100.0 s (bar cut)")
+            )
 
 
-def test_rows_are_added_only_to_those_of_the_same_machine(tmp_path, row, stamped):
-    path = tmp_path / "training.json"
-    assert results.read_rows(path, stamped["machine"]) == []
-    results.write_json(path, stamped, [row()])
-    assert results.read_rows(path, stamped["machine"]) == [row()]
-    with pytest.raises(UsageError, match="another machine"):
-        results.read_rows(path, {**stamped["machine"], "cores": 64})
+def test_the_runs_of_an_earlier_result_are_read_back(tmp_path, row):
+    assert report.measured("training", tmp_path) == []
+    report.write("training", training_report.result_of([row()]), tmp_path)
+    assert report.measured("training", tmp_path) == [row()]
 
 
-def test_our_own_command_is_measured_from_outside(tmp_path, capsys):
-    from gammabeta.bench.suites import main
-
-    arguments = ["training", "--images", "1000", "--only", "gammabeta", "--rounds", "1", "--threads", "1"]
-    assert main([*arguments, "--results", str(tmp_path / "out")], "bench") == 0
-    document = json.loads((tmp_path / "out" / "training.json").read_text())
-    (measured,) = document["rows"]
+def test_our_own_command_is_measured_from_outside(tmp_path):
+    trial = ["training", "--quick", "--images", "1000", "--only", "gammabeta", "--threads", "1"]
+    assert main([*trial, "--out", str(tmp_path)], "bench") == 0
+    (path,) = tmp_path.glob("training-quick-*.json")
+    (measured,) = json.loads(path.read_text())["measured"]
     assert (measured["images"], measured["steps"], measured["precision"]) == (1000, 16, "fp32")
     assert measured["process_seconds"] > measured["epoch_seconds"] > 0
     assert measured["peak_rss_mb"] > 100
-    assert "gammabeta, recipe classic" in capsys.readouterr().out
+    assert "gammabeta, recipe classic" in path.with_suffix(".md").read_text("utf-8")
 
 
 def test_a_failing_command_says_why(tmp_path):

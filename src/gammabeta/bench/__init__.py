@@ -1,9 +1,11 @@
 """Benchmarks: correctness first, peers interleaved in one run, medians, the machine named.
 
-A suite is a module with ``run(options) -> Result``. It checks its results before it times anything and raises
+A suite is a module with ``run(options) -> Result`` and, if it has options of its own,
+``add_options(parser)``. It checks its results before it times anything and raises
 ``IncorrectError`` if one is wrong, so that no figure of a wrong program is ever written.
 """
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -15,7 +17,12 @@ from ..errors import GammabetaError, UsageError
 SUITES = {
     "gpu": ".gpu",
     "kernels": ".kernels",
+    "training": ".training",
+    "scaling": ".scaling",
 }
+
+#: The folder ``benchmarks`` of the checkout that this package runs from; an installed package has none there.
+CHECKOUT = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 class IncorrectError(GammabetaError):
@@ -30,6 +37,7 @@ class Options:
 
     quick: bool = False  # fewer cases and rounds: to see that it works, not to report
     out: Path = Path("benchmarks/results")
+    given: argparse.Namespace = field(default_factory=argparse.Namespace)  # the suite's own options
 
 
 @dataclass
@@ -42,15 +50,16 @@ class Result:
     notes: list[str] = field(default_factory=list)
     chart: str | None = None  # the column to draw as bars, labelled by the row's "case"
     machine: str | None = None  # what computed, where that is not the CPU
+    draw: Callable[[Path], object] | None = None  # or the suite's own picture
+    measured: list[dict[str, Any]] = field(default_factory=list)  # every single run, for the JSON
 
 
-def load(name: str) -> Callable[[Options], Result]:
-    """The ``run`` of a suite.
+def load(name: str) -> Any:
+    """The module of a suite.
 
     Raises:
         UsageError: there is no such suite.
     """
     if name not in SUITES:
         raise UsageError(f"there is no benchmark {name!r}; choose one of {', '.join(SUITES)}")
-    run: Callable[[Options], Result] = import_module(SUITES[name], __name__).run
-    return run
+    return import_module(SUITES[name], __name__)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..data import Dataset
 from ..errors import UnavailableError, UsageError
-from .results import CHECKOUT
+from . import CHECKOUT
 
 #: Shapes of the notebook's weights in PyTorch's layout, a bias each; and the widths of its batch norms.
 _WEIGHTS = {"conv1": (20, 1, 3, 3), "conv2": (50, 20, 5, 5), "dense1": (128, 800), "dense2": (10, 128)}

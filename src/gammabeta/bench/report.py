@@ -20,13 +20,26 @@ def write(name: str, result: Result, folder: Path) -> list[Path]:
         "summary": result.summary,
         "notes": result.notes,
         "rows": result.rows,
+        **({"measured": result.measured} if result.measured else {}),
     }
     written = [folder / f"{stem}.json", folder / f"{stem}.md"]
     written[0].write_text(json.dumps(everything, indent=1) + "\n", encoding="utf-8")
     written[1].write_text(markdown(result, about), encoding="utf-8")
-    if result.chart:
+    if result.draw:
+        written.append(folder / f"{stem}.svg")
+        result.draw(written[-1])
+    elif result.chart:
         written.append(_draw(result, about, folder / f"{stem}.svg"))
     return written
+
+
+def measured(name: str, folder: Path) -> list[dict[str, Any]]:
+    """Return every single run of an earlier result of this machine, to be added to; none if there is none."""
+    path = folder / f"{name}-{machine.slug()}.json"
+    if not path.exists():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measured"]
+    return found
 
 
 def markdown(result: Result, about: dict[str, Any]) -> str:
@@ -40,7 +53,7 @@ def markdown(result: Result, about: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"- {key}: {_cell(value)}" for key, value in result.summary.items()]
-    lines += ["", *result.notes, ""] if result.notes else [""]
+    lines += ["", *result.notes, "", ""] if result.notes else ["", ""]
     return "\n".join(lines) + table(result.rows)
 
 

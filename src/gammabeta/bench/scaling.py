@@ -8,17 +8,20 @@ starts are ``gammabeta train`` as people type it, with an empty compilation cach
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from . import own
-from .results import Row, default_folder, read_rows, stamp, write_json
+from . import Options, Result, own, report
 
 SIZES = (6_000, 60_000, 600_000)
 BATCHES = (32, 64, 128, 256, 512, 1_024)
 USUAL_SIZE, USUAL_BATCH = 60_000, 64
+
+Row = dict[str, Any]
 
 _PARTS = ("sizes", "batches", "starts")
 
@@ -36,38 +39,29 @@ class Case:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the suite's options."""
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of every case; %(default)s")
+    parser.add_argument("--rounds", type=int, metavar="N", help="runs of every case; 3, or 1 with --quick")
     parser.add_argument("--only", choices=_PARTS, action="append", help="this part only; may be repeated")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="numbers of images")
-    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES, metavar="N", help="batch sizes")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="%(default)s")
     parser.add_argument("--append", action="store_true", help="add rounds to the results that are there")
-    parser.add_argument("--results", type=Path, metavar="DIR", help=f"default: {default_folder()}")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="for one run; %(default)s")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure, and write ``scaling.json`` and ``scaling.md``; return an exit code."""
-    from .scaling_report import report
+def run(options: Options) -> Result:
+    """Measure every case, round after round; ``--quick`` leaves out what takes longest."""
+    from .scaling_report import result_of
 
-    results = options.results or default_folder()
-    path, stamped = results / "scaling.json", stamp()
-    rows = read_rows(path, stamped["machine"]) if options.append else []
+    given = options.given
+    rows = report.measured("scaling", options.out) if given.append else []
     first = 1 + max((row["round"] for row in rows), default=0)
-    with TemporaryDirectory(prefix="gammabeta-bench-") as scratch:
-        cases = [case for case in make_cases(options, Path(scratch)) if case.part in (options.only or _PARTS)]
-        for number in range(first, first + options.rounds):
-            for case in cases:
+    sizes, batches = (SIZES[:1], BATCHES[-1:]) if options.quick else (SIZES, BATCHES)
+    with TemporaryDirectory(prefix="gammabeta-bench-") as folder:
+        cases = make_cases(Path(folder), sizes, batches, given.precision, given.timeout)
+        chosen = [case for case in cases if case.part in (given.only or _PARTS)]
+        for number in range(first, first + (given.rounds or (1 if options.quick else 3))):
+            for case in chosen:
                 rows.append(measure(case, number))
-                write_json(path, stamped, rows)
-                print(
-                    f"round {number}  {case.name:24} {rows[-1]['train_seconds']:8.2f} s of training",
-                    flush=True,
-                )
-    page = report(stamped, rows)
-    (results / "scaling.md").write_text(page, "utf-8")
-    print(page)
-    return 0
+                print(f"round {number}  {case.name:24} {rows[-1]['train_seconds']:8.2f} s", flush=True)
+    return result_of(rows)
 
 
 def measure(case: Case, number: int) -> Row:
@@ -90,33 +84,36 @@ def measure(case: Case, number: int) -> Row:
     }
 
 
-def make_cases(options: argparse.Namespace, scratch: Path) -> Iterator[Case]:
+def make_cases(
+    scratch: Path, sizes: Sequence[int], batches: Sequence[int], precision: str, timeout: float
+) -> Iterator[Case]:
     """Yield the cases: first the starts, the cold one before the warm one, then sizes and batches."""
     counter = iter(range(1 << 30))
 
-    def train(arguments: Sequence[str], cache: str | None = None) -> own.OwnRun:
+    def train(arguments: Sequence[str], cold: bool = False) -> own.OwnRun:
         run = next(counter)
-        variables = {}
-        if cache is not None:  # Numba keeps what it compiled there
-            folder = scratch / f"{cache}-{run}" if cache == "cold" else scratch / cache
-            variables = {"NUMBA_CACHE_DIR": str(folder)}
-        return own.train([*arguments, "--out", str(scratch / f"run-{run}")], options.timeout, variables)
+        variables: dict[str, str] = {}
+        if cold:
+            variables["NUMBA_CACHE_DIR"] = str(
+                scratch / f"compiled-{run}"
+            )  # where Numba looks for what it compiled
+        return own.train([*arguments, "--out", str(scratch / f"run-{run}")], timeout, variables)
 
     def epoch(size: int, batch: int) -> own.OwnRun:
         data = "mnist" if size == USUAL_SIZE else str(repeated_mnist(scratch, size))
-        settings = ["--recipe", "classic", "--precision", options.precision, "--batch-size", str(batch)]
+        settings = ["--recipe", "classic", "--precision", precision, "--batch-size", str(batch)]
         steady = ["--set", "loss=mean", "--learning-rate", "0.064"]
         return train([data, *settings, *steady])
 
-    def fast(cache: str | None) -> own.OwnRun:
-        return train(["--recipe", "fast"], cache)
+    def fast(cold: bool) -> own.OwnRun:
+        return train(["--recipe", "fast"], cold)
 
-    yield Case("starts", "first run", USUAL_SIZE, None, lambda: fast("cold"))
-    yield Case("starts", "later run", USUAL_SIZE, None, lambda: fast(None))
-    for size in options.sizes:
-        yield Case("sizes", f"{size:,} images", size, USUAL_BATCH, lambda n=size: epoch(n, USUAL_BATCH))
-    for batch in options.batches:
-        yield Case("batches", f"batch {batch:,}", USUAL_SIZE, batch, lambda n=batch: epoch(USUAL_SIZE, n))
+    yield Case("starts", "first run", USUAL_SIZE, None, partial(fast, True))
+    yield Case("starts", "later run", USUAL_SIZE, None, partial(fast, False))
+    for size in sizes:
+        yield Case("sizes", f"{size:,} images", size, USUAL_BATCH, partial(epoch, size, USUAL_BATCH))
+    for batch in batches:
+        yield Case("batches", f"batch {batch:,}", USUAL_SIZE, batch, partial(epoch, USUAL_SIZE, batch))
 
 
 def repeated_mnist(scratch: Path, size: int) -> Path:

@@ -12,14 +12,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import GammabetaError, UsageError
-from . import own, peers
-from .results import Row, default_folder, read_rows, stamp, write_json
+from . import Options, Result, own, peers, report
 
 if TYPE_CHECKING:
     from ..data import Dataset
+
+Row = dict[str, Any]
 
 #: A run counts if it classifies at least this share of the test images rightly.
 GATE = 0.98
@@ -41,45 +42,35 @@ class Contestant:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the suite's options."""
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="runs of everyone; %(default)s")
+    cores = len(os.sched_getaffinity(0))
+    folder = peers.environments_folder()
+    parser.add_argument("--rounds", type=int, metavar="N", help="runs of everyone; 3, or 1 with --quick")
     parser.add_argument("--only", type=_names, default=(), metavar="A,B", help="these contestants only")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N")
-    parser.add_argument(
-        "--peers-dir", type=Path, default=peers.environments_folder(), metavar="DIR", help="%(default)s"
-    )
-    parser.add_argument(
-        "--images", type=int, metavar="N", help="a trial on the first N images, without a gate"
-    )
+    parser.add_argument("--threads", type=int, default=cores, metavar="N", help="%(default)s")
+    parser.add_argument("--peers-dir", type=Path, default=folder, metavar="DIR", help="%(default)s")
+    parser.add_argument("--images", type=int, default=6000, metavar="N", help="of --quick; %(default)s")
     parser.add_argument("--append", action="store_true", help="add rounds to the results that are there")
-    parser.add_argument("--results", type=Path, metavar="DIR", help=f"default: {default_folder()}")
     parser.add_argument("--timeout", type=float, default=900, metavar="S", help="for one run; %(default)s")
-    parser.add_argument("--list", action="store_true", help="name the contestants and do nothing")
 
 
-def run(options: argparse.Namespace) -> int:
-    """Measure, and write ``training.json``, ``training.md`` and ``training.png``; return an exit code."""
-    from .training_report import write_report
+def run(options: Options) -> Result:
+    """Let everyone train, round after round; ``--quick`` trains on a part of MNIST and gates nothing."""
+    from .training_report import result_of
 
-    if options.images is not None and options.results is None:
-        raise UsageError("--images is a trial, kept apart from the results: name a folder with --results")
-    results = options.results or default_folder()
-    with TemporaryDirectory(prefix="gammabeta-bench-") as scratch, peers.held_to(options.threads):
-        contestants = _chosen(options, Path(scratch))
-        if options.list:
-            print("\n".join(f"{c.name:32} {c.title}" for c in contestants))
-            return 0
-        stamped, path = stamp(), results / "training.json"
-        rows = read_rows(path, stamped["machine"]) if options.append else []
-        dataset = prepare(Path(scratch), options.images)
-        first = 1 + max((row["round"] for row in rows), default=0)
-        for number in range(first, first + options.rounds):
-            peers.write_task(Path(scratch) / TASK, dataset, seed=number)
-            for row in play_round(contestants, number, GATE if options.images is None else 0.0):
-                rows.append(row)
-                write_json(path, stamped, rows)
-                print(_line(row), flush=True)
-    print(write_report(results, stamped, rows))
-    return 0 if all(row["counts"] for row in rows) else 1
+    given = options.given
+    images = given.images if options.quick else None
+    rows = report.measured("training", options.out) if given.append else []
+    first = 1 + max((row["round"] for row in rows), default=0)
+    with TemporaryDirectory(prefix="gammabeta-bench-") as folder, peers.held_to(given.threads):
+        scratch = Path(folder)
+        contestants = choose(
+            own_contestants(scratch, images, given.timeout) + peer_contestants(given, scratch), given.only
+        )
+        dataset = prepare(scratch, images)
+        for number in range(first, first + (given.rounds or (1 if options.quick else 3))):
+            peers.write_task(scratch / TASK, dataset, seed=number)
+            rows += play_round(contestants, number, GATE if images is None else 0.0)
+    return result_of(rows)
 
 
 def prepare(scratch: Path, images: int | None) -> "Dataset":
@@ -119,6 +110,7 @@ def play_round(contestants: Sequence[Contestant], number: int, gate: float) -> l
         except GammabetaError as error:
             row |= {"counts": False, "error": str(error)}
         rows.append(row)
+        print(_line(row), flush=True)
     return rows
 
 
@@ -161,7 +153,7 @@ def own_figures(run: own.OwnRun) -> Row:
     }
 
 
-def peer_contestants(options: argparse.Namespace, scratch: Path) -> list[Contestant]:
+def peer_contestants(given: argparse.Namespace, scratch: Path) -> list[Contestant]:
     """Return the peers of the checkout, in every precision that each computes in; none outside a checkout."""
     folder = peers.checkout_folder()
     if folder is None:
@@ -170,7 +162,7 @@ def peer_contestants(options: argparse.Namespace, scratch: Path) -> list[Contest
 
     def contestant(peer: peers.Peer, precision: str) -> Contestant:
         def train(_: int) -> Row:
-            return peers.run_peer(peer, folder, options.peers_dir, scratch / TASK, precision, options.timeout)
+            return peers.run_peer(peer, folder, given.peers_dir, scratch / TASK, precision, given.timeout)
 
         suffix = "" if precision == "fp32" else f"-{precision}"
         return Contestant(peer.name + suffix, peer.title, "classic", precision, train)
@@ -179,13 +171,17 @@ def peer_contestants(options: argparse.Namespace, scratch: Path) -> list[Contest
     return [contestant(peer, precision) for peer in every for precision in peer.precisions]
 
 
-def _chosen(options: argparse.Namespace, scratch: Path) -> list[Contestant]:
-    everyone = own_contestants(scratch, options.images, options.timeout) + peer_contestants(options, scratch)
+def choose(everyone: Sequence[Contestant], names: Sequence[str]) -> list[Contestant]:
+    """Return the contestants of these names; all of them if none is given.
+
+    Raises:
+        UsageError: There is no contestant of a name.
+    """
     known = [contestant.name for contestant in everyone]
-    unknown = [name for name in options.only if name not in known]
+    unknown = [name for name in names if name not in known]
     if unknown:
         raise UsageError(f"unknown contestant {unknown[0]!r}: choose from {', '.join(known)}")
-    return [c for c in everyone if not options.only or c.name in options.only]
+    return [contestant for contestant in everyone if not names or contestant.name in names]
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -2,31 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .results import Row, machine_line, markdown_table
+from . import Result, machine
+
+Row = dict[str, Any]
 
 _OURS, _PEERS = (
     "#0072B2",
     "#B8B8B8",
 )  # apart in lightness too, so that they are apart in grey and to every eye
-_HEADER = (
-    "",
-    "recipe",
-    "precision",
-    "epoch, s",
-    "range",
-    "× quickest peer",
-    "evaluate, s",
-    "process, s",
-    "warm-up, s",
-    "loss",
-    "test accuracy",
-    "peak, MB",
-    "runs",
-)
 
 
 @dataclass(frozen=True)
@@ -88,32 +76,24 @@ def quickest_peer(summaries: Sequence[Summary]) -> Summary | None:
     return min(others, key=lambda s: s.medians["epoch_seconds"], default=None)
 
 
-def table(summaries: Sequence[Summary]) -> str:
-    """Return the Markdown table of the contestants that have a counted run."""
-    peer = quickest_peer(summaries)
-    floor = peer.medians["epoch_seconds"] if peer else None
-    return markdown_table(_HEADER, [_cells(s, floor) for s in summaries if s.runs])
-
-
-def _cells(summary: Summary, floor: float | None) -> list[str]:
+def table_row(summary: Summary, floor: float | None) -> dict[str, str]:
+    """Return a contestant's row of the table; ``floor`` is the epoch of the quickest peer."""
     values = summary.medians
     epoch = values["epoch_seconds"]
     warm_up = f"{values['warmup_seconds']:.1f}" if "warmup_seconds" in values else "in the epoch"
-    return [
-        f"**{summary.label}**" if summary.ours else summary.label,
-        summary.recipe,
-        summary.precision,
-        f"{epoch:.2f}",
-        f"{summary.fastest:.2f}–{summary.slowest:.2f}",
-        f"{epoch / floor:.2f}" if floor else "",
-        f"{values['evaluate_seconds']:.2f}",
-        f"{values['process_seconds']:.1f}",
-        warm_up,
-        f"{values['moving_loss']:.4f}",
-        f"{values['test_accuracy']:.4f}",
-        f"{values['peak_rss_mb']:.0f}",
-        str(summary.runs),
-    ]
+    return {
+        "case": f"**{summary.label}**" if summary.ours else summary.label,
+        "epoch, s": f"{epoch:.2f}",
+        "range": f"{summary.fastest:.2f}–{summary.slowest:.2f}",
+        "of the quickest peer": f"{epoch / floor:.2f}" if floor else "",
+        "warm-up, s": warm_up,
+        "evaluation, s": f"{values['evaluate_seconds']:.2f}",
+        "process, s": f"{values['process_seconds']:.1f}",
+        "loss": f"{values['moving_loss']:.4f}",
+        "test accuracy": f"{values['test_accuracy']:.4f}",
+        "peak, MB": f"{values['peak_rss_mb']:.0f}",
+        "runs": str(summary.runs),
+    }
 
 
 def versions(rows: Sequence[Row]) -> str:
@@ -125,33 +105,49 @@ def versions(rows: Sequence[Row]) -> str:
     return ", ".join(f"{name} {number}" for name, number in sorted(found.items()))
 
 
-def report(stamped: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Return the results as a Markdown page."""
+def result_of(rows: Sequence[Row]) -> Result:
+    """Return the result of all runs: the table, how we compare, and the runs that do not count."""
     summaries = summarise(rows)
-    threads = {row["threads"] for row in rows if "threads" in row}
-    count = max((row["images"] for row in rows if row["recipe"] == "classic" and "images" in row), default=0)
-    lines = [
-        "# The notebook's epoch",
+    counted = [summary for summary in summaries if summary.runs]
+    peer = quickest_peer(summaries)
+    floor = peer.medians["epoch_seconds"] if peer else None
+    counts = {row["images"] for row in rows if row["recipe"] == "classic" and "images" in row}
+    trained = " or ".join(f"{number:,}" for number in sorted(counts))
+    notes = [
+        f"One epoch on {trained} images in memory; medians of interleaved rounds, a process each. "
+        "Warm-up (compilation, first calls) is outside the peers' epochs and inside ours; "
+        "evaluation is of the training and the test images; process is from start to end.",
         "",
-        f"One epoch on {count:,} images; medians; measured {stamped['date']} on",
-        f"{machine_line(stamped['machine'])}, {', '.join(map(str, sorted(threads))) or 'all'} threads.",
-        "",
-        table(summaries),
-        "",
-        f"gammabeta {stamped['versions']['gammabeta']} on torch {stamped['versions'].get('torch')}"
-        f" (commit {str(stamped['commit'])[:12]}). Peers: {versions(rows) or 'none'}.",
+        f"Peers: {versions(rows) or 'none'}.",
     ]
-    failed = [f"- {s.label}: {reason}" for s in summaries for reason in s.failures]
-    if failed:
-        lines += ["", "Runs that do not count:", "", *failed]
-    return "\n".join(lines) + "\n"
+    failed = [f"- does not count: {s.label}: {reason}" for s in summaries for reason in s.failures]
+    return Result(
+        "The notebook's epoch, by gammabeta and its peers",
+        [table_row(summary, floor) for summary in counted],
+        comparison(counted, peer),
+        notes + (["", *failed] if failed else []),
+        draw=partial(chart, counted) if counted else None,
+        measured=list(rows),
+    )
 
 
-def chart(stamped: Mapping[str, Any], summaries: Sequence[Summary], path: Path) -> None:
+def comparison(summaries: Sequence[Summary], peer: Summary | None) -> dict[str, str]:
+    """Say how each of ours compares with the quickest peer."""
+    if peer is None:
+        return {}
+    theirs = peer.medians["epoch_seconds"]
+    said = {"quickest peer": f"{peer.label}, {theirs:.2f} s"}
+    for ours in (summary for summary in summaries if summary.ours):
+        epoch = ours.medians["epoch_seconds"]
+        said[ours.label] = f"{epoch:.2f} s, {theirs / epoch:.2f} times as fast"
+    return said
+
+
+def chart(shown: Sequence[Summary], path: Path) -> None:
     """Draw the medians as bars with their range; one far longer than the rest is cut, and says so."""
+    import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    shown = [s for s in summaries if s.runs]
     values = [s.medians["epoch_seconds"] for s in shown]
     limit = _limit(values)
     figure = Figure(figsize=(8, 0.9 + 0.36 * len(shown)), layout="constrained")
@@ -170,21 +166,13 @@ def chart(stamped: Mapping[str, Any], summaries: Sequence[Summary], path: Path) 
     axes.invert_yaxis()
     axes.set_xlim(0, limit * 1.18)
     axes.set_xlabel("seconds of training (median; line: range)")
-    axes.set_title(f"One epoch of the notebook's network on {stamped['machine']['cores']} cores", loc="left")
+    axes.set_title(f"One epoch of the notebook's network, {machine.name()}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    with mpl.rc_context({"svg.hashsalt": "gammabeta"}):
+        figure.savefig(path, metadata={"Date": None})
 
 
 def _limit(values: Sequence[float]) -> float:
     """Return the length at which bars are cut: that of the second longest where the longest dwarfs it."""
     longest = sorted(values)[-2:]
     return longest[0] * 1.1 if len(longest) == 2 and longest[1] > 2.5 * longest[0] else longest[-1]
-
-
-def write_report(folder: Path, stamped: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """Write ``training.md`` and ``training.png``; return the page."""
-    page, summaries = report(stamped, rows), summarise(rows)
-    (folder / "training.md").write_text(page, "utf-8")
-    if any(s.runs for s in summaries):
-        chart(stamped, summaries, folder / "training.png")
-    return page

@@ -10,7 +10,7 @@ def bench(
     suite: Annotated[str | None, typer.Argument(help="Which suite; none: list them.")] = None,
 ) -> None:
     """Measure this machine: `bench` lists the suites, `bench SUITE --help` tells a suite's options."""
-    from ..bench.suites import main
+    from ..bench.command import main
 
     chosen = [] if suite is None else [suite]
     raise typer.Exit(main([*chosen, *context.args], "gammabeta bench"))
