@@ -92,3 +92,16 @@ def test_asked_for_where_there_is_no_gpu():
     assert said.startswith("backend='gpu' cannot run this call: ")
     assert "CUDA" in said
     assert said.endswith("use backend='auto'")
+
+
+def test_asked_for_without_triton():
+    code = (
+        "import sys\nsys.modules['triton'] = None\n"
+        "import torch, gammabeta as gb\n"
+        "try:\n"
+        "    gb.functional.batch_norm(torch.randn(4, 3), None, None, training=True, backend='gpu')\n"
+        "except gb.errors.UnavailableError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Triton is not installed (pip install triton)" in done.stdout

@@ -97,12 +97,12 @@ def input_gradient_tile(
 
 @triton.jit(do_not_specialize=("N", "C", "S", "H", "W", "cells", "cols", "splits"))
 def partial_sums(
-    grad_ptr, x_ptr, residual_ptr, dz_ptr, part_ptr, mean_ptr, invstd_ptr, weight_ptr, bias_ptr, splits,
-    N, C, S, H, W, cells, cols,
+    grad_ptr, x_ptr, residual_ptr, dz_ptr, part_ptr, part_xhat_ptr,
+    mean_ptr, invstd_ptr, weight_ptr, bias_ptr, splits, N, C, S, H, W, cells, cols,
     ACT: tl.constexpr, POOL: tl.constexpr, ROWS: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    """Program (block of channels, k): tiles k, k + splits, ...; ``part`` is ``(2, splits, C)``."""
+    """Program (block of channels, k): tiles k, k + splits, ...; both parts are ``(splits, C)``."""
     if ROWS:
         C = known_multiple(C, VEC)
     else:
@@ -118,24 +118,28 @@ def partial_sums(
     )  # fmt: skip
     c = c0 + tl.arange(0, BC)
     tl.store(part_ptr + k * C + c, sum_dz, mask=c < C)
-    tl.store(part_ptr + (splits + k) * C + c, sum_dz_xhat, mask=c < C)
+    tl.store(part_xhat_ptr + k * C + c, sum_dz_xhat, mask=c < C)
 
 
 @triton.jit(do_not_specialize=("C", "splits"))
-def merge_sums(part_ptr, sums_ptr, C, splits, BC: tl.constexpr, BK: tl.constexpr):
-    """``(2, splits, C)`` to ``(2, C)``, in a fixed order; ``BK >= splits``."""
+def merge_sums(
+    part_ptr, part_xhat_ptr, sum_dz_ptr, sum_dz_xhat_ptr, C, splits, BC: tl.constexpr, BK: tl.constexpr
+):
+    """``(splits, C)`` to ``(C,)``, twice, in a fixed order; ``BK >= splits``."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     k = tl.arange(0, BK)
-    which = tl.program_id(1)
     mask = (k < splits)[:, None] & (c < C)[None, :]
-    part = tl.load(part_ptr + (which * splits + k)[:, None] * C + c[None, :], mask=mask, other=0.0)
-    tl.store(sums_ptr + which * C + c, tl.sum(part, axis=0), mask=c < C)
+    place = k[:, None] * C + c[None, :]
+    part = tl.load(part_ptr + place, mask=mask, other=0.0)
+    part_xhat = tl.load(part_xhat_ptr + place, mask=mask, other=0.0)
+    tl.store(sum_dz_ptr + c, tl.sum(part, axis=0), mask=c < C)
+    tl.store(sum_dz_xhat_ptr + c, tl.sum(part_xhat, axis=0), mask=c < C)
 
 
 @triton.jit(do_not_specialize=("N", "C", "S", "H", "W", "cells", "cols"))
 def whole_channels_backward(
-    grad_ptr, x_ptr, residual_ptr, dx_ptr, dz_ptr, sums_ptr, mean_ptr, invstd_ptr, weight_ptr, bias_ptr,
-    per_value, N, C, S, H, W, cells, cols,
+    grad_ptr, x_ptr, residual_ptr, dx_ptr, dz_ptr, sum_dz_ptr, sum_dz_xhat_ptr,
+    mean_ptr, invstd_ptr, weight_ptr, bias_ptr, per_value, N, C, S, H, W, cells, cols,
     ACT: tl.constexpr, POOL: tl.constexpr, ROWS: tl.constexpr, VEC: tl.constexpr, WIDE: tl.constexpr,
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
@@ -155,8 +159,8 @@ def whole_channels_backward(
         N, C, S, H, W, cells, cols, ACT, POOL, ROWS, WIDE, BC, BN, BS,
     )  # fmt: skip
     c = c0 + tl.arange(0, BC)
-    tl.store(sums_ptr + c, sum_dz, mask=c < C)
-    tl.store(sums_ptr + C + c, sum_dz_xhat, mask=c < C)
+    tl.store(sum_dz_ptr + c, sum_dz, mask=c < C)
+    tl.store(sum_dz_xhat_ptr + c, sum_dz_xhat, mask=c < C)
     mean_dz = (sum_dz * per_value)[:, None]
     mean_dz_xhat = (sum_dz_xhat * per_value)[:, None]
     last = tile_count(N, cells, BN, BS) - 1

@@ -53,6 +53,14 @@ def _maybe_like(t: Tensor | None, rows: bool) -> Tensor | None:
     return None if t is None else _like(t, rows)
 
 
+def _single(x: Tensor, *shape: int) -> Tensor:
+    """A float32 tensor beside ``x``, an allocation of its own.
+
+    An operator's outputs may not share memory, and pointers not aligned compile kernels of their own.
+    """
+    return torch.empty(shape, dtype=torch.float32, device=x.device)
+
+
 def _empty_pooled(x: Tensor, rows: bool) -> Tensor:
     n, c, h, w = x.shape
     layout = torch.channels_last if rows else torch.contiguous_format
@@ -74,7 +82,7 @@ def _merge_tile(splits: int, C: int) -> dict[str, Any]:
 def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``(mean, var, invstd)`` of a dense ``x`` in a reduction over the whole chip."""
     C = x.shape[1]
-    mean, var, invstd = x.new_empty((3, C), dtype=torch.float32).unbind()
+    mean, var, invstd = _single(x, C), _single(x, C), _single(x, C)
     t = plan.tile(plan.view_of(x.shape, rows, None, x.itemsize), 1, False)
     n, c, s, *_ = t.extents
     splits = plan.splits(t, _chip(x.device))
@@ -96,7 +104,7 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
             **t.shape,
         )
         return mean, var, invstd
-    part = x.new_empty((4, splits, C), dtype=torch.float32)
+    part = _single(x, 4, splits, C)
     forward_kernels.partial_statistics[(t.blocks, splits)](x, part, n, c, s, splits, **t.shape)
     merge = _merge_tile(splits, C)
     forward_kernels.merge_statistics[(-(-C // merge["BC"]),)](
@@ -132,7 +140,7 @@ def forward_train(
             mean, var, invstd = _moments(x, rows, eps)
         return forward(x, mean, invstd, weight, bias, residual, activation, pool), mean, var, invstd
     out = torch.empty_like(x) if pool is None else _empty_pooled(x, rows)
-    mean, var, invstd = x.new_empty((3, view.C), dtype=torch.float32).unbind()
+    mean, var, invstd = _single(x, view.C), _single(x, view.C), _single(x, view.C)
     with _on(x):
         forward_kernels.whole_channels[(t.blocks,)](
             x, residual, out, mean, var, invstd, weight, bias, eps, *t.extents,
@@ -177,21 +185,22 @@ def _sums(
     dz: Tensor | None,
     activation: str | None,
     view: plan.View,
-) -> Tensor:
-    """``sum(dz)`` and ``sum(dz * xhat)``, ``(2, C)``, by the whole chip; fills ``dz`` if given."""
+) -> tuple[Tensor, Tensor]:
+    """``sum(dz)`` and ``sum(dz * xhat)``, ``(C,)``, by the whole chip; fills ``dz`` if given."""
     t = plan.tile(view, 2, True)
     splits = plan.splits(t, _chip(x.device))
-    part = x.new_empty((2, splits, view.C), dtype=torch.float32)
+    part, part_xhat = _single(x, splits, view.C), _single(x, splits, view.C)
     backward_kernels.partial_sums[(t.blocks, splits)](
-        grad, x, residual, dz, part, mean, invstd, weight, bias, splits, *t.extents,
+        grad, x, residual, dz, part, part_xhat, mean, invstd, weight, bias, splits, *t.extents,
         ACT=activation, POOL=view.pool, **t.shape,
     )  # fmt: skip
     if splits == 1:
-        return part[:, 0]
-    total = x.new_empty((2, view.C), dtype=torch.float32)
+        return part[0], part_xhat[0]
+    sum_dz, sum_dz_xhat = _single(x, view.C), _single(x, view.C)
     merge = _merge_tile(splits, view.C)
-    backward_kernels.merge_sums[(-(-view.C // merge["BC"]), 2)](part, total, view.C, splits, **merge)
-    return total
+    grid = (-(-view.C // merge["BC"]),)
+    backward_kernels.merge_sums[grid](part, part_xhat, sum_dz, sum_dz_xhat, view.C, splits, **merge)
+    return sum_dz, sum_dz_xhat
 
 
 def backward_reduce(
@@ -212,10 +221,7 @@ def backward_reduce(
     grad, residual = _like(grad, rows), _maybe_like(residual, rows)
     view = plan.view_of(x.shape, rows, pool, x.itemsize)
     with _on(x):
-        sum_dz, sum_dz_xhat = _sums(
-            grad, x, mean, invstd, weight, bias, residual, None, activation, view
-        ).unbind()
-    return sum_dz, sum_dz_xhat
+        return _sums(grad, x, mean, invstd, weight, bias, residual, None, activation, view)
 
 
 def _input_gradient(
@@ -298,24 +304,12 @@ def backward(
                 grad, residual, activation = dz, None, None
                 view = plan.view_of(x.shape, rows, None, x.itemsize)
             dx = _input_gradient(
-                grad,
-                x,
-                mean,
-                invstd,
-                weight,
-                bias,
-                residual,
-                None,
-                activation,
-                view,
-                sums[0],
-                sums[1],
-                per_value,
+                grad, x, mean, invstd, weight, bias, residual, None, activation, view, *sums, per_value
             )
         else:
-            dx, sums = torch.empty_like(x), x.new_empty((2, view.C), dtype=torch.float32)
+            dx, sums = torch.empty_like(x), (_single(x, view.C), _single(x, view.C))
             backward_kernels.whole_channels_backward[(t.blocks,)](
-                grad, x, residual, dx, dz, sums, mean, invstd, weight, bias, per_value, *t.extents,
+                grad, x, residual, dx, dz, *sums, mean, invstd, weight, bias, per_value, *t.extents,
                 ACT=activation, POOL=view.pool, **t.shape,
             )  # fmt: skip
     return dx, sums[1], sums[0], dz
