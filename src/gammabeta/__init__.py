@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import reference as reference
     from . import train as train
-    from .doctor import diagnose as diagnose
+    from .doctor.diagnosis import diagnose as diagnose
     from .surgery.convert import convert as convert
     from .surgery.export import export_onnx as export_onnx
     from .surgery.fold import fold as fold
@@ -27,10 +27,10 @@ __version__ = "0.1.0"
 _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
 _NAMES: dict[str, str] = {
     "convert": ".surgery.convert",
-    "diagnose": ".doctor",
     "export_onnx": ".surgery.export",
     "fit": ".train.fitting",
     "fold": ".surgery.fold",
+    "diagnose": ".doctor.diagnosis",
     "recalibrate": ".surgery.recalibrate",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 
 from ..doctor import Report, diagnose
 from ..doctor.checks import CHECKS
+from ..doctor.handbook import put_between
 from . import fault_ranks
 from .fault_subjects import Subject, subjects
 from .faults import FAULTS, Fault
@@ -57,11 +58,9 @@ def examine(subject: Subject) -> Report:
     )
 
 
-def trials(seed: int, only: Iterable[str] | None = None) -> Iterator[Trial]:
+def trials(seed: int, only: Collection[str] | None = None) -> Iterator[Trial]:
     """Every subject, healthy and with every fault that applies; ``only`` names the subjects to look at."""
-    for subject in subjects(seed):
-        if only is not None and subject.name not in only:
-            continue
+    for subject in subjects(seed, only):
         yield _trial(seed, subject, None)
         for fault in FAULTS:
             ill = fault.inject(subject.copy(), seed)
@@ -119,9 +118,7 @@ def failures(results: list[Trial]) -> list[str]:
 
 def write(path: Path, text: str) -> None:
     """Replace what stands between the two marks in ``path``."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    path.write_text(put_between(path.read_text("utf-8"), BEGIN, END, text), encoding="utf-8")
 
 
 def run(seed: int, keep: Path | None) -> list[Trial]:

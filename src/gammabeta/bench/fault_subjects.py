@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -295,8 +295,8 @@ def _gan() -> tuple[Subject, Subject]:
     )
 
 
-def subjects(seed: int) -> Iterator[Subject]:
-    """Every healthy model, trained from this seed."""
+def subjects(seed: int, only: Collection[str] | None = None) -> Iterator[Subject]:
+    """Every healthy model, trained from this seed; ``only`` names the kinds to train."""
     kinds: list[tuple[str, Callable[[], nn.Module], Callable[[Tensor], Tensor]]] = [
         ("mlp", mlp, lambda x: x),
         ("cnn", cnn, lambda x: x),
@@ -307,7 +307,9 @@ def subjects(seed: int) -> Iterator[Subject]:
         ("frozen", _frozen, lambda x: x),
     ]
     for name, build, prepare in kinds:
+        if only is None or name in only:
+            torch.manual_seed(1000 + seed)
+            yield _classifier(name, build(), prepare)
+    if only is None or {"generator", "discriminator"} & set(only):
         torch.manual_seed(1000 + seed)
-        yield _classifier(name, build(), prepare)
-    torch.manual_seed(1000 + seed)
-    yield from _gan()
+        yield from _gan()

@@ -1,6 +1,6 @@
 """What is wrong with the batch normalization in a model, and how to mend it."""
 
-from .diagnose import diagnose
+from .diagnosis import diagnose
 from .finding import Finding, Severity
 from .report import Report
 

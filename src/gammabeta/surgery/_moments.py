@@ -68,7 +68,7 @@ class BatchMoments:
 
     Attributes:
         whole: over images and positions.
-        image_means: (N, C) float64 on the input's device, the mean of each image over its positions.
+        image_means: (N, C) float64 on the CPU, the mean of each image over its positions.
     """
 
     whole: Moments
@@ -94,18 +94,18 @@ def batch_moments(x: Tensor) -> BatchMoments:
     shift = x.mean([0, *spatial])
     deviation = x - shift.view(1, -1, *[1] * len(spatial))
     if not spatial:
-        deviation = deviation.double()
+        deviation = deviation.cpu().double()
     sums = _over_positions(deviation, spatial)
     squares = _over_positions(deviation.square(), spatial)
     count = images * positions
-    shift64 = shift.double()
+    shift64 = shift.cpu().double()
     correction = sums.sum(0)
     mean = shift64 + correction / count
     m2 = squares.sum(0) - correction.square() / count
-    whole = Moments(count, mean.cpu(), m2.clamp_(min=0).cpu())
+    whole = Moments(count, mean, m2.clamp_(min=0))
     return BatchMoments(whole, shift64 + sums / positions)
 
 
 def _over_positions(values: Tensor, spatial: list[int]) -> Tensor:
     """(N, C) float64 sums over each image's positions."""
-    return (values.sum(spatial) if spatial else values).double()
+    return (values.sum(spatial) if spatial else values).cpu().double()  # some devices have no float64
