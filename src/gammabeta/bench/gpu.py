@@ -5,6 +5,9 @@ device's, from CUDA graphs over rotating buffers; `launched` is the same without
 it.
 """
 
+import argparse
+import json
+import sys
 from typing import Any
 
 import torch
@@ -16,9 +19,15 @@ from .gpu_models import digits, resnet_step
 from .gpu_timing import copy_bandwidth, interleave, rotations
 from .timing import geometric_mean
 
+PARTS = ("layers", "resnet", "digits")
 _LARGE = 64 << 20  # bytes beyond which the share of the copy's bandwidth is judged
 _ROUNDS = 30
 _QUICK_ROUNDS = 5
+_NOTE = (
+    "Forward and backward of one layer in training mode, allocation included, in CUDA graphs over rotating "
+    "buffers; medians of interleaved rounds. `GB/s` and `of copy` count the fewest bytes: every input read "
+    "once, every output written once. `launched`: the same without a graph."
+)
 
 
 def gpu_device() -> torch.device:
@@ -109,28 +118,39 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Parts and cases to choose, where a machine is lent for minutes."""
+    parser.add_argument(
+        "--part", action="append", choices=PARTS, help="only this part; may be given again; default: all"
+    )
+    parser.add_argument("--case", default="", help="only layers whose title contains this")
+
+
 def run(options: Options) -> Result:
-    """Check and time everything.
+    """Check and time everything, or the parts asked for; each row is told to standard error as it is found.
 
     Raises:
         UnavailableError: no CUDA device.
         IncorrectError: a layer, a model or a training gives a wrong result.
     """
     device = gpu_device()
+    parts = getattr(options.given, "part", None) or PARTS
     rounds = _QUICK_ROUNDS if options.quick else _ROUNDS
     properties = torch.cuda.get_device_properties(device)
     bandwidth = copy_bandwidth(device, rounds)
-    rows = []
-    for case in cases(options.quick):
+    summary: dict[str, Any] = {"device copy": f"{bandwidth / 1e9:.0f} GB/s, read and written"}
+    rows: list[dict[str, Any]] = []
+    if "layers" in parts:
+        wanted = getattr(options.given, "case", "")
+        for case in (case for case in cases(options.quick) if wanted in case.title):
+            torch.compiler.reset()
+            rows.append(measure(case, device, bandwidth, properties.L2_cache_size, rounds))
+            print(json.dumps(rows[-1]), file=sys.stderr)
+            torch.cuda.empty_cache()
+        summary |= summarise(rows)
+    if "resnet" in parts:
         torch.compiler.reset()
-        rows.append(measure(case, device, bandwidth, properties.L2_cache_size, rounds))
-        torch.cuda.empty_cache()
-    summary = {"device copy": f"{bandwidth / 1e9:.0f} GB/s, read and written", **summarise(rows)}
-    summary |= resnet_step(device, 64 if options.quick else 256, rounds)
-    summary |= digits(1 if options.quick else 10)
-    notes = [
-        "Forward and backward of one layer in training mode, allocation included, in CUDA graphs over "
-        "rotating buffers; medians of interleaved rounds. `GB/s` and `of copy` count the fewest bytes: every "
-        "input read once, every output written once. `launched`: the same without a graph."
-    ]
-    return Result("Batch normalization on a GPU", rows, summary, notes, machine=properties.name)
+        summary |= resnet_step(device, 64 if options.quick else 256, rounds)
+    if "digits" in parts:
+        summary |= digits(1 if options.quick else 10)
+    return Result("Batch normalization on a GPU", rows, summary, [_NOTE], machine=properties.name)

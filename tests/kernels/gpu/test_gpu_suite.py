@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gammabeta.bench import IncorrectError, Options, gpu, gpu_layers, gpu_models, gpu_timing
+from gammabeta.bench.command import parse
 
 
 def small(operation="BN+add+ReLU", dtype=torch.float32, channels_last=True):
@@ -86,6 +87,33 @@ def test_a_row_without_a_clock(monkeypatch, device):
     said = gpu.summarise([row, row | {"MB": 100.0, "of copy": 0.5}])
     assert said["BN+ReLU"] == "eager / ours 2.00× (least 2.00×), compiled / ours 1.50× (least 1.50×)"
     assert said["above 64 MiB, of copy"] == "mean 50 %, least 50 %"
+
+
+def test_parts_are_chosen_and_rows_told(monkeypatch, capsys):
+    """The parts asked for run, no other; a row is on standard error before the next is measured."""
+    called = []
+    properties = SimpleNamespace(name="A card", L2_cache_size=1 << 20)
+    monkeypatch.setattr(gpu, "gpu_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(gpu, "copy_bandwidth", lambda device, rounds: 3e12)
+    rates = {"eager / ours": 2.0, "compiled / ours": 1.0}
+    monkeypatch.setattr(
+        gpu, "measure", lambda case, *_: {"case": case.title, "operation": case.operation, "MB": 1.0, **rates}
+    )
+    for part in ("resnet_step", "digits"):
+        monkeypatch.setattr(gpu, part, lambda *_, part=part: called.append(part) or {part: "ran"})
+    layers = parse("gpu", ["--part", "layers", "--case", "BN+ReLU · ResNet-50 64×512"], "test")
+    result = gpu.run(layers)
+    assert called == []
+    assert len(result.rows) == 4, "two layouts, two dtypes"
+    assert [json.loads(line)["case"] for line in capsys.readouterr().err.splitlines()] == [
+        row["case"] for row in result.rows
+    ]
+    assert result.summary["device copy"] == "3000 GB/s, read and written"
+    assert result.machine == "A card"
+    whole = gpu.run(Options(quick=True))
+    assert called == ["resnet_step", "digits"]
+    assert len(whole.rows) == len(gpu_layers.cases(quick=True))
 
 
 def test_resnet_is_converted_whole():

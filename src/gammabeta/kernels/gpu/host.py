@@ -88,28 +88,15 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
     splits = plan.splits(t, _chip(x.device))
     if splits == 1:
         forward_kernels.whole_channels[(t.blocks,)](
-            x,
-            None,
-            None,
-            mean,
-            var,
-            invstd,
-            None,
-            None,
-            eps,
-            *t.extents,
-            APPLY=False,
-            ACT=None,
-            POOL=1,
-            **t.shape,
-        )
+            x, None, None, mean, var, invstd, None, None, eps, *t.extents,
+            APPLY=False, ACT=None, POOL=1, **t.shape,
+        )  # fmt: skip
         return mean, var, invstd
     part = _single(x, 4, splits, C)
     forward_kernels.partial_statistics[(t.blocks, splits)](x, part, n, c, s, splits, **t.shape)
     merge = _merge_tile(splits, C)
-    forward_kernels.merge_statistics[(-(-C // merge["BC"]),)](
-        part, mean, var, invstd, C, splits, eps, **merge
-    )
+    grid = (-(-C // merge["BC"]),)
+    forward_kernels.merge_statistics[grid](part, mean, var, invstd, C, splits, eps, **merge)
     return mean, var, invstd
 
 
