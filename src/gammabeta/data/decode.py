@@ -3,8 +3,10 @@
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError
@@ -74,8 +76,8 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     if width * height > most or max(width, height) > MAX_EDGE or min(width, height) < 1:
         picture.close()
         raise DataError(
-            f"{path}: {width}×{height} pixels; of this kind up to {most:,}, and {MAX_EDGE:,} on a side, can be "
-            "read; make it smaller"
+            f"{path}: {width}×{height} pixels; of this kind up to {most:,}, and {MAX_EDGE:,} on a side, "
+            "can be read; make it smaller"
         )
     return picture
 
@@ -139,15 +141,16 @@ def _behind(picture: Image.Image, alpha: Image.Image) -> int | tuple[int, int, i
     return shade if picture.mode == "L" else (shade, shade, shade)
 
 
-def _eight_bits(samples: np.ndarray) -> np.ndarray:
+def _eight_bits(samples: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Samples of 16 or 32 bits or floating point, on the scale from 0 to 255."""
     if samples.dtype.kind == "f":
-        known = np.nan_to_num(samples, nan=0.0, posinf=255.0, neginf=0.0)
-        if known.max() <= 1.0:
-            known *= 255.0
-        return np.clip(known, 0, 255).astype(np.uint8)
-    if samples.dtype.itemsize > 2:
-        samples = np.clip(samples, 0, 65535)
-        if samples.max() <= 255:  # Pillow widens some 8-bit files, too
-            return samples.astype(np.uint8)
-    return np.asarray(samples >> 8, np.uint8)
+        samples = np.nan_to_num(samples, nan=0.0, posinf=255.0, neginf=0.0)
+        samples = np.clip(samples * (255.0 if samples.max() <= 1.0 else 1.0), 0, 255)
+    else:
+        if samples.dtype.itemsize > 2:
+            samples = np.clip(samples, 0, 65535)
+        # Pillow widens some 8-bit files to 32 bits, too.
+        if samples.dtype.itemsize == 2 or samples.max() > 255:
+            samples = samples >> 8
+    eight: npt.NDArray[np.uint8] = samples.astype(np.uint8)
+    return eight
