@@ -10,7 +10,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 
 
 def layer(channels=8, device="cuda"):
-    return gb.nn.BatchNorm2d(channels, activation="relu", device=device)
+    """With a smooth activation: at a kink either gradient is right, and a comparison fails by chance."""
+    return gb.nn.BatchNorm2d(channels, activation="silu", device=device)
 
 
 def step(bn, x, grad):
@@ -22,7 +23,7 @@ def step(bn, x, grad):
 def assert_layer_right(bn, x, grad, found):
     leaf = x.double().requires_grad_()
     weight, bias = bn.weight.double().detach().requires_grad_(), bn.bias.double().detach().requires_grad_()
-    out = F.relu(F.batch_norm(leaf, None, None, weight, bias, True))
+    out = F.silu(F.batch_norm(leaf, None, None, weight, bias, True))
     true = [out, *torch.autograd.grad(out, [leaf, weight, bias], grad.double())]
     for mine, exact in zip(found, true, strict=True):
         torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4)
@@ -156,6 +157,7 @@ def test_mixed_precision_and_a_step_with_infinities(dtype):
     assert all(v.isfinite().all() for v in model.state_dict().values())
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32")  # the compiler's advice about matrix products
 def test_compiled_as_eager():
     bn = layer()
     x, grad = torch.randn(16, 8, 12, 12, device="cuda"), torch.randn(16, 8, 12, 12, device="cuda")

@@ -11,6 +11,7 @@ ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
 SHAPES = (
     (7, 5),
     (64, 24),
+    (40, 1),
     (4, 3, 7),
     (3, 8, 16),
     (2, 6, 8, 8),

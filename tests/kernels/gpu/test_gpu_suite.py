@@ -182,6 +182,7 @@ def test_without_a_gpu_it_says_so_in_one_line():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("default")  # the compiler's advice is not ours to follow here
 def test_a_quick_run(tmp_path):
     result = gpu.run(Options(quick=True, out=tmp_path))
     assert all(row["ours ms"] > 0 for row in result.rows)

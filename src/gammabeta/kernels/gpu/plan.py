@@ -107,12 +107,15 @@ def power_of_two(n: int) -> int:
 
 @lru_cache(maxsize=4096)
 def view_of(shape: tuple[int, ...], rows: bool, pool: int | None, itemsize: int) -> View:
-    """``(N, C, *spatial)`` seen as three axes. Without a pool, channels_last rows count as one long image."""
+    """``(N, C, *spatial)`` seen as three axes.
+
+    Without a pool, channels_last rows count as one long image; so does a single channel, which has no other.
+    """
     n, c, spatial = shape[0], shape[1], shape[2:]
     if pool == 2:
         return View(n, c, prod(spatial), spatial[0], spatial[1], 2, rows, itemsize)
-    if rows:
-        return View(1, c, n * prod(spatial), 1, 1, 1, True, itemsize)
+    if rows or c == 1:
+        return View(1, c, n * prod(spatial), 1, 1, 1, c > 1, itemsize)
     return View(n, c, prod(spatial), 1, 1, 1, False, itemsize)
 
 
