@@ -198,6 +198,12 @@ def test_error_that_explains_a_model_that_cannot_run():
     assert any("the data: ValueError" in line for line in report.evidence.not_examined)
 
 
+def test_error_that_explains_nothing_passes_through():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.Linear(7, 2))  # never updated, and cannot take this input
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        gb.diagnose(model, batches(3, 4, 4))
+
+
 def test_mended_by_recalibration():
     loader = [x * 4 + 7 for x in batches(3, 6, 6)]
     model = nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))

@@ -66,7 +66,7 @@ def diagnose(
 
     Raises:
         UsageError: an argument that cannot be used. Whatever the loader or the model raises on the data
-            passes through, unless an error already found explains why the model cannot run.
+            passes through, except where an unusable ``eps`` explains why the model cannot run.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
@@ -113,7 +113,9 @@ def _look_at_data(passes: Passes, evidence: Evidence) -> None:
     try:
         outcome = passes.run()
     except Exception as error:
-        explained = any(finding.severity == "error" for finding in run_checks(evidence))
+        explained = any(
+            finding.check == "eps" for finding in run_checks(evidence) if finding.at_least("error")
+        )
         if not (passes.in_model and explained):
             raise
         evidence.not_examined.append(f"the data: {type(error).__name__}: {first_line(error)}")
