@@ -1,4 +1,4 @@
-"""Every kind of layer that PyTorch and we have: recalibrated it is healthy, and an injected fault is found."""
+"""Every kind of layer that PyTorch and we have: recalibrated it is healthy, and a fault is found."""
 
 import pytest
 import torch
