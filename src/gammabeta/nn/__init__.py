@@ -1,4 +1,4 @@
-"""Drop-in modules: ``BatchNorm1d/2d/3d``, their lazy twins, ``FrozenBatchNorm*`` and ``GhostBatchNorm*``."""
+"""Drop-in modules: ``BatchNorm1d/2d/3d``, their lazy twins, and the frozen, ghost and synchronized kinds."""
 
 from .batchnorm import (
     BatchNorm1d,
@@ -10,6 +10,7 @@ from .batchnorm import (
 )
 from .frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from .sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
@@ -24,4 +25,5 @@ __all__ = [
     "LazyBatchNorm1d",
     "LazyBatchNorm2d",
     "LazyBatchNorm3d",
+    "SyncBatchNorm",
 ]

@@ -8,7 +8,7 @@ from torch.nn import Module
 
 import gammabeta.nn as ours
 
-from ..errors import SurgeryError, UnavailableError, UsageError
+from ..errors import SurgeryError, UsageError
 from ._folding import Outcome, fold_frames
 from ._report import Change, ConversionReport
 from ._rewritten import Rewritten, undo
@@ -57,13 +57,10 @@ def convert(model: M, to: str = "fused", example: Any = None) -> M:
 
     Raises:
         UsageError: a kind that does not exist.
-        UnavailableError: a kind that this installation does not have.
         SurgeryError: the model cannot be copied, or does not give the same outputs on ``example``.
     """
     if to != "torch" and to not in KINDS:
         raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
-    if to == "sync" and not hasattr(ours, "SyncBatchNorm"):
-        raise UnavailableError("to='sync' needs gammabeta.nn.SyncBatchNorm, which this version does not have")
     twin = _sharing_copy(model)
     report = ConversionReport(to)
     names = {module: name for name, module in reversed(list(twin.named_modules()))}
@@ -136,21 +133,24 @@ def _change_class(layer: Module, to: str) -> str | None:
     if not known:
         return f"{cls.__name__} is a class of its own, with a forward that may do more"
     dim = _dimension(layer)
-    if dim is None and to != "sync":
+    synced = issubclass(cls, nn.SyncBatchNorm | ours.SyncBatchNorm)
+    if dim is None and to != "sync" and not (synced and to == "torch"):
         return "its dimension is not known: SyncBatchNorm takes all"
     if lazy and to not in ("fused", "torch"):
         return "its size is not known yet: run the model once, then convert"
     if to == "frozen" and getattr(layer, "running_mean", None) is None:
         return "it keeps no running statistics, so there is nothing to freeze"
     if to == "torch":
-        goal = (_LAZY if lazy else _PLAIN)[dim or 2]
+        goal = (_LAZY if lazy else _PLAIN)[dim] if dim else nn.SyncBatchNorm
     else:
         goal = getattr(ours, ("Lazy" if lazy else "") + KINDS[to].format(dim))
     if goal is cls:
         return f"it is a {cls.__name__} already" if to == "torch" else None
     _leave(layer, to)
-    if not issubclass(goal, (*_PLAIN.values(), *_LAZY.values())):
+    if not issubclass(goal, (*_PLAIN.values(), *_LAZY.values(), nn.SyncBatchNorm)):
         layer._made_from = _PLAIN[dim] if dim else cls  # type: ignore[assignment]
+    if synced and not issubclass(goal, nn.SyncBatchNorm | ours.SyncBatchNorm):
+        vars(layer).pop("process_group", None)
     layer.__class__ = goal
     if to == "frozen":
         _freeze(layer)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SurgeryError, UsageError
+from ..nn import SyncBatchNorm
 from . import _batches, _ranks
 from ._layers import BatchNormLayer, batch_norm_layers, frozen_layers, unwrap
 from ._moments import Moments, batch_moments
@@ -225,7 +226,7 @@ def _use_batch(layer: Any) -> None:
     A synchronized layer in training would wait for ranks that have no more batches. Without buffers and in
     evaluation it normalises by its own batch, and takes CPU tensors, too.
     """
-    if isinstance(layer, nn.SyncBatchNorm):
+    if isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm):
         layer.training, layer.running_mean, layer.running_var = False, None, None
     else:
         layer.training, layer.track_running_stats = True, False
