@@ -68,6 +68,21 @@ def unfit(x: Tensor, residual: Any, pool: int | None) -> str | None:
     return None
 
 
+# Elements up to which torch's operators are quicker than a kernel and the Python around it: with nothing to
+# fold, with one thing, with more. Measured; see docs/design/modules.md.
+SMALL_TRAIN = [65536, 49152, 16384]
+SMALL_EVAL = [1 << 20, 1 << 18, 1 << 16]
+
+
+def is_small(x: Tensor, training: bool, activation: str | None, residual: Any, pool: int | None) -> bool:
+    """Whether a regular eager call on the CPU is too small for a kernel to pay."""
+    size = x.numel()
+    extras = (activation is not None) + (residual is not None) + (pool is not None)
+    if size > (SMALL_TRAIN if training else SMALL_EVAL)[min(extras, 2)] or size == 0:
+        return False
+    return not torch.compiler.is_compiling() and x.is_cpu and traced(x) is None
+
+
 def select(
     x: Tensor, residual: Any, activation: str | None, pool: int | None, backend: str
 ) -> tuple[ModuleType | str, Tensor, Any]:
@@ -176,6 +191,8 @@ def explain(
         UnavailableError: a backend was named and cannot serve the call.
     """
     check_extras(x, activation, pool, backend)
+    if backend == "auto" and is_small(x, training, activation, residual, pool):
+        return Explanation("torch", "a small input: torch's operators are quicker than a kernel's call")
     if irregular(x, running_mean, running_var, weight, bias, training, momentum, eps):
         return Explanation(
             "torch", "torch refuses these arguments, or treats them as a special case (an empty input)"

@@ -3,7 +3,6 @@
 No operator is dispatched in between; a call of ``torch.library`` costs about as much as a small batch norm.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +39,7 @@ class _Train(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
-        first_order = partial(_rule.gradients, ctx.kernel)
-        found = _rule.backward(ctx, grad, ctx.needs_input_grad[5:], first_order)
+        found = _rule.backward(ctx, grad, ctx.needs_input_grad[5:], ctx.kernel, _rule.first_order)
         return (None, None, None, None, None, *found)
 
 
@@ -70,8 +68,7 @@ class _Apply(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None) -> Any:
-        first_order = partial(_rule.gradients, ctx.kernel)
-        found = _rule.backward(ctx, grad, ctx.needs_input_grad[5:], first_order)
+        found = _rule.backward(ctx, grad, ctx.needs_input_grad[5:], ctx.kernel, _rule.first_order)
         return (None, None, None, None, None, *found)
 
 

@@ -96,7 +96,7 @@ def _backward(
     x = dense(x)
     residual = None if residual is None else like(residual, x)
     saved = (x, weight, bias, residual, mean, invstd)
-    found = _rule.gradients(
+    found = _rule.first_order(
         _kernel(x, residual, activation, pool),
         grad,
         saved,
@@ -107,7 +107,7 @@ def _backward(
         need_affine,
         need_residual,
     )
-    need_reduced = need_affine or (not need_x and not need_residual)
+    need_reduced = need_affine or (training and not need_x and not need_residual)
     dx = like(found[0], x) if need_x and found[0] is not None else x.new_empty(0)
     dweight = found[1] if need_reduced and found[1] is not None else mean.new_empty(0)
     dbias = found[2] if need_reduced and found[2] is not None else mean.new_empty(0)
@@ -166,7 +166,7 @@ def _backward_fake(
     need_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = dense(x)
-    need_reduced = need_affine or (not need_x and not need_residual)
+    need_reduced = need_affine or (training and not need_x and not need_residual)
     sums = [
         mean.new_empty(mean.shape if need_reduced else 0, dtype=mean.dtype if t is None else t.dtype)
         for t in (weight, bias)
@@ -184,12 +184,9 @@ for _name, _real, _fake in (
     torch.library.register_fake(f"gammabeta::{_name}", _fake, lib=_LIBRARY)
 
 
-def _first_order(*call: Any) -> tuple[Tensor | None, ...]:
-    """``_rule.gradients`` as an operator, so that a traced backward pass is one node."""
-    grad, saved, activation, pool, training, need_x, need_affine, need_residual = call
-    found: tuple[Tensor, ...] = torch.ops.gammabeta.batch_norm_backward(
-        grad, *saved, activation, pool, training, need_x, need_affine, need_residual
-    )
+def _in_graph(operator: Any, grad: Tensor, saved: _rule.Saved, *settings: Any) -> tuple[Tensor, ...]:
+    """``_rule.first_order`` as an operator, so that a traced backward pass is one node."""
+    found: tuple[Tensor, ...] = operator(grad, *saved, *settings)
     return found
 
 
@@ -201,7 +198,8 @@ def _save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
 
 
 def _differentiate_train(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    found = _rule.backward(ctx, grad, ctx.needs_input_grad[:4], _first_order)
+    operator = torch.ops.gammabeta.batch_norm_backward
+    found = _rule.backward(ctx, grad, ctx.needs_input_grad[:4], operator, _in_graph)
     return (*found, None, None, None)
 
 
@@ -212,7 +210,8 @@ def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _differentiate_apply(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad
-    found = _rule.backward(ctx, grad, (needs[0], *needs[3:6]), _first_order)
+    operator = torch.ops.gammabeta.batch_norm_backward
+    found = _rule.backward(ctx, grad, (needs[0], *needs[3:6]), operator, _in_graph)
     return (found[0], None, None, *found[1:], None, None)
 
 

@@ -14,6 +14,9 @@ from torch import Tensor
 from . import _composition
 from ._layout import like
 
+Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+
 
 def single(t: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
     """A per-channel parameter as the kernels read it: float32, contiguous."""
@@ -22,51 +25,44 @@ def single(t: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | Non
     return t.to(dtype).contiguous()
 
 
-def gradients(
+def first_order(
     kernel: Any,
     grad: Tensor,
-    saved: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor],
+    saved: Saved,
     activation: str | None,
     pool: int | None,
     training: bool,
     need_x: bool,
     need_affine: bool,
     need_residual: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> Gradients:
     """The gradients of ``x``, weight, bias and residual from one backend's kernels; None where not needed."""
     x, weight, bias, residual, mean, invstd = saved
     kind = mean.dtype
-    call = (
-        like(grad, x),
-        x,
-        mean,
-        invstd,
-        single(weight, kind),
-        single(bias, kind),
-        residual,
-        activation,
-        pool,
-    )
+    grad = like(grad, x)
+    w, b = single(weight, kind), single(bias, kind)
     dx = dweight = dbias = dresidual = None
-    if not need_x and not need_residual:
-        dbias, dweight = kernel.backward_reduce(*call)
-    elif training:
-        dx, dweight, dbias, dresidual = kernel.backward(*call, need_residual)
+    if training and (need_x or need_residual):
+        dx, dweight, dbias, dresidual = kernel.backward(
+            grad, x, mean, invstd, w, b, residual, activation, pool, need_residual
+        )
     else:
-        if need_affine:
+        call = (grad, x, mean, invstd, w, b, residual, activation, pool)
+        if need_affine or training:
             dbias, dweight = kernel.backward_reduce(*call)
-        zero = torch.zeros_like(mean)
-        dx, dresidual = kernel.backward_apply(*call, zero, zero, need_residual)
-    if weight is not None and dweight is not None:
-        dweight = dweight.to(weight.dtype)
-    if bias is not None and dbias is not None:
-        dbias = dbias.to(bias.dtype)
+        if not training and (need_x or need_residual):
+            zero = torch.zeros_like(mean)
+            dx, dresidual = kernel.backward_apply(*call, zero, zero, need_residual)
+    if w is not weight and dweight is not None:
+        dweight = dweight.to(weight.dtype)  # type: ignore[union-attr]
+    if b is not bias and dbias is not None:
+        dbias = dbias.to(bias.dtype)  # type: ignore[union-attr]
     return dx, dweight, dbias, dresidual
 
 
-def gradients_of_gradients(
+def second_order(
     grad: Tensor,
-    saved: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor],
+    saved: Saved,
     activation: str | None,
     pool: int | None,
     training: bool,
@@ -100,13 +96,13 @@ def save(
     eps: float,
 ) -> None:
     """Keep what ``backward`` reads; not a residual that is only added: its gradient is the upstream one."""
-    ctx.only_added = residual is not None and activation is None and pool is None
-    ctx.save_for_backward(x, weight, bias, None if ctx.only_added else residual, mean, invstd)
-    ctx.activation, ctx.pool, ctx.training, ctx.eps = activation, pool, training, eps
+    only_added = residual is not None and activation is None and pool is None
+    ctx.save_for_backward(x, weight, bias, None if only_added else residual, mean, invstd)
+    ctx.settings = (activation, pool, training, eps, only_added)
 
 
 def backward(
-    ctx: Any, grad: Tensor | None, needs: tuple[bool, bool, bool, bool], first_order: Any
+    ctx: Any, grad: Tensor | None, needs: tuple[bool, bool, bool, bool], kernel: Any, gradients: Any
 ) -> tuple[Tensor | None, ...]:
     """Apply the rule.
 
@@ -114,22 +110,30 @@ def backward(
         ctx: what ``save`` filled.
         grad: the gradient at the output, or None if nothing arrived.
         needs: which of ``x``, weight, bias and residual want a gradient.
-        first_order: ``gradients`` bound to a backend.
+        kernel: what ``gradients`` takes first.
+        gradients: ``first_order``, or what stands for it in a graph.
     """
     if grad is None:
         return None, None, None, None
-    saved = ctx.saved_tensors
-    added = grad if ctx.only_added and needs[3] else None
-    if ctx.only_added:
-        needs = (needs[0], needs[1], needs[2], False)
-    found: Any = (None, None, None, None)
-    if not any(needs):
-        pass
-    elif torch.is_grad_enabled():
-        found = gradients_of_gradients(grad, saved, ctx.activation, ctx.pool, ctx.training, ctx.eps, needs)
-    else:
-        found = first_order(
-            grad, saved, ctx.activation, ctx.pool, ctx.training, needs[0], needs[1] or needs[2], needs[3]
-        )
-    dx, dweight, dbias, dresidual = (g if need else None for g, need in zip(found, needs, strict=True))
-    return dx, dweight, dbias, added if ctx.only_added else dresidual
+    activation, pool, training, eps, only_added = ctx.settings
+    need_x, need_weight, need_bias, need_residual = needs
+    added = grad if only_added and need_residual else None
+    need_residual = need_residual and not only_added
+    if torch.is_grad_enabled():
+        needs = (need_x, need_weight, need_bias, need_residual)
+        if any(needs):
+            found = second_order(grad, ctx.saved_tensors, activation, pool, training, eps, needs)
+            return found[0], found[1], found[2], added if only_added else found[3]
+        return None, None, None, added
+    need_affine = need_weight or need_bias
+    if not (need_x or need_affine or need_residual):
+        return None, None, None, added
+    dx, dweight, dbias, dresidual = gradients(
+        kernel, grad, ctx.saved_tensors, activation, pool, training, need_x, need_affine, need_residual
+    )
+    return (
+        dx if need_x else None,
+        dweight if need_weight else None,
+        dbias if need_bias else None,
+        dresidual if need_residual else added,
+    )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._dispatch import kernels
+
 
 def update(
     running_mean: Tensor,
@@ -33,6 +35,20 @@ def update(
             new_var = torch.where(accepted, new_var, running_var)
         running_mean.copy_(new_mean)
         running_var.copy_(new_var)
+    return accepted
+
+
+def update_small(
+    running_mean: Tensor, running_var: Tensor, mean: Tensor, unbiased_var: Tensor, factor: float
+) -> bool | Tensor:
+    """The same on the CPU, skipping a non-finite batch, with one short call instead of ten."""
+    kernel = kernels("cpu")
+    if isinstance(kernel, str) or running_mean.dtype is not torch.float32:
+        return update(running_mean, running_var, mean, unbiased_var, factor, True)
+    # No correction is wanted for a variance that is unbiased already: that is what endless values give.
+    accepted: bool = kernel.update_running(
+        running_mean, running_var, mean, unbiased_var, 1 << 53, factor, True
+    )
     return accepted
 
 

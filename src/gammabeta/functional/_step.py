@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import _composition, _eager, _running
 from ._checks import irregular
-from ._dispatch import select, select_compiled
+from ._dispatch import is_small, select, select_compiled
 from ._layout import dense, like
 
 
@@ -44,6 +45,9 @@ def train(
         The output, and whether the batch was counted: a bool, or a boolean tensor where reading it would
         make a device wait.
     """
+    tail = (activation, residual, pool)
+    if backend == "auto" and is_small(x, True, *tail) and not isinstance(factor, Tensor):
+        return _small(x, running_mean, running_var, weight, bias, factor, eps, skip_nonfinite, *tail)
     plain_factor = 1.0 if isinstance(factor, Tensor) else factor
     if irregular(x, running_mean, running_var, weight, bias, True, plain_factor, eps):
         out = _composition.batch_norm(
@@ -108,6 +112,32 @@ def with_statistics(
     return out, mean, var * (count / (count - 1))
 
 
+def _small(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    factor: float,
+    eps: float,
+    skip_nonfinite: bool,
+    activation: str | None,
+    residual: Any,
+    pool: int | None,
+) -> tuple[Tensor, bool | Tensor]:
+    """A small input on the CPU: torch's operator, with as little around it as can be."""
+    if x.numel() == x.shape[1] or eps <= 0.0:
+        F.batch_norm(x, running_mean, running_var, weight, bias, True, factor, eps)  # raises
+    if running_mean is None or running_var is None or not skip_nonfinite:
+        out = torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, False)
+        return _composition.finish(out, residual, activation, pool), True
+    # With momentum 1 torch leaves the batch's own statistics, the variance unbiased already.
+    mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
+    out = torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, False)
+    accepted = _running.update_small(running_mean, running_var, mean, var, factor)
+    return _composition.finish(out, residual, activation, pool), accepted
+
+
 def _torch(
     x: Tensor,
     running_mean: Tensor,
@@ -151,6 +181,11 @@ def evaluate(
     backend: str,
 ) -> Tensor:
     """Normalise with the running statistics, which are constants."""
+    if backend == "auto" and is_small(x, False, activation, residual, pool):
+        if eps < 0.0:
+            F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
+        out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
+        return _composition.finish(out, residual, activation, pool)
     wrong = irregular(x, running_mean, running_var, weight, bias, False, 0.0, eps)
     road: Any = "torch"
     if not wrong:
@@ -163,8 +198,7 @@ def evaluate(
         mean = running_mean.to(torch.float32, copy=True)
         invstd = (running_var.to(torch.float32) + eps).rsqrt()
     if road == "compiled":
-        out: Tensor = torch.ops.gammabeta.batch_norm_apply(
-            x, mean, invstd, weight, bias, residual, activation, pool
-        )
-        return out
+        operator: Any = torch.ops.gammabeta.batch_norm_apply
+        applied: Tensor = operator(x, mean, invstd, weight, bias, residual, activation, pool)
+        return applied
     return _eager.apply(road, x, mean, invstd, weight, bias, residual, activation, pool)

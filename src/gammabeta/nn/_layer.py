@@ -107,13 +107,27 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         """Whether to normalise with the batch's statistics rather than the running ones."""
         return self.training or (self.running_mean is None and self.running_var is None)
 
-    def _tracked(self) -> tuple[Tensor | None, Tensor | None, bool]:
+    def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """``(weight, bias, running_mean, running_var)``, past ``Module.__getattr__`` where that can be."""
+        if not torch.compiler.is_compiling():
+            parameters, buffers = self._parameters, self._buffers
+            try:
+                return (
+                    parameters["weight"],
+                    parameters["bias"],
+                    buffers["running_mean"],
+                    buffers["running_var"],
+                )
+            except KeyError:  # a parametrisation, or whatever else put an attribute in its place
+                pass
+        return self.weight, self.bias, self.running_mean, self.running_var
+
+    def _tracked(self, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor | None, Tensor | None, bool]:
         """The running statistics that this forward pass may update, and whether it counts.
 
         It does not count when activation checkpointing repeats it inside a backward pass; then the statistics
         are copies, as checkpointing wants to see the same tensors saved as the first time.
         """
-        mean, var = self.running_mean, self.running_var
         if not self.training or not self.track_running_stats or mean is None or var is None:
             return None, None, False
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
@@ -122,11 +136,11 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
 
     def _factor(self) -> float | Tensor:
         """The weight of this batch in the running statistics."""
+        if self.momentum is not None and self.initialize is None:
+            return self.momentum
         seen = self.num_batches_tracked
         if seen is None:
             return 0.0 if self.momentum is None else self.momentum
-        if self.momentum is not None and self.initialize is None:
-            return self.momentum
         if seen.is_cpu and not torch.compiler.is_compiling() and traced(seen) is None:
             count = int(seen)
             if self.momentum is None:
@@ -139,38 +153,31 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
 
     def _count(self, accepted: bool | Tensor, x: Tensor) -> None:
         """Count the batch, or warn that it was left out."""
+        seen = self.num_batches_tracked
         if isinstance(accepted, Tensor):
             if torch.compiler.is_compiling() or not accepted.is_cpu or traced(x) is not None:
-                if self.num_batches_tracked is not None:
-                    self.num_batches_tracked.add_(accepted)
+                if seen is not None:
+                    seen.add_(accepted)
                 return
             accepted = bool(accepted)
         if not accepted:
             warnings.warn(_SKIPPED, RuntimeWarning, stacklevel=2)
-        elif self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
+        elif seen is not None:
+            seen.add_(1)
 
     def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+        weight, bias, running_mean, running_var = self._tensors()
         if not self._batch_statistics():
             return _step.evaluate(
-                x,
-                self.running_mean,
-                self.running_var,
-                self.weight,
-                self.bias,
-                self.eps,
-                activation,
-                residual,
-                pool,
-                "auto",
+                x, running_mean, running_var, weight, bias, self.eps, activation, residual, pool, "auto"
             )
-        running_mean, running_var, counts = self._tracked()
+        running_mean, running_var, counts = self._tracked(running_mean, running_var)
         out, accepted = _step.train(
             x,
             running_mean,
             running_var,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             self._factor() if counts else 0.0,
             self.eps,
             activation,
@@ -207,7 +214,8 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         check(input)
         activation = self.activation if activation is None else activation
         pool = self.pool if pool is None else pool
-        check_extras(input, activation, pool)
+        if activation is not None or pool is not None:
+            check_extras(input, activation, pool)
         return self._normalise(input, residual, activation, pool)
 
     def _record(self, x: Any, residual: Any, activation: str | None, pool: int | None) -> Any:

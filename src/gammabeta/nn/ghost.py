@@ -89,7 +89,7 @@ class Ghost(Fused):
         groups = max(1, x.shape[0] // self.virtual_batch_size)
         if groups == 1 or not self._batch_statistics() or x.numel() == 0:
             return super()._normalise(x, residual, activation, pool)
-        size, larger = divmod(x.shape[0], groups)
+        size, larger = x.shape[0] // groups, x.shape[0] % groups
         if larger == 0:
             out, mean, var = self._ghosts(x, residual, groups, activation, pool)
         else:
@@ -101,7 +101,7 @@ class Ghost(Fused):
             out = torch.cat((out, more[0]))
             share = cut / x.shape[0]
             mean, var = mean * share + more[1] * (1 - share), var * share + more[2] * (1 - share)
-        running_mean, running_var, counts = self._tracked()
+        running_mean, running_var, counts = self._tracked(self.running_mean, self.running_var)
         if counts and running_mean is not None and running_var is not None:
             accepted = _running.update(
                 running_mean, running_var, mean, var, self._factor(), self.skip_nonfinite
