@@ -19,6 +19,7 @@ SUITES = {
     "kernels": ".kernels",
     "training": ".training",
     "scaling": ".scaling",
+    "models": ".models",
 }
 
 #: The folder ``benchmarks`` of the checkout that this package runs from; an installed package has none there.

@@ -6,7 +6,7 @@ in memory neither contiguous nor channels_last are copied into the nearer of the
 
 import math
 import threading
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .compiled.arguments import pack
 from .compiled.compiler import Key
+from .pages import empty_like
 from .running import update_running
-from .threads import call, run
+from .threads import Step, run
 
 __all__ = [
     "backward",
@@ -39,26 +40,14 @@ class _Plan(NamedTuple):
     """How one tensor is laid out and its work cut."""
 
     rows: bool  # channels_last or (N, C)
-    images: int
     channels: int
-    height: int
-    width: int
-    tile: int
     threads: int
-
-    @property
-    def image_parts(self) -> int:
-        """Parts of the images where channels are not what is cut."""
-        return self.threads if self.rows or self.channels < self.threads else 1
-
-    @property
-    def channel_parts(self) -> int:
-        return 1 if self.rows or self.channels < self.threads else self.threads
-
-    @property
-    def fused(self) -> bool:
-        """Whether one part sees the whole of a channel."""
-        return not self.rows and self.image_parts == 1
+    image_parts: int
+    channel_parts: int
+    fused: bool  # one part sees the whole of a channel
+    sums_bytes: int
+    step: int  # bytes of working memory per part
+    sizes: tuple[int, ...]  # the slots from images to channel_parts
 
 
 # --- what this backend takes ------------------------------------------------------------------------------
@@ -108,11 +97,9 @@ def _like(t: Tensor, x: Tensor, rows: bool) -> Tensor:
     """``t`` with the dtype of ``x``, laid out as the plan has it."""
     if t.dtype != x.dtype:
         t = t.to(x.dtype)
-    if rows:
-        if t.dim() == 2 or _is_rows(t):
-            return t.contiguous() if t.dim() == 2 else t
-        return t.movedim(1, -1).contiguous().movedim(-1, 1)
-    return t.contiguous()
+    if not rows or t.dim() == 2:
+        return t.contiguous()
+    return t if _is_rows(t) else t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
 @cache
@@ -125,11 +112,27 @@ def _tile(channels: int) -> int:
 
 
 def _plan(x: Tensor, pool: int | None) -> _Plan:
-    images, channels = x.shape[0], x.shape[1]
-    size = x.numel()
-    height, width = (x.shape[2], x.shape[3]) if pool else (1, size // (images * channels))
-    threads = max(1, min(torch.get_num_threads(), size // _GRAIN))
-    return _Plan(_is_rows(x), images, channels, height, width, _tile(channels), threads)
+    return _plan_of(x.shape, _is_rows(x), pool, torch.get_num_threads())
+
+
+@lru_cache(1024)
+def _plan_of(shape: torch.Size, rows: bool, pool: int | None, most_threads: int) -> _Plan:
+    images, channels = shape[0], shape[1]
+    height, width = (shape[2], shape[3]) if pool else (1, math.prod(shape[2:]))
+    threads = max(1, min(most_threads, math.prod(shape) // _GRAIN))
+    image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
+    tile = _tile(channels)
+    sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
+    line = _rounded(4 * width * channels, 64) if rows and pool else 0
+    step = _TABLES * _rounded(tile, 16) + line if rows else 0
+    sizes = (images, channels, height, width, tile, image_parts, channel_parts)
+    fused = not rows and image_parts == 1
+    return _Plan(rows, channels, threads, image_parts, channel_parts, fused, sums_bytes, step, sizes)
+
+
+def _rounded(number: int, multiple: int) -> int:
+    """Up to the next multiple."""
+    return -(-number // multiple) * multiple
 
 
 def _workspace(nbytes: int) -> int:
@@ -153,7 +156,7 @@ def _parameter(t: Tensor | None) -> Tensor | None:
 
 def _launch(
     plan: _Plan,
-    kernels: tuple[Key, ...],
+    steps: tuple[Step, ...],
     *,
     x: int = 0,
     residual: int = 0,
@@ -172,44 +175,40 @@ def _launch(
     mean_dz_xhat: int = 0,
     eps: float = 0.0,
 ) -> None:
-    """Run kernels one after the other on the same slots; those named ``finish_…`` once, on this thread."""
+    """Run steps one after the other on the same slots."""
     parts = plan.image_parts * plan.channel_parts
-    sums_bytes = -(-8 * plan.channels * (2 * plan.image_parts + 1) // 64) * 64
-    line = 4 * plan.width * plan.channels if plan.rows and plan.height > 1 else 0
-    step = _TABLES * (-(-plan.tile // 16) * 16) + -(-line // 64) * 64 if plan.rows else 0
-    sums = _workspace(sums_bytes + parts * step)
-    scratch = sums + sums_bytes
+    sums = _workspace(plan.sums_bytes + parts * plan.step)
     args = pack(
         *(x, residual, grad, out, dx, dresidual),
         *(mean, var, invstd, weight, bias, dweight, dbias, mean_dz, mean_dz_xhat),
-        *(sums, scratch, step, plan.images, plan.channels, plan.height, plan.width, plan.tile),
-        *(plan.image_parts, plan.channel_parts, 0, eps, 0.0),
+        *(sums, sums + plan.sums_bytes, plan.step, *plan.sizes, 0, eps, 0.0),
     )
-    for key in kernels:
-        if key.kernel.startswith("finish"):
-            call(key, args)
-        else:
-            run(key, args, parts, plan.threads)
+    run(steps, args, parts, plan.threads)
 
 
 # --- forward ----------------------------------------------------------------------------------------------
 
 
-_FINISH_STATISTICS = Key("finish_statistics")
-_FINISH_GRADIENTS = Key("finish_gradients")
-
-
 @cache
-def _key(
-    kernel: str,
+def _steps(
+    kernels: tuple[str, ...],
     rows: bool,
     dtype: torch.dtype,
-    activation: str | None = None,
-    residual: bool = False,
-    pool: bool = False,
-) -> Key:
-    prefix = "rows" if rows else "planes"
-    return Key(f"{prefix}_{kernel}", dtype == torch.bfloat16, activation, residual, pool)
+    activation: str | None,
+    residual: bool,
+    pool: bool,
+) -> tuple[Step, ...]:
+    """The kernels by name; ``finish_…`` runs once and depends on nothing, statistics on the dtype only."""
+    found = []
+    for name in kernels:
+        if name.startswith("finish"):
+            found.append(Step(Key(name), once=True))
+            continue
+        key = Key(("rows_" if rows else "planes_") + name, dtype == torch.bfloat16)
+        if name != "statistics":
+            key = key._replace(activation=activation, residual=residual, pool=pool)
+        found.append(Step(key, once=False))
+    return tuple(found)
 
 
 def _channelwise(x: Tensor) -> Tensor:
@@ -218,7 +217,7 @@ def _channelwise(x: Tensor) -> Tensor:
 
 def _output(x: Tensor, rows: bool, pool: int | None) -> Tensor:
     if not pool:
-        return torch.empty_like(x)
+        return empty_like(x)
     images, channels, height, width = x.shape
     memory_format = torch.channels_last if rows else torch.contiguous_format
     shape = (images, channels, height // 2, width // 2)
@@ -230,8 +229,8 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     x = _dense(x)
     plan = _plan(x, None)
     mean, var = _channelwise(x), _channelwise(x)
-    keys = (_key("statistics", plan.rows, x.dtype), _FINISH_STATISTICS)
-    _launch(plan, keys, x=x.data_ptr(), mean=mean.data_ptr(), var=var.data_ptr())
+    steps = _steps(("statistics", "finish_statistics"), plan.rows, x.dtype, None, False, False)
+    _launch(plan, steps, x=x.data_ptr(), mean=mean.data_ptr(), var=var.data_ptr())
     return mean, var
 
 
@@ -252,13 +251,10 @@ def forward_train(
     mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
     out = _output(x, plan.rows, pool)
     fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
-    if plan.fused:
-        keys: tuple[Key, ...] = (_key("train", *fixed),)
-    else:
-        keys = (_key("statistics", plan.rows, x.dtype), _FINISH_STATISTICS, _key("forward", *fixed))
+    names = ("train",) if plan.fused else ("statistics", "finish_statistics", "forward")
     _launch(
         plan,
-        keys,
+        _steps(names, *fixed),
         x=x.data_ptr(),
         residual=_address(residual),
         out=out.data_ptr(),
@@ -290,7 +286,7 @@ def forward(
     out = _output(x, plan.rows, pool)
     _launch(
         plan,
-        (_key("forward", plan.rows, x.dtype, activation, residual is not None, bool(pool)),),
+        _steps(("forward",), plan.rows, x.dtype, activation, residual is not None, bool(pool)),
         x=x.data_ptr(),
         residual=_address(residual),
         out=out.data_ptr(),
@@ -319,10 +315,9 @@ class _Backward(NamedTuple):
     fixed: tuple[bool, torch.dtype, str | None, bool, bool]
 
     def launch(self, kernels: tuple[str, ...], **addresses: int) -> None:
-        finish = {"finish": _FINISH_GRADIENTS}
         _launch(
             self.plan,
-            tuple(finish.get(name) or _key(name, *self.fixed) for name in kernels),
+            _steps(kernels, *self.fixed),
             x=self.x.data_ptr(),
             grad=self.grad.data_ptr(),
             residual=_address(self.residual),
@@ -367,7 +362,7 @@ def backward_reduce(
     """Per channel Σdz and Σdz·xhat: the gradients of bias and weight."""
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
     sum_dz, sum_dz_xhat = _channelwise(x), _channelwise(x)
-    job.launch(("reduce", "finish"), dbias=sum_dz.data_ptr(), dweight=sum_dz_xhat.data_ptr())
+    job.launch(("reduce", "finish_gradients"), dbias=sum_dz.data_ptr(), dweight=sum_dz_xhat.data_ptr())
     return sum_dz, sum_dz_xhat
 
 
@@ -387,8 +382,8 @@ def backward_apply(
 ) -> tuple[Tensor, Tensor | None]:
     """``dx``, and the residual's gradient if wanted; both means are zero where the statistics were given."""
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
-    dx = torch.empty_like(job.x)
-    dresidual = torch.empty_like(job.x) if need_residual else None
+    dx = empty_like(job.x)
+    dresidual = empty_like(job.x) if need_residual else None
     job.launch(
         ("apply",),
         dx=dx.data_ptr(),
@@ -413,11 +408,11 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``(dx, dweight, dbias, dresidual)``, the batch's own statistics differentiated."""
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
-    dx, dweight, dbias = torch.empty_like(job.x), _channelwise(x), _channelwise(x)
-    dresidual = torch.empty_like(job.x) if need_residual else None
+    dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
+    dresidual = empty_like(job.x) if need_residual else None
     means = None if job.plan.fused else torch.empty(2, x.shape[1])
     job.launch(
-        ("backward",) if job.plan.fused else ("reduce", "finish", "apply"),
+        ("backward",) if job.plan.fused else ("reduce", "finish_gradients", "apply"),
         dx=dx.data_ptr(),
         dresidual=_address(dresidual),
         dweight=dweight.data_ptr(),

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from .compiled import compiler
 
@@ -40,22 +41,34 @@ _forked = False
 _kernels: dict[compiler.Key, Callable[[bytes, int], None]] = {}
 
 
+class Step(NamedTuple):
+    """A kernel of a sequence: all its parts, or ``once``, as one part on the calling thread."""
+
+    key: compiler.Key
+    once: bool
+
+
 def call(key: compiler.Key, args: bytes, part: int = 0) -> None:
     """Run one part of a kernel on this thread."""
-    try:
-        kernel = _kernels[key]
-    except KeyError:
-        kernel = _kernels[key] = _KERNEL(compiler.address(key))
-    kernel(args, part)
+    (_kernels.get(key) or _kernel(key))(args, part)
 
 
-def run(key: compiler.Key, args: bytes, parts: int, threads: int) -> None:
-    """Run all parts of a kernel on up to ``threads`` threads, this one among them, and wait for them."""
-    if parts == 1 or threads == 1 or _forked:
-        for part in range(parts):
-            call(key, args, part)
-    else:
-        _team()(compiler.address(_WORK), _Job(0, parts, compiler.address(key), args), threads)
+def run(steps: tuple[Step, ...], args: bytes, parts: int, threads: int) -> None:
+    """Run kernels one after the other, each on up to ``threads`` threads, this one among them."""
+    alone = parts == 1 or threads == 1 or _forked
+    for key, once in steps:
+        if once:
+            call(key, args)
+        elif alone:
+            for part in range(parts):
+                call(key, args, part)
+        else:
+            _team()(compiler.address(_WORK), _Job(0, parts, compiler.address(key), args), threads)
+
+
+def _kernel(key: compiler.Key) -> Callable[[bytes, int], None]:
+    found: Callable[[bytes, int], None] = _KERNEL(compiler.address(key))
+    return _kernels.setdefault(key, found)
 
 
 def describe() -> str:
