@@ -104,10 +104,8 @@ def _like(t: Tensor, x: Tensor, rows: bool) -> Tensor:
 
 @cache
 def _tile(channels: int) -> int:
-    """Elements of a tile: whole pixels, whole vectors if that is not too many, and four vectors at least."""
+    """Elements of a tile: whole pixels and whole vectors, four of these at least."""
     tile = math.lcm(channels, 16)
-    if tile > 1024:
-        return channels * max(1, -(-256 // channels))
     return tile * max(1, 64 // tile)
 
 
@@ -124,7 +122,7 @@ def _plan_of(shape: torch.Size, rows: bool, pool: int | None, most_threads: int)
     tile = _tile(channels)
     sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
     line = _rounded(4 * width * channels, 64) if rows and pool else 0
-    step = _TABLES * _rounded(tile, 16) + line if rows else 0
+    step = _TABLES * tile + line if rows else 0
     sizes = (images, channels, height, width, tile, image_parts, channel_parts)
     fused = not rows and image_parts == 1
     return _Plan(rows, channels, threads, image_parts, channel_parts, fused, sums_bytes, step, sizes)

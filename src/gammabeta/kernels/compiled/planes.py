@@ -29,6 +29,7 @@ from .arguments import (
 )
 from .simd import (
     even_lanes,
+    first_lane,
     first_lanes,
     fma,
     get_f32,
@@ -76,7 +77,7 @@ def _channel_sums(storage):
         s_all = 0.0
         q_all = 0.0
         pending = 0
-        shift = first
+        shift = float(first)
         k = splat(first)
         zero = splat(0.0)
         s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
@@ -85,8 +86,9 @@ def _channel_sums(storage):
             here = x + ((image * channels + c) * plane + piece * PIECE) * size
             length = min(PIECE, plane - piece * PIECE)
             if pending == 0:
-                shift = get(here, 0)
+                shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
                 k = splat(shift)
+                shift = float(first_lane(k))
                 s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
             i = 0
             while i + 64 <= length:
@@ -113,7 +115,7 @@ def _channel_sums(storage):
             if pending >= 4096 or unit + 1 == stop:
                 s = total(s0) + total(s1) + total(s2) + total(s3)
                 q = total(q0) + total(q1) + total(q2) + total(q3)
-                d = float(shift) - float(first)
+                d = shift - float(first)
                 s_all += pending * d + s
                 q_all += q + d * (2.0 * s + pending * d)
                 pending = 0

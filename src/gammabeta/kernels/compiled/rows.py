@@ -39,7 +39,7 @@ from .simd import (
     splat_wide,
     widen,
 )
-from .tables import clear, cut, fold, padded, spread
+from .tables import clear, cut, fold, spread
 
 _load, _store = float32.load, float32.store
 _load_some, _store_some = float32.load_some, float32.store_some
@@ -52,7 +52,8 @@ _load_wide, _store_wide = float64.load, float64.store
 def rows_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value.
 
-    Within a block of 512 tiles the sums are float32, about the block's own first tile; blocks add in float64.
+    Within a block of 512 tiles the sums are float32, about the mean of the block's first
+    eight tiles (of equal values: the value); blocks add in float64.
     """
     load, load_some = storage.load, storage.load_some
 
@@ -64,12 +65,11 @@ def rows_statistics(storage, activation, residual, pool):
 
     @njit(forceinline=True)
     def flush(table, wide_sums, tile, start_shift, block_shift, whole, left):
-        """Move a block's sums, about its first tile, into the float64 ones, about the part's k."""
-        length = padded(tile)
-        for v in range(0, length, 16):
+        """Move a block's sums, about its own shift, into the float64 ones, about the part's k."""
+        for v in range(0, tile, 16):
             d = widen(_load(block_shift, v)) - widen(_load(start_shift, v))
             s = widen(_load(table, v))
-            q = widen(_load(table, length + v))
+            q = widen(_load(table, tile + v))
             n = splat(float(whole))
             if left > v:
                 n = select(first_lanes(left - v), splat(float(whole + 1)), n)
@@ -77,21 +77,19 @@ def rows_statistics(storage, activation, residual, pool):
             _store_wide(wide_sums, v, _load_wide(wide_sums, v) + fma(n, d, s))
             two = splat_wide(2.0)
             q = q + d * fma(n, d, two * s)
-            _store_wide(wide_sums, length + v, _load_wide(wide_sums, length + v) + q)
+            _store_wide(wide_sums, tile + v, _load_wide(wide_sums, tile + v) + q)
             _store(table, v, splat(0.0))
-            _store(table, length + v, splat(0.0))
+            _store(table, tile + v, splat(0.0))
 
     def kernel(args, part):
         x, channels, tile = get_i64(args, X), get_i64(args, CHANNELS), get_i64(args, TILE)
         parts, sums = get_i64(args, IMAGE_PARTS), get_i64(args, SUMS)
         size = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
-        length = padded(tile)
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
-        start_shift, block_shift = table + 8 * length, table + 12 * length
-        wide_sums = table + 16 * length
-        clear(table, 2 * length)
-        clear(wide_sums, 4 * length)
-        full = tile // 16 * 16
+        start_shift, block_shift = table + 8 * tile, table + 12 * tile
+        wide_sums = table + 16 * tile
+        clear(table, 2 * tile)
+        clear(wide_sums, 4 * tile)
         for row in range(0, tile, channels):
             for v in range(0, channels, 16):
                 count = min(16, channels - v)
@@ -106,10 +104,15 @@ def rows_statistics(storage, activation, residual, pool):
             block_stop = min(at + 512 * tile, stop)
             elements = block_stop - at
             for v in range(0, tile, 16):
-                count = max(0, min(16, tile - v, elements - v))
-                _store(block_shift, v, load_some(x, at + v, count))
+                if elements >= 8 * tile:
+                    k = load(x, at + v)
+                    for j in range(1, 8):
+                        k = k + load(x, at + j * tile + v)
+                    _store(block_shift, v, k * splat(0.125))
+                else:
+                    _store(block_shift, v, load_some(x, at + v, max(0, min(16, elements - v))))
             while at + 8 * tile <= block_stop:
-                for v in range(0, full, 16):
+                for v in range(0, tile, 16):
                     k = _load(block_shift, v)
                     d0 = load(x, at + v) - k
                     d1 = load(x, at + tile + v) - k
@@ -124,17 +127,13 @@ def rows_statistics(storage, activation, residual, pool):
                         fma(d4, d4, d5 * d5) + fma(d6, d6, d7 * d7)
                     )
                     _store(table, v, _load(table, v) + s)
-                    _store(table, length + v, _load(table, length + v) + q)
-                if full < tile:
-                    k = _load(block_shift, full)
-                    for j in range(8):
-                        add_tail(x, at + j * tile, full, tile - full, k, table, table + 4 * length)
+                    _store(table, tile + v, _load(table, tile + v) + q)
                 at += 8 * tile
             while at < block_stop:
                 for v in range(0, tile, 16):
-                    count = min(16, tile - v, block_stop - at - v)
+                    count = min(16, block_stop - at - v)
                     if count > 0:
-                        add_tail(x, at, v, count, _load(block_shift, v), table, table + 4 * length)
+                        add_tail(x, at, v, count, _load(block_shift, v), table, table + 4 * tile)
                 at += tile
             flush(table, wide_sums, tile, start_shift, block_shift, elements // tile, elements % tile)
         fold(args, part, wide_sums, tile)
@@ -187,25 +186,19 @@ def rows_forward(storage, activation, residual, pool):
     @njit(forceinline=True)
     def run(x, res, below, out, elements, table, tile):
         """Elements from 0 on of ``out``; with pooling each is the sum of itself and the one ``below`` it."""
-        length = padded(tile)
-        full = tile // 16 * 16
         at = 0
         while at + 4 * tile <= elements:
-            for v in range(0, full, 16):
-                m, s, b = _load(table, v), _load(table, length + v), _load(table, 2 * length + v)
+            for v in range(0, tile, 16):
+                m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
                 put(x, res, below, out, at + v, m, s, b)
                 put(x, res, below, out, at + tile + v, m, s, b)
                 put(x, res, below, out, at + 2 * tile + v, m, s, b)
                 put(x, res, below, out, at + 3 * tile + v, m, s, b)
-            if full < tile:
-                m, s, b = _load(table, full), _load(table, length + full), _load(table, 2 * length + full)
-                for j in range(4):
-                    put_some(x, res, below, out, at + j * tile + full, tile - full, m, s, b)
             at += 4 * tile
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
-                m, s, b = _load(table, v), _load(table, length + v), _load(table, 2 * length + v)
-                put_some(x, res, below, out, at + v, min(16, tile - v, elements - at - v), m, s, b)
+                m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
+                put_some(x, res, below, out, at + v, min(16, elements - at - v), m, s, b)
             at += tile
 
     @njit(forceinline=True)
@@ -239,7 +232,7 @@ def rows_forward(storage, activation, residual, pool):
         height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
         x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
-        line = table + 48 * padded(tile)
+        line = table + 48 * tile
         spread(args, table, tile)
         pairs = width // 2
         units = get_i64(args, IMAGES) * (height // 2)

@@ -23,7 +23,7 @@ from .arguments import (
     X,
 )
 from .simd import float32, float64, fma, get_i64, splat, widen
-from .tables import clear, cut, fold, padded, spread, spread_means
+from .tables import clear, cut, fold, spread, spread_means
 
 _load, _store = float32.load, float32.store
 _load_some, _store_some = float32.load_some, float32.store_some
@@ -89,31 +89,29 @@ def rows_reduce(storage, activation, residual, pool):
     spread_gradient = _spread_gradient(storage)
 
     @njit(forceinline=True)
-    def add_some(x, res, grad, at, v, count, table, length):
+    def add_some(x, res, grad, at, v, count, table, tile):
         centred = load_some(x, at + v, count) - _load(table, v)
-        g = dz_some(centred, res, grad, at + v, count, _load(table, length + v), _load(table, 2 * length + v))
-        _store_some(table, 5 * length + v, _load(table, 5 * length + v) + g, count)
-        _store_some(table, 6 * length + v, fma(g, centred, _load(table, 6 * length + v)), count)
+        g = dz_some(centred, res, grad, at + v, count, _load(table, tile + v), _load(table, 2 * tile + v))
+        _store_some(table, 5 * tile + v, _load(table, 5 * tile + v) + g, count)
+        _store_some(table, 6 * tile + v, fma(g, centred, _load(table, 6 * tile + v)), count)
 
     @njit(forceinline=True)
-    def flush(table, length):
-        for v in range(0, 2 * length, 16):
+    def flush(table, tile):
+        for v in range(0, 2 * tile, 16):
             _store_wide(
-                table + 32 * length,
+                table + 32 * tile,
                 v,
-                _load_wide(table + 32 * length, v) + widen(_load(table, 5 * length + v)),
+                _load_wide(table + 32 * tile, v) + widen(_load(table, 5 * tile + v)),
             )
-            _store(table, 5 * length + v, splat(0.0))
+            _store(table, 5 * tile + v, splat(0.0))
 
     @njit(forceinline=True)
     def run(x, res, grad, elements, table, tile, pending):
         """Add ``elements`` to the tables; ``pending`` tiles are in them since they were last flushed."""
-        length = padded(tile)
-        full = tile // 16 * 16
         at = 0
         while at + 4 * tile <= elements:
-            for v in range(0, full, 16):
-                m, s, b = _load(table, v), _load(table, length + v), _load(table, 2 * length + v)
+            for v in range(0, tile, 16):
+                m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
                 c0 = load(x, at + v) - m
                 c1 = load(x, at + tile + v) - m
                 c2 = load(x, at + 2 * tile + v) - m
@@ -124,23 +122,20 @@ def rows_reduce(storage, activation, residual, pool):
                 g3 = dz(c3, res, grad, at + 3 * tile + v, s, b)
                 total = (g0 + g1) + (g2 + g3)
                 product = fma(g0, c0, g1 * c1) + fma(g2, c2, g3 * c3)
-                _store(table, 5 * length + v, _load(table, 5 * length + v) + total)
-                _store(table, 6 * length + v, _load(table, 6 * length + v) + product)
-            if full < tile:
-                for j in range(4):
-                    add_some(x, res, grad, at + j * tile, full, tile - full, table, length)
+                _store(table, 5 * tile + v, _load(table, 5 * tile + v) + total)
+                _store(table, 6 * tile + v, _load(table, 6 * tile + v) + product)
             at += 4 * tile
             pending += 4
             if pending >= 128:
-                flush(table, length)
+                flush(table, tile)
                 pending = 0
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
-                add_some(x, res, grad, at, v, min(16, tile - v, elements - at - v), table, length)
+                add_some(x, res, grad, at, v, min(16, elements - at - v), table, tile)
             at += tile
             pending += 1
         if pending >= 128:
-            flush(table, length)
+            flush(table, tile)
             pending = 0
         return pending
 
@@ -149,12 +144,11 @@ def rows_reduce(storage, activation, residual, pool):
         images, height, width = get_i64(args, IMAGES), get_i64(args, HEIGHT), get_i64(args, WIDTH)
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
-        length = padded(tile)
         spread(args, table, tile)
-        clear(table + 20 * length, 2 * length)
-        clear(table + 32 * length, 4 * length)
+        clear(table + 20 * tile, 2 * tile)
+        clear(table + 32 * tile, 4 * tile)
         if pool:
-            line = table + 48 * length
+            line = table + 48 * tile
             units, row_elements, pending = images * (height // 2), width * channels, 0
             for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
                 image, row = unit // (height // 2), unit % (height // 2)
@@ -170,8 +164,8 @@ def rows_reduce(storage, activation, residual, pool):
             count = min(cut(tiles, parts, part + 1) * tile, elements) - start
             first = start * size
             run(x + first, res + first, grad + first, count, table, tile, 0)
-        flush(table, length)
-        fold(args, part, table + 32 * length, tile)
+        flush(table, tile)
+        fold(args, part, table + 32 * tile, tile)
 
     return kernel
 
@@ -195,35 +189,30 @@ def rows_apply(storage, activation, residual, pool):
             store(dres, at, g)
 
     @njit(forceinline=True)
-    def put_some(x, res, grad, dx, dres, at, v, count, table, length):
-        s = _load(table, length + v)
+    def put_some(x, res, grad, dx, dres, at, v, count, table, tile):
+        s = _load(table, tile + v)
         centred = load_some(x, at + v, count) - _load(table, v)
-        g = dz_some(centred, res, grad, at + v, count, s, _load(table, 2 * length + v))
-        less = fma(centred, _load(table, 4 * length + v), _load(table, 3 * length + v))
+        g = dz_some(centred, res, grad, at + v, count, s, _load(table, 2 * tile + v))
+        less = fma(centred, _load(table, 4 * tile + v), _load(table, 3 * tile + v))
         store_some(dx, at + v, fma(g, s, splat(0.0) - less), count)
         if residual and dres != 0:
             store_some(dres, at + v, g, count)
 
     @njit(forceinline=True)
     def run(x, res, grad, dx, dres, elements, table, tile):
-        length = padded(tile)
-        full = tile // 16 * 16
         at = 0
         while at + 4 * tile <= elements:
-            for v in range(0, full, 16):
-                m, s, b = _load(table, v), _load(table, length + v), _load(table, 2 * length + v)
-                a, k = _load(table, 3 * length + v), _load(table, 4 * length + v)
+            for v in range(0, tile, 16):
+                m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
+                a, k = _load(table, 3 * tile + v), _load(table, 4 * tile + v)
                 put(x, res, grad, dx, dres, at + v, m, s, b, a, k)
                 put(x, res, grad, dx, dres, at + tile + v, m, s, b, a, k)
                 put(x, res, grad, dx, dres, at + 2 * tile + v, m, s, b, a, k)
                 put(x, res, grad, dx, dres, at + 3 * tile + v, m, s, b, a, k)
-            if full < tile:
-                for j in range(4):
-                    put_some(x, res, grad, dx, dres, at + j * tile, full, tile - full, table, length)
             at += 4 * tile
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
-                put_some(x, res, grad, dx, dres, at, v, min(16, tile - v, elements - at - v), table, length)
+                put_some(x, res, grad, dx, dres, at, v, min(16, elements - at - v), table, tile)
             at += tile
 
     def kernel(args, part):
@@ -235,7 +224,7 @@ def rows_apply(storage, activation, residual, pool):
         spread(args, table, tile)
         spread_means(args, table, tile)
         if pool:
-            line = table + 48 * padded(tile)
+            line = table + 48 * tile
             row_elements, pairs = width * channels, (height + 1) // 2
             units = images * pairs
             for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):

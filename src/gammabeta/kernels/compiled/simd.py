@@ -210,6 +210,16 @@ def total(typingctx, value):
     return types.float64(vector), codegen
 
 
+@intrinsic
+def first_lane(typingctx, value):
+    """The first lane."""
+
+    def codegen(context, builder, sig, args):
+        return builder.extract_element(args[0], ir.Constant(_I32, 0))
+
+    return types.float32(vector), codegen
+
+
 def _shuffle(name, lanes, doc):
     def typed(typingctx, a, b):
         def codegen(context, builder, sig, args):
@@ -368,6 +378,20 @@ def _scalar(element, number, size):
 get_f32, put_f32 = _scalar(_F32, types.float32, 4)
 get_f64, put_f64 = _scalar(_F64, types.float64, 8)
 get_i64, put_i64 = _scalar(_I64, types.int64, 8)
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Fetch the cache line of ``address``, or nothing if there is no such memory."""
+
+    def codegen(context, builder, sig, args):
+        hints = [ir.Constant(_I32, n) for n in (0, 3, 1)]  # to read, into every level, data
+        _call(
+            builder, "llvm.prefetch.p0", ir.VoidType(), [builder.inttoptr(args[0], ir.PointerType()), *hints]
+        )
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
 
 
 @intrinsic

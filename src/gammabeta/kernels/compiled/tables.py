@@ -1,8 +1,7 @@
 """Tables for channels_last kernels: one value per element of a tile, so that vectors meet their parameters.
 
-A tile is a whole number of pixels; within it element l belongs to channel l % C. A table is the tile's
-length rounded up to whole vectors, and its last lanes are never folded into a channel. Each part of the
-work has tables of its own.
+A tile is a whole number of pixels and of vectors; within it element l belongs to channel l % C. Each part of
+the work has tables of its own.
 """
 
 from numba import njit
@@ -14,25 +13,18 @@ _store, _load_wide = float32.store, float64.load
 
 
 @njit(forceinline=True)
-def padded(tile):
-    """A table's length: the tile's, rounded up to whole vectors."""
-    return (tile + 15) // 16 * 16
-
-
-@njit(forceinline=True)
 def spread(args, table, tile):
     """Fill the tables mean, scale = weight * invstd and bias, a value per element of a tile."""
     channels, weight, bias = get_i64(args, CHANNELS), get_i64(args, WEIGHT), get_i64(args, BIAS)
     mean, invstd = get_i64(args, MEAN), get_i64(args, INVSTD)
-    length = padded(tile)
     for row in range(0, tile, channels):
         for c in range(channels):
             scale = get_f32(invstd, c)
             if weight != 0:
                 scale *= get_f32(weight, c)
             put_f32(table, row + c, get_f32(mean, c))
-            put_f32(table, length + row + c, scale)
-            put_f32(table, 2 * length + row + c, get_f32(bias, c) if bias != 0 else 0.0)
+            put_f32(table, tile + row + c, scale)
+            put_f32(table, 2 * tile + row + c, get_f32(bias, c) if bias != 0 else 0.0)
 
 
 @njit(forceinline=True)
@@ -40,12 +32,11 @@ def spread_means(args, table, tile):
     """Fill tables 3 and 4, so that dx = scale * dz - table3 - (x - mean) * table4."""
     channels, invstd = get_i64(args, CHANNELS), get_i64(args, INVSTD)
     mean_dz, mean_dz_xhat = get_i64(args, MEAN_DZ), get_i64(args, MEAN_DZ_XHAT)
-    length = padded(tile)
     for row in range(0, tile, channels):
         for c in range(channels):
-            scale = get_f32(table, length + row + c)
-            put_f32(table, 3 * length + row + c, scale * get_f32(mean_dz, c))
-            put_f32(table, 4 * length + row + c, scale * get_f32(invstd, c) * get_f32(mean_dz_xhat, c))
+            scale = get_f32(table, tile + row + c)
+            put_f32(table, 3 * tile + row + c, scale * get_f32(mean_dz, c))
+            put_f32(table, 4 * tile + row + c, scale * get_f32(invstd, c) * get_f32(mean_dz_xhat, c))
 
 
 @njit(forceinline=True)
@@ -61,7 +52,7 @@ def fold(args, part, wide_sums, tile):
     channels, sums = get_i64(args, CHANNELS), get_i64(args, SUMS)
     for which in range(2):
         target = (2 * part + which) * channels
-        source = which * padded(tile)
+        source = which * tile
         for c in range(channels):
             put_f64(sums, target + c, 0.0)
         for row in range(0, tile, channels):
