@@ -166,3 +166,36 @@ def test_compiled_as_eager():
     out = compiled(leaf)
     found = out, *torch.autograd.grad(out, [leaf, bn.weight, bn.bias], grad)
     assert_layer_right(bn, x, grad, found)
+
+
+def synchronised(rank, folder):
+    """One of two NCCL ranks: 5 and 3 images of the same batch; writes its output and gradient."""
+    torch.cuda.set_device(rank)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("nccl", init_method=store, rank=rank, world_size=2)
+    x, grad = (t.cuda()[slice(0, 5) if rank == 0 else slice(5, 8)] for t in batch_of_eight())
+    sync = gb.nn.SyncBatchNorm(8, activation="silu", device="cuda")
+    out, dx, _, _ = step(sync, x, grad)
+    torch.save(
+        [out.detach().cpu(), dx.cpu(), sync.running_mean.cpu(), sync.running_var.cpu()], f"{folder}/{rank}"
+    )
+    torch.distributed.destroy_process_group()
+
+
+def batch_of_eight():
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(8, 8, 6, 6, generator=generator) for _ in range(2)]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.filterwarnings("default")  # NCCL's and the process group's own remarks
+def test_synchronised_over_nccl(tmp_path):
+    torch.multiprocessing.spawn(synchronised, args=(str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)]
+    bn = layer()
+    x, grad = (t.cuda() for t in batch_of_eight())
+    out, dx, _, _ = step(bn, x, grad)
+    for whole, i in ((out, 0), (dx, 1)):
+        torch.testing.assert_close(torch.cat([r[i] for r in ranks]), whole.cpu(), rtol=1e-4, atol=1e-5)
+    for r in ranks:
+        torch.testing.assert_close(r[2:], [bn.running_mean.cpu(), bn.running_var.cpu()], rtol=1e-5, atol=1e-6)

@@ -240,3 +240,27 @@ def test_update_running(gpu, device, channels, bad, skip):
     assert counted is True or counted.dtype is torch.bool
     expected = before if refused else (0.9 * before[0] + 0.1 * mean, 0.9 * before[1] + 0.1 * var * 11 / 10)
     torch.testing.assert_close((running_mean, running_var), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("shares", [(5, 3), (7, 1)])
+def test_shares_of_a_batch_equal_the_whole(gpu, device, shares):
+    """What SyncBatchNorm does on GPUs: statistics and sums by share, merged; the rest by share."""
+    x, weight, bias, residual, grad = case((8, 4, 6, 5), "rows", torch.float32, None, True, device)
+    out, mean, var, invstd = gpu.forward_train(x, weight, bias, residual, 1e-5, "silu", None)
+    whole = gpu.backward(grad, x, mean, invstd, weight, bias, residual, "silu", None, True)
+    parts = [tuple(t.split(shares)[i] for t in (x, residual, grad)) for i in range(2)]
+    found = [gpu.statistics(p[0]) for p in parts]
+    share = torch.tensor(shares, device=device).double()[:, None] / 8
+    means, variances = (torch.stack([f[i] for f in found]).double() for i in range(2))
+    centre = (share * means).sum(0)
+    spread = (share * (variances + (means - centre) ** 2)).sum(0)
+    torch.testing.assert_close((centre.float(), spread.float()), (mean, var), rtol=1e-6, atol=1e-6)
+    given = centre.float(), (spread + 1e-5).rsqrt().float(), weight, bias
+    sums = [gpu.backward_reduce(g, p, *given, r, "silu", None) for p, r, g in parts]
+    means_dz = [(sums[0][i] + sums[1][i]) / (x.numel() // 4) for i in range(2)]
+    for i, (p, r, g) in enumerate(parts):
+        mine = gpu.forward(p, *given, r, "silu", None)
+        dx, dresidual = gpu.backward_apply(g, p, *given, r, "silu", None, *means_dz, True)
+        theirs = (t.split(shares)[i] for t in (out, whole[0], whole[3]))
+        for a, b in zip((mine, dx, dresidual), theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
