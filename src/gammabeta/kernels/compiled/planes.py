@@ -36,6 +36,7 @@ from .simd import (
     get_f64,
     get_i64,
     odd_lanes,
+    prefetch,
     put_f32,
     put_f64,
     select,
@@ -62,6 +63,17 @@ def scale_and_bias(args, c):
     return scale, (get_f32(bias, c) if bias != 0 else 0.0)
 
 
+NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
+AHEAD = 8  # images
+
+
+@njit(forceinline=True)
+def fetch_ahead(plane, step, nbytes):
+    """Ask for the same plane of a later image, which lies ``step`` bytes further per image."""
+    for line in range(0, nbytes + 63, 64):
+        prefetch(plane + AHEAD * step + line)
+
+
 # --- statistics -------------------------------------------------------------------------------------------
 
 
@@ -85,6 +97,8 @@ def _channel_sums(storage):
             image, piece = unit // pieces, unit % pieces
             here = x + ((image * channels + c) * plane + piece * PIECE) * size
             length = min(PIECE, plane - piece * PIECE)
+            if plane <= NEAR:
+                fetch_ahead(here, channels * plane * size, length * size)
             if pending == 0:
                 shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
                 k = splat(shift)
@@ -105,12 +119,16 @@ def _channel_sums(storage):
                 q2 = fma(d2, d2, q2)
                 q3 = fma(d3, d3, q3)
                 i += 64
-            while i < length:
-                left = min(16, length - i)
-                d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+            while i + 16 <= length:
+                d0 = load(here, i) - k
                 s0 = s0 + d0
                 q0 = fma(d0, d0, q0)
                 i += 16
+            if i < length:
+                left = length - i
+                d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+                s1 = s1 + d0
+                q1 = fma(d0, d0, q1)
             pending += length
             if pending >= 4096 or unit + 1 == stop:
                 s = total(s0) + total(s1) + total(s2) + total(s3)
@@ -178,10 +196,11 @@ def _plane_forward(storage, activation, residual, pool):
             store(out, i + 32, one(x, res, i + 32, m, s, b))
             store(out, i + 48, one(x, res, i + 48, m, s, b))
             i += 64
-        while i < plane:
-            left = min(16, plane - i)
-            store_some(out, i, one_some(x, res, i, left, m, s, b), left)
+        while i + 16 <= plane:
+            store(out, i, one(x, res, i, m, s, b))
             i += 16
+        if i < plane:
+            store_some(out, i, one_some(x, res, i, plane - i, m, s, b), plane - i)
 
     @njit(forceinline=True)
     def pooled(x, res, out, height, width, mean, scale, bias):

@@ -27,7 +27,7 @@ from .arguments import (
     WIDTH,
     X,
 )
-from .planes import PIECE, cut, out_plane, scale_and_bias
+from .planes import NEAR, PIECE, cut, fetch_ahead, out_plane, scale_and_bias
 from .simd import (
     first_lanes,
     fma,
@@ -84,10 +84,12 @@ def _walk(storage, activation, residual, pool, visit):
             one = full(x, res, grad, at, constants, out, one)
             two = full(x, res, grad, at + 16, constants, out, two)
             at += 32
-        while at < stop:
-            left = min(16, stop - at)
-            one = some(x, res, load_some(grad, at, left), at, left, constants, out, one)
+        if at + 16 <= stop:
+            one = full(x, res, grad, at, constants, out, one)
             at += 16
+        if at < stop:
+            left = stop - at
+            two = some(x, res, load_some(grad, at, left), at, left, constants, out, two)
         return (one, two), stop - unit * PIECE
 
     @njit(forceinline=True)
@@ -133,6 +135,9 @@ def _channel_reduce(storage, activation, residual, pool):
         for image in range(start, stop):
             here = (image * channels + c) * plane * size
             there = grad + (image * channels + c) * grad_plane * size
+            if plane <= NEAR:
+                fetch_ahead(x + here, channels * plane * size, plane * size)
+                fetch_ahead(there, channels * grad_plane * size, grad_plane * size)
             for unit in range(count):
                 sums, done = walk(unit, x + here, res + here, there, height, width, constants, 0, sums)
                 pending += done
@@ -148,13 +153,17 @@ def _channel_reduce(storage, activation, residual, pool):
 
 def _plane_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` over one plane, and ``dz`` where it is wanted."""
-    store_some = storage.store_some
+    store, store_some = storage.store, storage.store_some
 
     @njit(forceinline=True)
     def put(centred, dz, at, count, constants, out, sums):
         _, s, _, a, k = constants
         dx, dres = out
-        store_some(dx, at, fma(dz, s, splat(0.0) - fma(centred, k, a)), count)
+        y = fma(dz, s, splat(0.0) - fma(centred, k, a))
+        if count == 16:
+            store(dx, at, y)
+        else:
+            store_some(dx, at, y, count)
         if residual and dres != 0:
             store_some(dres, at, dz, count)
         return sums
