@@ -100,3 +100,37 @@ def test_predict_refuses_what_is_no_picture(gammabeta: Call, trained_run: Path, 
     code, out, err = gammabeta("predict", trained_run, fake)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "fake.png" in err
+
+
+def test_compare_tells_what_differs(
+    gammabeta: Call, trained_run: Path, digits_file: Path, tmp_path: Path
+) -> None:
+    twin = tmp_path / "twin"
+    assert gammabeta("train", digits_file, "-o", twin, "--no-batch-norm", "--epochs", 1, "-q")[0] == 0
+    code, out, _ = gammabeta("compare", trained_run, twin, "--out", tmp_path / "both.png", "--json")
+    first, second = json.loads(out)["runs"]
+    assert code == 0
+    assert (first["settings"]["batch_norm"], second["settings"]["batch_norm"]) == (True, False)
+    assert "momentum" not in first["settings"]
+    assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert "batch_norm" in gammabeta("compare", trained_run, twin, "-o", tmp_path / "both.png")[1]
+
+
+def test_tensorboard_events_are_written(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run = tmp_path / "run"
+    assert gammabeta("train", digits_file, "-o", run, "--epochs", 1, "-q", "--tensorboard")[0] == 0
+    events = event_accumulator.EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"progress/loss", "evaluation/test/accuracy", "statistics/bn1/percentile_50"} <= set(tags)
+
+
+def test_tensorboard_asked_for_and_missing(
+    gammabeta: Call, digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gammabeta.train.board.find_spec", lambda _: None)
+    code, _, err = gammabeta("train", digits_file, "-o", tmp_path / "run", "--tensorboard")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "gammabeta[tensorboard]" in err
+    assert not (tmp_path / "run").exists()

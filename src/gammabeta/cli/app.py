@@ -13,6 +13,7 @@ import typer
 from .. import __version__
 from ..errors import GammabetaError
 from .bench import bench
+from .compare import compare
 from .doctor import doctor
 from .evaluate import evaluate
 from .export import export
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, doctor, recalibrate, fold, export, info):
+for command in (train, evaluate, predict, compare, doctor, recalibrate, fold, export, info):
     app.command()(command)
 # What follows the suite's name, --help included, is the suite's own.
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}

@@ -70,6 +70,7 @@ def train(
     checkpoint_every: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Between checkpoints within an epoch.")
     ] = 30,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
@@ -93,7 +94,7 @@ def train(
         work = partial(_resume, resume, checkpoint_every)
     else:
         settings = load_recipe(recipe or "fast", overrides)
-        where = (data or "mnist", out, seed or 0, holdout or 0, device)
+        where = (data or "mnist", out, seed or 0, holdout or 0, device, tensorboard)
         work = partial(_start, settings, *where, checkpoint_every)
     result = work(screen, quiet) | {"total_seconds": round(time.perf_counter() - began, 4)}
     if json:
@@ -111,6 +112,7 @@ def _start(
     seed: int,
     holdout: int,
     device: str,
+    tensorboard: bool,
     every: float,
     screen: "Console",
     quiet: bool,
@@ -122,7 +124,8 @@ def _start(
     resolve_device(device)
     dataset, loaded = _load(source, holdout, screen, quiet)
     path = out or default_path(recipe.name, source)
-    options: dict[str, Any] = {"seed": seed, "device": device, "holdout": holdout, "checkpoint_every": every}
+    options: dict[str, Any] = {"seed": seed, "device": device, "holdout": holdout}
+    options |= {"checkpoint_every": every, "tensorboard": tensorboard}
     with _watched(path, screen, quiet) as bar:
         run, outcome = train_run(dataset, source, recipe, path, observer=bar, **options)
     return _result(run, outcome, loaded)

@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 
 from .files import write_atomically
 
-_BLUE, _ORANGE, _GREY = "#0072b2", "#d55e00", "#777777"  # Okabe and Ito's colour-blind-safe palette
+# Okabe and Ito's colour-blind-safe palette.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_BLUE, _ORANGE, _GREY = COLORS[0], COLORS[1], "#777777"
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -36,7 +38,7 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     _mark_evaluations(accuracy_axes, rows)
     low = min([90.0, *(100 * row["accuracy"] for row in steps[len(steps) // 4 :])])
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
-    _tidy((loss_axes, accuracy_axes))
+    tidy((loss_axes, accuracy_axes))
     for axes in (loss_axes, accuracy_axes):
         axes.legend(frameon=False)
     return figure
@@ -66,7 +68,7 @@ def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize=8)
-    _tidy(grid.flat)
+    tidy(grid.flat)
     return figure
 
 
@@ -87,7 +89,8 @@ def _statistics_of_layer(
     bottom.set_ylim(bottom=0)
 
 
-def _tidy(many: Iterable[Axes]) -> None:
+def tidy(many: Iterable[Axes]) -> None:
+    """Give axes a quiet grid and no frame above and to the right."""
     for axes in many:
         axes.grid(color="#dddddd", linewidth=0.6, which="both")
         axes.set_axisbelow(True)

@@ -16,11 +16,11 @@ class Recorder:
 
     def __init__(self, run: Run, steps_per_epoch: int, then: Observer) -> None:
         self._run, self._steps_per_epoch, self._then = run, steps_per_epoch, then
-        self._epochs = 0.0
+        self._epochs, self._step = 0.0, 0
 
     def progressed(self, progress: Progress, seconds: float) -> None:
         """Write where the training stands."""
-        self._epochs = progress.step / self._steps_per_epoch
+        self._epochs, self._step = progress.step / self._steps_per_epoch, progress.step
         self._run.record(
             "progress",
             step=progress.step,
@@ -37,6 +37,7 @@ class Recorder:
         """Write how a split was judged."""
         self._run.record(
             "evaluation",
+            step=self._step,
             epoch=epoch,
             epochs=round(self._epochs, 4),
             split=split,

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from ..errors import RunError, UsageError
+from .board import Board
 from .files import fit_weights, load_weights, read_json, save_weights, write_atomically
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
@@ -76,6 +77,7 @@ class Run:
 
     def __init__(self, path: Path, info: RunInfo, recipe: Recipe) -> None:
         self.path, self.info, self.recipe = path, info, recipe
+        self.board: Board | None = None
         self._lock: FileLock | None = None
         self._metrics: TextIO | None = None
 
@@ -167,6 +169,8 @@ class Run:
         """Append a line to ``metrics.jsonl`` and flush it."""
         if self._metrics is None:
             raise RunError(f"{self.path} was opened for reading")
+        if self.board is not None:
+            self.board.record(kind, values, values["step"])
         try:
             self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
             self._metrics.flush()
@@ -209,6 +213,8 @@ class Run:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
+        if self.board is not None:
+            self.board.close()
         try:
             self._save_info()
         finally:

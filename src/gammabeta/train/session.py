@@ -13,6 +13,7 @@ from torch import nn
 from ..data import Dataset
 from ..errors import DataError, RunError
 from .batches import Scaling, batch_starts
+from .board import Board, check_tensorboard
 from .checkpoint import Checkpoints
 from .device import resolve_device, resolve_precision
 from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
@@ -36,6 +37,7 @@ def train_run(
     holdout: int,
     observer: Observer,
     checkpoint_every: float = CHECKPOINT_SECONDS,
+    tensorboard: bool = False,
 ) -> tuple[Run, Outcome]:
     """Train the digit network on a data set into a new run folder.
 
@@ -49,8 +51,10 @@ def train_run(
         holdout: How many training images were held out to judge by.
         observer: Is told how it goes, and may ask it to stop.
         checkpoint_every: Seconds between checkpoints within an epoch.
+        tensorboard: Write TensorBoard events too.
 
     Raises:
+        UnavailableError: TensorBoard is asked for and not installed.
         RunError: The folder cannot be made or written.
         TrainingInterrupted: The observer asked to stop; the folder holds a checkpoint and the weights so far.
     """
@@ -65,7 +69,11 @@ def train_run(
         "holdout": holdout,
         "network": describe(dataset, recipe),
     }
+    if tensorboard:
+        check_tensorboard()
     run = Run.create(path, info, recipe)
+    if tensorboard:
+        run.board = Board(path)
     return run, _carry_out(run, network, dataset, observer, RunKeeper(run, checkpoint_every))
 
 

@@ -1,0 +1,41 @@
+"""``gammabeta compare``: runs side by side, as a table and a picture."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .output import Json, console, print_json
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("comparison.png"),
+    json: Json = False,
+) -> None:
+    """Compare runs: what they reached, in which settings they differ, and their curves in one picture."""
+    from ..train import compare as comparison
+    from ..train.files import make_folder
+    from ..train.run import Run
+
+    opened = [Run.open(path) for path in runs]
+    table = comparison.rows(opened)
+    make_folder(out.parent)
+    comparison.picture(opened, out)
+    if json:
+        print_json({"runs": table, "picture": str(out)})
+        return
+    _print(table)
+    console().print(f"Picture: {out}", markup=False)
+
+
+def _print(table: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    settings = list(table[0]["settings"])
+    grid = Table("run", "status", "test", "train", "loss", "seconds", *settings, box=None)
+    for row in table:
+        figures = [row["test_accuracy"], row["train_accuracy"], row["loss"], row["train_seconds"]]
+        shown = ["–" if figure is None else f"{figure:.4f}" for figure in figures]
+        grid.add_row(row["run"], row["status"], *shown, *(str(row["settings"][field]) for field in settings))
+    console().print(grid)
