@@ -85,7 +85,7 @@ def test_predict_names_the_digit(gammabeta: Call, trained_run: Path, tmp_path: P
         paths.append(tmp_path / f"{number}.png")
         dark_ink = Image.fromarray(255 - test.images[number, 0]).resize((140, 140), Image.Resampling.BICUBIC)
         dark_ink.save(paths[-1])
-    code, out, _ = gammabeta("predict", trained_run, *paths, "--json", "--top", 2)
+    code, out, _ = gammabeta("predict", trained_run, *paths, "--json", "--top", 2, "--style", "digit")
     rows = json.loads(out)["predictions"]
     assert code == 0
     best = [row["predictions"][0] for row in rows]

@@ -200,3 +200,11 @@ def test_weights_carry_what_it_takes_to_build_the_network(finished: Path) -> Non
     tensors, metadata = load_weights(finished / "model.safetensors")
     assert set(tensors) == set(DigitNetwork().state_dict())
     assert json.loads(metadata["gammabeta"])["classes"] == list("0123456789")
+
+
+def test_a_huge_network_in_a_forged_run_is_refused_before_it_is_allocated(run_copy: Path) -> None:
+    document = json.loads((run_copy / "run.json").read_text("utf-8"))
+    document["network"] |= {"height": 16_000, "width": 16_000}  # 400 GB of weights
+    (run_copy / "run.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(WeightsError, match=r"fc1\.weight"):
+        load_model(run_copy, "cpu")

@@ -32,10 +32,15 @@ def compare(
 def _print(table: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
-    settings = list(table[0]["settings"])
-    grid = Table("run", "status", "test", "train", "loss", "seconds", *settings, box=None)
-    for row in table:
-        figures = [row["test_accuracy"], row["train_accuracy"], row["loss"], row["train_seconds"]]
-        shown = ["–" if figure is None else f"{figure:.4f}" for figure in figures]
-        grid.add_row(row["run"], row["status"], *shown, *(str(row["settings"][field]) for field in settings))
-    console().print(grid)
+    screen = console()
+    figures = Table("", "run", "status", "test", "train", "loss", "seconds", box=None)
+    for number, row in enumerate(table, 1):
+        values = [row["test_accuracy"], row["train_accuracy"], row["loss"], row["train_seconds"]]
+        shown = ["–" if value is None else f"{value:.4f}" for value in values]
+        figures.add_row(str(number), row["run"], row["status"], *shown)
+    screen.print(figures)
+    settings = Table("differs", *map(str, range(1, len(table) + 1)), box=None)
+    for field in table[0]["settings"]:
+        settings.add_row(field, *(str(row["settings"][field]) for row in table))
+    if settings.row_count:
+        screen.print(settings)

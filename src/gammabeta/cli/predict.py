@@ -2,11 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from ..errors import UsageError
 from .output import Device, Json, console, print_json
+
+if TYPE_CHECKING:
+    from ..data.picture import Style
 
 
 def predict(
@@ -15,15 +19,22 @@ def predict(
         list[Path], typer.Argument(help="Pictures of any common format and size, ink dark or light.")
     ],
     top: Annotated[int, typer.Option(min=1, help="How many classes to show for each picture.")] = 1,
+    style: Annotated[
+        str | None,
+        typer.Option(
+            help="How a picture is prepared: digit, object or plain; default: as the run's data need."
+        ),
+    ] = None,
     best: Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")] = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:
     """Name the class of each picture, and how probable it is; an ONNX file needs no torch."""
+    wanted = _style(style)
     if run.suffix == ".onnx":
-        classes, probabilities = _from_onnx(run, images)
+        classes, probabilities = _from_onnx(run, images, wanted)
     else:
-        classes, probabilities = _from_run(run, images, device, best)
+        classes, probabilities = _from_run(run, images, wanted, device, best)
     guesses = [_likeliest(row, classes, top) for row in probabilities]
     if json:
         print_json(
@@ -36,7 +47,7 @@ def predict(
 
 
 def _from_run(
-    run: Path, images: list[Path], device: str, best: bool
+    run: Path, images: list[Path], style: "Style | None", device: str, best: bool
 ) -> tuple[Sequence[str], list[list[float]]]:
     import numpy as np
 
@@ -45,13 +56,15 @@ def _from_run(
 
     trained = load_model(run, device, best=best)
     info = trained.run.info.network
-    style = picture_style(trained.run.info.data, info.channels)
+    style = style or picture_style(trained.run.info.data, info.channels)
     size = (info.height, info.width)
     pictures = [load_picture(path, channels=info.channels, size=size, style=style) for path in images]
     return info.classes, trained.probabilities(np.stack(pictures)).tolist()
 
 
-def _from_onnx(file: Path, images: list[Path]) -> tuple[Sequence[str], list[list[float]]]:
+def _from_onnx(
+    file: Path, images: list[Path], style: "Style | None"
+) -> tuple[Sequence[str], list[list[float]]]:
     import numpy as np
 
     from ..data import load_picture
@@ -59,9 +72,16 @@ def _from_onnx(file: Path, images: list[Path]) -> tuple[Sequence[str], list[list
 
     model = OnnxClassifier.open(file)
     pictures = [
-        load_picture(path, channels=model.channels, size=model.size, style=model.style) for path in images
+        load_picture(path, channels=model.channels, size=model.size, style=style or model.style)
+        for path in images
     ]
     return model.classes, model.probabilities(np.stack(pictures)).tolist()
+
+
+def _style(name: str | None) -> "Style | None":
+    if name in (None, "digit", "object", "plain"):
+        return cast("Style | None", name)
+    raise UsageError(f"unknown style {name!r}: choose digit, object or plain")
 
 
 def _likeliest(probabilities: list[float], classes: Sequence[str], top: int) -> list[tuple[str, float]]:

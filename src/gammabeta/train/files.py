@@ -102,7 +102,7 @@ def fit_weights(model: nn.Module, tensors: dict[str, Tensor], source: object) ->
             raise WeightsError(
                 f"{source} does not fit the network: {name} is {found} where {expected} is wanted"
             )
-    model.load_state_dict(tensors)
+    model.load_state_dict(tensors, assign=any(tensor.is_meta for tensor in wanted.values()))
     return model
 
 

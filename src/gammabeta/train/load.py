@@ -59,8 +59,15 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
     """
     place = resolve_device(device)
     run = Run.open(path)
+    with torch.device("meta"):  # nothing is allocated before the weights are known to fit
+        network = _build(run)
+    model = place_model(run.load_model(network, best=best).eval(), place)
+    return Trained(run, model, place)
+
+
+def _build(run: Run) -> DigitNetwork:
     info = run.info.network
-    network = DigitNetwork(
+    return DigitNetwork(
         info.channels,
         (info.height, info.width),
         len(info.classes),
@@ -68,8 +75,6 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
         hidden_bias=info.hidden_bias,
         eps=info.eps,
     )
-    model = place_model(run.load_model(network, best=best).eval(), place)
-    return Trained(run, model, place)
 
 
 def load_split(trained: Trained, source: str | None, split: str) -> Split:
