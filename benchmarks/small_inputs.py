@@ -1,7 +1,7 @@
 """Where a kernel begins to pay: ``functional.batch_norm`` on small inputs, by each road, beside torch.
 
-``python benchmarks/small_inputs.py`` prints microseconds, medians of interleaved calls, as a Markdown table: torch,
-ours with torch's operator, ours with the kernel. Outputs are compared before anything is timed. The
+``python benchmarks/small_inputs.py`` prints microseconds, medians of interleaved calls, as a Markdown table:
+torch, ours with torch's operator, ours with the kernel. Outputs are compared before anything is timed. The
 thresholds in ``gammabeta.functional._dispatch`` are read off it.
 """
 

@@ -7,7 +7,9 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import gammabeta as gb
 
@@ -245,6 +247,30 @@ def counts_calls(self, x):
     return self.relu(self.bn(x))
 
 
+def without_gradient(self, x):
+    with torch.no_grad():
+        y = self.conv(x)
+    return self.relu(self.bn(y))
+
+
+@torch.no_grad()
+def decorated(self, x):
+    return self.relu(self.bn(x))
+
+
+def full_precision(self, x):
+    with torch.autocast("cpu", enabled=False):
+        return self.relu(self.bn(x))
+
+
+def checkpointed(self, x):
+    return self.relu(torch.utils.checkpoint.checkpoint(self.bn, x, use_reentrant=False))
+
+
+def checkpointed_reentrant(self, x):
+    return self.relu(torch.utils.checkpoint.checkpoint(self.bn, x, use_reentrant=True))
+
+
 def scaled_addition(self, x):
     return torch.add(self.bn(x), x, alpha=2)
 
@@ -267,6 +293,11 @@ def activation_of_a_product(self, x):
         (draws_numbers, {}),
         (depends_on_values, {}),
         (counts_calls, {}),
+        (without_gradient, {}),
+        (decorated, {}),
+        (full_precision, {}),
+        (checkpointed, {}),
+        (checkpointed_reentrant, {}),
         (scaled_addition, {}),
         (activation_of_a_product, {}),
     ],
@@ -282,9 +313,12 @@ def test_left_where_it_is_not_safe(forward, expected):
         assert found == expected
     assert type(converted.bn) is gb.nn.BatchNorm2d
     for training in (True, False):
-        x = torch.randn(2, 3, 6, 6)
+        x = torch.randn(2, 3, 6, 6, requires_grad=True)
         expected_out = copy.deepcopy(model).train(training)(x.clone())
-        torch.testing.assert_close(copy.deepcopy(converted).train(training)(x.clone()), expected_out)
+        found_out = copy.deepcopy(converted).train(training)(x.clone())
+        torch.testing.assert_close(found_out, expected_out)
+        for a, b in zip(tree_leaves(found_out), tree_leaves(expected_out), strict=True):
+            assert a.requires_grad == b.requires_grad
     reasons = {c.layer: c.reason for c in converted.conversion_report.changes}
     assert found or reasons["bn"]
 

@@ -42,12 +42,48 @@ for _operator in IN_PLACE_OPERATORS:
     setattr(_FrameProxy, f"__{_operator.__name__.strip('_')}__", _record_in_place(_operator))
 
 
+_CONTEXT = "its forward enters a context: no_grad, autocast, checkpoint or the like"
+_DEVICES = ("cpu", "cuda")
+
+
+def _surroundings() -> tuple[object, ...]:
+    """What a call means beyond its arguments; ``torch.fx`` does not record it."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch._C._autograd._top_saved_tensors_default_hooks(True) is not None,
+        *(torch.is_autocast_enabled(device) for device in _DEVICES),
+        *(torch.get_autocast_dtype(device) for device in _DEVICES),
+    )
+
+
+@contextmanager
+def _all_switched(on: bool) -> Iterator[None]:
+    """Gradients and autocast on or off: whichever a ``forward`` sets, one of the two shows it."""
+    before = [torch.is_autocast_enabled(device) for device in _DEVICES]
+    with torch.set_grad_enabled(on):
+        try:
+            for device in _DEVICES:
+                torch.set_autocast_enabled(device, on)
+            yield
+        finally:
+            for device, was in zip(_DEVICES, before, strict=True):
+                torch.set_autocast_enabled(device, was)
+
+
 class _FrameTracer(Tracer):
     """Traces one module and those it is told to look through; everything else is a node."""
 
     def __init__(self, through: set[Module]) -> None:
         super().__init__()
         self.through = through
+        self.outside = _surroundings()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """Record a call, unless a context that a graph cannot hold has been entered around it."""
+        if _surroundings() != self.outside:
+            raise NotAGraph(_CONTEXT)
+        return super().create_node(*args, **kwargs)
 
     def proxy(self, node: Node) -> Proxy:
         """A value of the graph."""
@@ -135,13 +171,15 @@ def trace(module: Module, through: set[Module]) -> Graph:
             raise NotAGraph(why)
     graphs: list[Graph] = []
     for training in (True, False):
-        with _restored(seen), warnings.catch_warnings():
+        with _restored(seen), _all_switched(training), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for one in seen:
                 one.training = training
             before, numbers = _attributes(seen), _random_states()
             try:
                 graphs.append(_FrameTracer(through).trace(module))
+            except NotAGraph:
+                raise
             except Exception as error:  # whatever the user's code does with a value that is not there yet
                 text = str(error).strip().splitlines()
                 raise NotAGraph(f"its forward cannot be traced ({text[0] if text else error!r})") from error

@@ -32,7 +32,7 @@ class Rewritten:
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restore, (self._base, self._source, self._imports), vars(self)
+        return _restore, (self._base, self._source, self._imports), self.__getstate__()
 
 
 def _restore(base: type[Module], source: str, imports: str) -> Module:
