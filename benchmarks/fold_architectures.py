@@ -87,7 +87,11 @@ ARCHITECTURES: dict[str, tuple[str, Builder, Shape]] = {
     "pytorchcv linknet_cityscapes": ("ConvTranspose2d", _cv("linknet", "linknet_cityscapes", **_CITY), SMALL),
     "pytorchcv erfnet_cityscapes": ("ConvTranspose2d", _cv("erfnet", "erfnet_cityscapes", **_CITY), SMALL),
     "pytorchcv enet_cityscapes": ("unpooling", _cv("enet", "enet_cityscapes", **_CITY), SMALL),
-    "pytorchcv quartznet5x5_en_ls": ("1-D, audio", _cv("quartznet", "quartznet5x5_en_ls"), (2, 64, 96)),
+    "monai UNet 1-D": (
+        "1-D UNet, ConvTranspose1d",
+        _monai("UNet", norm="batch", **{**_UNET, "spatial_dims": 1}),
+        (2, 1, 64),
+    ),
     "monai DenseNet121": (
         "3-D DenseNet",
         _monai("DenseNet121", spatial_dims=3, in_channels=1, out_channels=2),

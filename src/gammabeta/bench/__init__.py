@@ -16,6 +16,7 @@ from ..errors import GammabetaError, UsageError
 
 SUITES = {
     "gpu": ".gpu",
+    "inference": ".inference",
     "kernels": ".kernels",
     "training": ".training",
     "scaling": ".scaling",

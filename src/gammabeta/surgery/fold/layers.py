@@ -55,8 +55,14 @@ class Tail(nn.Module):
         activation: str | None = None,
         pool: int | None = None,
     ) -> Tensor:
-        """Add, activate, pool: ``x`` and ``residual`` are (N, C, *). A call may ask for more."""
-        return finish(x, residual, self.activation or activation, self.pool or pool)
+        """Add, activate, pool: ``x`` and ``residual`` are (N, C, *). A call may ask for more.
+
+        ReLU writes over ``x``: where a fold put this, nothing else reads what the convolution gave.
+        """
+        activation = self.activation or activation
+        if residual is None and activation == "relu":
+            x, activation = F.relu_(x), None
+        return finish(x, residual, activation, self.pool or pool)
 
     def extra_repr(self) -> str:
         """Show what it does."""

@@ -1,0 +1,178 @@
+"""Serving the digit network: in evaluation mode, folded, compiled, as ONNX, and by torch.fx's fuser.
+
+The network is trained first, so that its statistics are real. Every program must give the prediction of the
+evaluation-mode network on all 10,000 test images before any is timed. Inputs: ``(N, 1, 28, 28)`` float32.
+"""
+
+import copy
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import data
+from .. import nn as gbnn
+from ..surgery.export import export_onnx
+from ..surgery.fold import fold
+from ..train.batches import DeviceImages, Scaling
+from ..train.fitting import fit
+from ..train.network import DigitNetwork
+from ..train.recipe import load_recipe
+from . import IncorrectError, Options, Result
+from .timing import Timing, interleave
+
+BATCHES = (1, 256)
+Program = Callable[[Tensor], Tensor]
+
+
+def run(options: Options) -> Result:
+    """Train, check every program on the test images, time them side by side at each batch size."""
+    network, images = _trained(options)
+    programs = _programs(network)
+    wanted = _predictions(programs["evaluation mode"], images, 500)
+    for name, program in programs.items():
+        _check(name, program, images, wanted)
+    rows, ratios = [], {}
+    for batch in BATCHES:
+        x = images[:batch].clone()
+        times = _time(programs, x, options)
+        base = times["evaluation mode"].median
+        ratios[batch] = base / times["folded, channels_last"].median
+        rows += [_row(name, batch, time, base) for name, time in times.items()]
+    return Result(
+        title="Serving the digit network",
+        rows=rows,
+        summary={
+            "test images with identical predictions, every program": len(images),
+            **{
+                f"folded, channels_last: times faster than evaluation mode, batch {batch}": ratio
+                for batch, ratio in ratios.items()
+            },
+        },
+        notes=[
+            "`times faster` is against the same network in evaluation mode, as built: its batch norm, ReLU and "
+            "pooling are already one fused pass there. `torch.nn` is the network written with torch's own "
+            "layers and the same weights. Medians of interleaved rounds; IQR is the interquartile range."
+        ],
+        chart="times faster",
+    )
+
+
+def _trained(options: Options) -> tuple[nn.Module, Tensor]:
+    """Return the network in evaluation mode, contiguous, and the test images as its input."""
+    torch.manual_seed(0)
+    recipe = load_recipe("fast")
+    dataset = data.load("mnist")
+    if options.quick:
+        recipe = recipe.model_copy(update={"epochs": 0.05})
+    model = fit(DigitNetwork(), dataset, recipe, device="cpu").model.eval()
+    network = DigitNetwork().eval()
+    network.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+    scaling = Scaling.of(dataset.train.images, recipe.pixels)
+    held = DeviceImages(dataset.test, scaling, torch.device("cpu"))
+    x, _ = held.batch(slice(None))
+    return network, x.contiguous()
+
+
+def _programs(network: nn.Module) -> dict[str, Program]:
+    example = torch.randn(2, 1, 28, 28)
+    last = copy.deepcopy(network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    quick = fold(network, example, memory_format=torch.channels_last)
+    plain = _with_torch_layers(network)
+    return {
+        "evaluation mode": network,
+        "evaluation mode, channels_last": last,
+        "torch.nn, evaluation mode": plain,
+        "torch.nn, torch.fx fuse": _fused_by_fx(plain),
+        "folded": fold(network, example),
+        "folded, channels_last": quick,
+        "folded, channels_last, compiled": torch.compile(copy.deepcopy(quick), dynamic=False),
+        "ONNX Runtime": _onnx(network, example),
+    }
+
+
+def _with_torch_layers(network: nn.Module) -> nn.Module:
+    """Write the same network with torch's own layers, sharing the weights."""
+    parts = dict(network.named_children())
+
+    def norm(name: str) -> nn.Module:
+        ours = parts[name]
+        assert isinstance(ours, gbnn.BatchNorm1d | gbnn.BatchNorm2d)
+        kind = nn.BatchNorm1d if isinstance(ours, nn.BatchNorm1d) else nn.BatchNorm2d
+        theirs = kind(ours.num_features, eps=ours.eps)
+        theirs.load_state_dict(ours.state_dict())
+        return theirs
+
+    return nn.Sequential(
+        *(parts["conv1"], norm("bn1"), nn.ReLU(inplace=True), nn.AvgPool2d(2)),
+        *(parts["conv2"], norm("bn2"), nn.ReLU(inplace=True), nn.AvgPool2d(2), nn.Flatten()),
+        *(parts["fc1"], norm("bn3"), nn.ReLU(inplace=True), parts["fc2"]),
+    ).eval()
+
+
+def _fused_by_fx(model: nn.Module) -> Program:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch.fx.experimental import optimization
+
+    fused: Program = optimization.fuse(copy.deepcopy(model))
+    return fused
+
+
+def _onnx(network: nn.Module, example: Tensor) -> Program:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(network, path, example)
+        content = path.read_bytes()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+    def program(x: Tensor) -> Tensor:
+        found: list[np.ndarray] = session.run(None, {"input": x.numpy()})
+        return torch.from_numpy(found[0])
+
+    return program
+
+
+def _predictions(program: Program, images: Tensor, batch: int) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([program(x).argmax(1) for x in images.split(batch)])
+
+
+def _check(name: str, program: Program, images: Tensor, wanted: Tensor) -> None:
+    for batch in (250, 1):  # as one of many, and alone
+        some = images if batch > 1 else images[:50]
+        found = _predictions(program, some, batch)
+        differ = int((found != wanted[: len(found)]).sum())
+        if differ:
+            raise IncorrectError(f"{name}: {differ} of {len(found)} test images get another prediction")
+
+
+def _time(programs: dict[str, Program], x: Tensor, options: Options) -> dict[str, Timing]:
+    def call(program: Program) -> Callable[[], object]:
+        def once() -> object:
+            with torch.inference_mode():
+                return program(x)
+
+        return once
+
+    calls = {name: call(program) for name, program in programs.items()}
+    return interleave(calls, rounds=3 if options.quick else 41, round_seconds=0.02)
+
+
+def _row(name: str, batch: int, time: Timing, base: float) -> dict[str, object]:
+    return {
+        "case": f"{name}, batch {batch}",
+        "batch": batch,
+        "µs": time.median * 1e6,
+        "IQR µs": (time.upper - time.lower) * 1e6,
+        "images/s": round(batch / time.median),
+        "times faster": base / time.median,
+    }
