@@ -62,8 +62,8 @@ def _efficientnet() -> nn.Module:
     return model
 
 
-def _dcgan(name: str) -> Builder:
-    return lambda: getattr(importlib.import_module("dcgan_pytorch.model"), name)()
+def _dcgan(name: str, size: str) -> Builder:
+    return lambda: getattr(importlib.import_module("dcgan_pytorch.model"), name).from_name(size)
 
 
 # name → (what it stands for, builder, input shape)
@@ -110,8 +110,12 @@ ARCHITECTURES: dict[str, tuple[str, Builder, Shape]] = {
     "transformers MobileViT": ("convolution and attention", _transformer("MobileViT"), (1, 3, 256, 256)),
     "transformers RegNet": ("grouped, squeeze-excite", _transformer("RegNet"), SMALL),
     "transformers SwiftFormer": ("additive attention", _transformer("SwiftFormer"), IMAGE),
-    "dcgan-pytorch Generator": ("GAN generator, ConvTranspose2d", _dcgan("Generator"), (2, 100, 1, 1)),
-    "dcgan-pytorch Discriminator": ("GAN discriminator", _dcgan("Discriminator"), SMALL),
+    "dcgan-pytorch Generator": (
+        "GAN generator, ConvTranspose2d",
+        _dcgan("Generator", "g-cifar"),
+        (2, 100, 1, 1),
+    ),
+    "dcgan-pytorch Discriminator": ("GAN discriminator", _dcgan("Discriminator", "d-cifar"), SMALL),
 }
 
 

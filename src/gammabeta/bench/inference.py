@@ -54,7 +54,7 @@ def run(options: Options) -> Result:
             },
         },
         notes=[
-            "`times faster` is against the same network in evaluation mode, as built: its batch norm, ReLU and "
+            "`times faster` is against the same network in evaluation mode, as built: batch norm, ReLU and "
             "pooling are already one fused pass there. `torch.nn` is the network written with torch's own "
             "layers and the same weights. Medians of interleaved rounds; IQR is the interquartile range."
         ],
