@@ -74,3 +74,27 @@ def test_errors_are_one_line_and_leave_the_file(gammabeta, trained_run, tmp_path
     assert result.code == 2
     assert result.err.count("\n") == 1
     assert file.read_bytes() == b"old"
+
+
+@pytest.fixture
+def factory(tmp_path, monkeypatch):
+    (tmp_path / "their_models.py").write_text(
+        "from torch import nn\n"
+        "def small():\n"
+        "    return nn.Sequential(nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.ReLU())\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return "their_models:small"
+
+
+def test_a_model_of_the_user_s(gammabeta, factory, tmp_path):
+    result = gammabeta("fold", factory, "--shape", "2x9", "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["fold"]["layers"][0]["outcome"] == "folded"
+    result = gammabeta("export", factory, "--shape", "2x9")
+    assert result.code == 0, result.err
+    assert (tmp_path / "model.onnx").is_file()
+    for shape, message in ((None, "--shape 3x224x224"), ("2x-9", "not '2x-9'")):
+        result = gammabeta("fold", factory, *([] if shape is None else ["--shape", shape]))
+        assert result.code == 2
+        assert message in result.err

@@ -1,61 +1,65 @@
 """``gammabeta fold``: what of a network's batch norms folds away, and a folded network to serve."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .output import Json, console, print_json
+from .shipped import Best, Name, Shape, Weights, load_shipped
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..data import Split
     from ..surgery.fold import FoldReport
     from ..train.load import Trained
 
 
 def fold(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    model: Name,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Write the folded network as a torch.export program (.pt2)."),
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")] = False,
+    weights: Weights = None,
+    shape: Shape = None,
+    best: Best = False,
     json: Json = False,
 ) -> None:
-    """Fold batch norms into convolutions and linear layers, and compare on every test image."""
-    import torch
-
+    """Fold batch norms into convolutions and linear layers; for a run, compare on every test image."""
     from ..surgery.export import save_program
     from ..surgery.fold import fold as fold_model
-    from ..train.load import load_model, load_split
 
-    trained = load_model(run, "cpu", best=best)
-    network = trained.run.info.network
-    example = torch.randn(2, network.channels, network.height, network.width)
-    folded = fold_model(trained.model, example)
+    shipped = load_shipped(model, weights, shape, best)
+    folded = fold_model(shipped.model, shipped.example)
     report: FoldReport = folded.fold_report  # type: ignore[assignment]
-    same, count = _compare(trained, folded, load_split(trained, None, "test"))
+    document: dict[str, Any] = {"model": model, "fold": report.to_dict(), "file": str(out) if out else None}
+    if shipped.trained is not None:
+        same, count = _compare(shipped.trained, folded)
+        document |= {"images": count, "same_predictions": same}
     if out is not None:
-        save_program(folded, out, example)
+        save_program(folded, out, shipped.example)
     if json:
-        document = {"run": str(run), "images": count, "same_predictions": same, "fold": report.to_dict()}
-        print_json({**document, "file": None if out is None else str(out)})
+        print_json(document)
         return
     screen = console()
     screen.print(report.table(), markup=False)
-    screen.print(f"{same:,} of {count:,} test images get the same prediction", markup=False)
+    if shipped.trained is not None:
+        screen.print(f"{same:,} of {count:,} test images get the same prediction", markup=False)
     if out is not None:
         screen.print(f"{out}: load with torch.export.load(...).module()", markup=False)
 
 
-def _compare(trained: "Trained", folded: "nn.Module", images: "Split") -> tuple[int, int]:
-    """Count the images on which both networks answer alike."""
+def _compare(trained: Trained, folded: nn.Module) -> tuple[int, int]:
+    """Count the test images on which both networks answer alike."""
     import torch
 
     from ..train.batches import DeviceImages
+    from ..train.load import load_split
 
+    images = load_split(trained, None, "test")
     held = DeviceImages(images, trained.scaling, trained.device)
     same = 0
     with torch.inference_mode():
