@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import GammabetaError, UsageError
 
 SUITES = {
+    "doctor": ".doctor",
     "gpu": ".gpu",
     "inference": ".inference",
     "kernels": ".kernels",
