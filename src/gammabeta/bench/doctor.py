@@ -21,7 +21,7 @@ SPLITS = ([777], [1, 776], [64] * 12 + [9], [1] * 777)
 
 def network() -> nn.Module:
     """The notebook's shapes: two convolutions and a fully connected layer, each normalised."""
-    return nn.Sequential(
+    model = nn.Sequential(
         nn.Conv2d(1, 20, 3, bias=False),
         BatchNorm2d(20, activation="relu", pool=2),
         nn.Conv2d(20, 50, 5, bias=False),
@@ -30,7 +30,8 @@ def network() -> nn.Module:
         nn.Linear(800, 128, bias=False),
         BatchNorm1d(128, activation="relu"),
         nn.Linear(128, 10),
-    ).to(memory_format=torch.channels_last)
+    )
+    return nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def inexactness() -> float:
