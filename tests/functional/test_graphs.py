@@ -146,6 +146,22 @@ def test_named_backend_in_a_graph():
         )(x.double())
 
 
+def test_torch_func_inside_a_compiled_function():
+    weight, bias = torch.rand(3), torch.rand(3)
+
+    def loss(x):
+        out = batch_norm(x, None, None, weight, bias, True, activation="silu")
+        return (out * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum()
+
+    def each(x):
+        return torch.func.vmap(lambda y: batch_norm(y, torch.zeros(3), torch.ones(3)))(x)
+
+    x = torch.randn(2, 4, 3, 5, 5)
+    for transform, value in ((lambda x: torch.func.grad(loss)(x), x[0]), (each, x)):
+        compiled = torch.compile(transform, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(value), transform(value), rtol=1e-4, atol=1e-4)
+
+
 def test_torch_function_sees_the_call():
     class Loud(torch.Tensor):
         calls = []  # noqa: RUF012

@@ -130,6 +130,8 @@ def select_compiled(x: Tensor, residual: Any, pool: int | None, backend: str) ->
         return "backend='torch' was asked for"
     if torch.compiler.is_exporting():
         return "torch.export is tracing; the program shall run without this package"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active; torch's operators can be transformed"
     why = unfit(x, residual, pool)
     device = x.device.type
     if why is None and not (
