@@ -8,6 +8,8 @@ import torch
 import gammabeta as gb
 
 batch_norm = gb.functional.batch_norm
+# inductor imports modules of torch that use torch.jit, and torch warns about that.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 
 
 def arguments(layout=torch.contiguous_format, residual=False, requires_grad=True):
