@@ -46,10 +46,10 @@ def signature(kernel, storage, constants):
 
 def cut(name, view):
     """The tiles that the host would choose."""
-    tensors = 1 if hasattr(forward_kernels, name) else 2
+    tensors = 1 if name in ("normalise", "whole_channels") else 2
     if name.startswith("whole"):
         return plan.owned(view, tensors, plan.Chip(1, 1 << 40))
-    return plan.tile(view, tensors, tensors == 2)
+    return plan.tile(view, tensors, hasattr(backward_kernels, name))
 
 
 def look(name, shape, rows, pool, storage, activation, kept):
@@ -92,6 +92,7 @@ def look(name, shape, rows, pool, storage, activation, kept):
         "wide_loads": count(r"\bLDG\S*\.128\b"),
         "wide_stores": count(r"\bSTG\S*\.128\b"),
         "narrow_loads": count(r"\bLDG\S*\.U16\b"),
+        "pipelined_loads": count(r"\bLDGSTS\S*\.128\b"),
         "atomics": count(r"\b(?:ATOM|ATOMG|RED)\b"),
     }
 

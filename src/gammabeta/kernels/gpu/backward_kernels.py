@@ -20,14 +20,14 @@ from .tiles import activate_backward, known_multiple, load_affine, locate, locat
 def load_grad(
     grad_ptr, q, c0, N, C, S, H, W, cells, cols,
     POOL: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr,
-    BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
+    BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """The gradient at every cell of tile ``q``, ``(BC, BN * BS)`` float32, quartered where it is a pool's."""
     if POOL == 2:
         start, offsets, mask = locate_pooled(q, c0, N, C, H, W, cells, cols, ROWS, WIDE, BC, BN, BS)
     else:
         start, offsets, mask = locate(q, c0, 0, N, C, S, H, W, cells, cols, 1, ROWS, WIDE, BC, BN, BS)
-    g = tl.load(grad_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(grad_ptr + start + offsets, mask=mask, other=0.0, eviction_policy=POLICY).to(tl.float32)
     if POOL == 2:
         g = g * 0.25
     return g
@@ -59,8 +59,8 @@ def sums(
     """``(sum_dz, sum_dz_xhat)`` ``(BC,)``, over tiles ``first, first + step, ...``; stores dz if asked."""
     total = tl.zeros((BC, BN * BS), tl.float32)
     product = tl.zeros((BC, BN * BS), tl.float32)
-    for q in range(first, tile_count(N, cells, BN, BS), step):
-        g = load_grad(grad_ptr, q, c0, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS)
+    for q in tl.range(first, tile_count(N, cells, BN, BS), step, num_stages=3):
+        g = load_grad(grad_ptr, q, c0, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS, "")
         for corner in tl.static_range(POOL * POOL):
             start, offsets, mask = locate(
                 q, c0, corner, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS
@@ -83,7 +83,7 @@ def input_gradient_tile(
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One tile of dx and, if it has a place, of dz; everything per channel is ``(BC, 1)``."""
-    g = load_grad(grad_ptr, q, c0, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS)
+    g = load_grad(grad_ptr, q, c0, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS, "evict_first")
     for corner in tl.static_range(POOL * POOL):
         start, offsets, mask = locate(q, c0, corner, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS)
         dz, xhat = load_dz(

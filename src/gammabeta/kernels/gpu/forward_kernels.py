@@ -50,7 +50,8 @@ def moments(
     d = tl.where(mask, x - shift[:, None], 0.0)
     total = d
     square = d * d
-    for q in range(first + step, tile_count(N, S, BN, BS), step):
+    # Three tiles ahead are on their way to shared memory: registers would hold one, in two instalments.
+    for q in tl.range(first + step, tile_count(N, S, BN, BS), step, num_stages=4):
         start, offsets, mask = locate(q, c0, 0, N, C, S, 1, 1, S, 1, 1, ROWS, WIDE, BC, BN, BS)
         x = tl.load(x_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
         d = tl.where(mask, x - shift[:, None], 0.0)

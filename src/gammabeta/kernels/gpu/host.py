@@ -83,7 +83,7 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
     """``(mean, var, invstd)`` of a dense ``x`` in a reduction over the whole chip."""
     C = x.shape[1]
     mean, var, invstd = _single(x, C), _single(x, C), _single(x, C)
-    t = plan.tile(plan.view_of(x.shape, rows, None, x.itemsize), 1, False)
+    t = plan.tile(plan.view_of(x.shape, rows, None, x.itemsize), 2, False)
     n, c, s, *_ = t.extents
     splits = plan.splits(t, _chip(x.device))
     if splits == 1:

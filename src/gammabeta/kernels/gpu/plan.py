@@ -1,10 +1,9 @@
 """How a tensor is cut into tiles and programs: plain arithmetic, cached, no measuring while a user waits.
 
-The reasoning, and the numbers it rests on, is in docs/design/gpu.md. In short: each thread of a
-program of 4 warps has 64 bytes in flight, in 16-byte loads where alignment allows; four such programs have
-the 32 KiB in flight per multiprocessor that cover the memory's latency; a reduction gets about four programs
-per multiprocessor, whatever the shape; a channel that is small enough stays with one program, which then
-reads it again from cache.
+The reasoning, and the numbers it rests on, is in docs/design/gpu.md. In short: a thread of a program of 4
+warps has 64 bytes in flight over the tensors it reads, in 16-byte loads where alignment allows; a reduction
+has about four programs per multiprocessor, whatever the shape; a channel that is small enough stays with one
+program, which then reads it again from cache.
 """
 
 from dataclasses import dataclass
@@ -188,7 +187,7 @@ def owned(view: View, tensors: int, chip: Chip) -> Tiling | None:
     cells = _cells_shape(view, odd_edges=True)
     run = 64 // view.itemsize  # values in the two 32-byte sectors that a run should at least fill
     channels = run if view.rows else power_of_two(-(-run // view.S))
-    tiling = _tiling(view, cells, _elements(view, tensors, OWNED_WARPS), channels, OWNED_WARPS)
+    tiling = _tiling(view, cells, _elements(view, 2, OWNED_WARPS), channels, OWNED_WARPS)
     at_once = min(tiling.blocks, 2 * chip.multiprocessors)
     footprint = at_once * tiling.BC * view.N * view.S * view.itemsize * tensors
     fills = tiling.blocks >= chip.multiprocessors and footprint <= chip.cache_bytes // 2
