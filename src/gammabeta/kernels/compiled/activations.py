@@ -7,12 +7,10 @@ At a kink, and for NaN, they agree with PyTorch. ``exp`` and ``erf`` are approxi
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from numba import njit
-
-from .simd import absolute, fma, power_of_two, select, splat
+from .simd import absolute, fma, inlined, power_of_two, select, splat
 
 
-@njit(forceinline=True)
+@inlined
 def exp(x):
     """Exponential: ``2**n`` times a polynomial in the rest, at most half of ``log 2``; infinite from 88.4."""
     shift = splat(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number
@@ -29,7 +27,7 @@ def exp(x):
     return (p + splat(1.0)) * power_of_two(shifted)
 
 
-@njit(forceinline=True)
+@inlined
 def erf(x):
     """Error function: an odd rational function of x, exactly ±1 from 3.92 on."""
     size = absolute(x)
@@ -50,99 +48,99 @@ def erf(x):
     return select(size >= splat(3.92), limit, x * p / q)
 
 
-@njit(forceinline=True)
+@inlined
 def sigmoid(z):
     """``1 / (1 + exp(-z))``."""
     return splat(1.0) / (splat(1.0) + exp(splat(0.0) - z))
 
 
-@njit(forceinline=True)
+@inlined
 def normal_cdf(z):
     """``(1 + erf(z / √2)) / 2``."""
     return fma(splat(0.5), erf(z * splat(0.7071067811865476)), splat(0.5))
 
 
-@njit(forceinline=True)
+@inlined
 def identity(z):
     """No activation."""
     return z
 
 
-@njit(forceinline=True)
+@inlined
 def identity_backward(z, g):
     """No activation."""
     return g
 
 
-@njit(forceinline=True)
+@inlined
 def relu(z):
     """``max(z, 0)``, NaN kept."""
     return select(z <= splat(0.0), splat(0.0), z)
 
 
-@njit(forceinline=True)
+@inlined
 def relu_backward(z, g):
     """0 at 0."""
     return select(z <= splat(0.0), splat(0.0), g)
 
 
-@njit(forceinline=True)
+@inlined
 def relu6(z):
     """``min(max(z, 0), 6)``, NaN kept."""
     return select(z <= splat(0.0), splat(0.0), select(z >= splat(6.0), splat(6.0), z))
 
 
-@njit(forceinline=True)
+@inlined
 def relu6_backward(z, g):
     """0 at 0 and at 6."""
     return select((z <= splat(0.0)) | (z >= splat(6.0)), splat(0.0), g)
 
 
-@njit(forceinline=True)
+@inlined
 def leaky_relu(z):
     """Slope 0.01 below zero."""
     return select(z > splat(0.0), z, z * splat(0.01))
 
 
-@njit(forceinline=True)
+@inlined
 def leaky_relu_backward(z, g):
     """0.01 at 0."""
     return select(z > splat(0.0), g, g * splat(0.01))
 
 
-@njit(forceinline=True)
+@inlined
 def silu(z):
     """``z * sigmoid(z)``."""
     return z * sigmoid(z)
 
 
-@njit(forceinline=True)
+@inlined
 def silu_backward(z, g):
     """``sigmoid(z) * (1 + z * (1 - sigmoid(z)))``."""
     s = sigmoid(z)
     return g * s * fma(z, splat(1.0) - s, splat(1.0))
 
 
-@njit(forceinline=True)
+@inlined
 def hardswish(z):
     """``z * relu6(z + 3) / 6``."""
     return z * relu6(z + splat(3.0)) * splat(1.0 / 6.0)
 
 
-@njit(forceinline=True)
+@inlined
 def hardswish_backward(z, g):
     """0 at -3, 1 at 3."""
     inner = select(z < splat(3.0), g * fma(z, splat(1.0 / 3.0), splat(0.5)), g)
     return select(z <= splat(-3.0), splat(0.0), inner)
 
 
-@njit(forceinline=True)
+@inlined
 def gelu(z):
     """``z * normal_cdf(z)``, the exact form."""
     return z * normal_cdf(z)
 
 
-@njit(forceinline=True)
+@inlined
 def gelu_backward(z, g):
     """``normal_cdf(z) + z * normal_pdf(z)``."""
     density = splat(0.3989422804014327) * exp(z * z * splat(-0.5))

@@ -7,8 +7,6 @@ the channel's N planes fit in a core's cache.
 
 import math
 
-from numba import njit
-
 from .arguments import (
     BIAS,
     CHANNEL_PARTS,
@@ -35,6 +33,7 @@ from .simd import (
     get_f32,
     get_f64,
     get_i64,
+    inlined,
     odd_lanes,
     prefetch,
     put_f32,
@@ -47,13 +46,13 @@ from .simd import (
 PIECE = 8192  # elements of a plane that one part takes at a time
 
 
-@njit(forceinline=True)
+@inlined
 def cut(units, parts, part):
     """The first unit of a part; its end is the first of the next."""
     return units * part // parts
 
 
-@njit(forceinline=True)
+@inlined
 def scale_and_bias(args, c):
     """``weight * invstd`` and ``bias`` of a channel."""
     weight, bias = get_i64(args, WEIGHT), get_i64(args, BIAS)
@@ -67,7 +66,7 @@ NEAR = 1024  # elements of a plane too short for the processor to foresee the ne
 AHEAD = 8  # images
 
 
-@njit(forceinline=True)
+@inlined
 def fetch_ahead(plane, step, nbytes):
     """Ask for the same plane of a later image, which lies ``step`` bytes further per image."""
     for line in range(0, nbytes + 63, 64):
@@ -81,7 +80,7 @@ def _channel_sums(storage):
     """Σ(x - k) and Σ(x - k)² over some pieces of a channel, k being its first value."""
     load, load_some, get, size = storage.load, storage.load_some, storage.get, storage.size
 
-    @njit(forceinline=True)
+    @inlined
     def channel_sums(x, channels, plane, c, start, stop):
         """Pieces ``start`` to ``stop``: float32 within 4096 values, about their first; float64 over those."""
         first = get(x, c * plane)
@@ -171,21 +170,21 @@ def _plane_forward(storage, activation, residual, pool):
     load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
     size, activate = storage.size, activation.forward
 
-    @njit(forceinline=True)
+    @inlined
     def one(x, res, at, mean, scale, bias):
         z = fma(load(x, at) - mean, scale, bias)
         if residual:
             z = z + load(res, at)
         return activate(z)
 
-    @njit(forceinline=True)
+    @inlined
     def one_some(x, res, at, count, mean, scale, bias):
         z = fma(load_some(x, at, count) - mean, scale, bias)
         if residual:
             z = z + load_some(res, at, count)
         return activate(z)
 
-    @njit(forceinline=True)
+    @inlined
     def plain(x, res, out, height, width, mean, scale, bias):
         m, s, b = splat(mean), splat(scale), splat(bias)
         plane = height * width
@@ -202,7 +201,7 @@ def _plane_forward(storage, activation, residual, pool):
         if i < plane:
             store_some(out, i, one_some(x, res, i, plane - i, m, s, b), plane - i)
 
-    @njit(forceinline=True)
+    @inlined
     def pooled(x, res, out, height, width, mean, scale, bias):
         m, s, b = splat(mean), splat(scale), splat(bias)
         quarter = splat(0.25)
@@ -224,7 +223,7 @@ def _plane_forward(storage, activation, residual, pool):
     return pooled if pool else plain
 
 
-@njit(forceinline=True)
+@inlined
 def out_plane(height, width, pool):
     """Elements of a plane of the output."""
     return (height // 2) * (width // 2) if pool else height * width

@@ -5,8 +5,6 @@ a residual); apply reads the same and writes 1 (1 more where the residual wants 
 one, channel by channel, read everything from memory once where the channel's planes fit in a core's cache.
 """
 
-from numba import njit
-
 from .arguments import (
     CHANNEL_PARTS,
     CHANNELS,
@@ -33,6 +31,7 @@ from .simd import (
     fma,
     get_f32,
     get_i64,
+    inlined,
     put_f32,
     put_f64,
     select,
@@ -52,7 +51,7 @@ def _walk(storage, activation, residual, pool, visit):
     load, load_some = storage.load, storage.load_some
     activation_backward = activation.backward
 
-    @njit(forceinline=True)
+    @inlined
     def some(x, res, g, at, count, constants, out, sums):
         m, s, b = constants[:3]
         centred = select(first_lanes(count), load_some(x, at, count) - m, splat(0.0))
@@ -62,7 +61,7 @@ def _walk(storage, activation, residual, pool, visit):
         dz = select(first_lanes(count), activation_backward(z, g), splat(0.0))
         return visit(centred, dz, at, count, constants, out, sums)
 
-    @njit(forceinline=True)
+    @inlined
     def full(x, res, grad, at, constants, out, sums):
         m, s, b = constants[:3]
         centred = load(x, at) - m
@@ -71,11 +70,11 @@ def _walk(storage, activation, residual, pool, visit):
             z = z + load(res, at)
         return visit(centred, activation_backward(z, load(grad, at)), at, 16, constants, out, sums)
 
-    @njit(forceinline=True)
+    @inlined
     def units(height, width):
         return (height + 1) // 2 if pool else (height * width + PIECE - 1) // PIECE
 
-    @njit(forceinline=True)
+    @inlined
     def plain(unit, x, res, grad, height, width, constants, out, sums):
         plane = height * width
         at, stop = unit * PIECE, min((unit + 1) * PIECE, plane)
@@ -92,7 +91,7 @@ def _walk(storage, activation, residual, pool, visit):
             two = some(x, res, load_some(grad, at, left), at, left, constants, out, two)
         return (one, two), stop - unit * PIECE
 
-    @njit(forceinline=True)
+    @inlined
     def pooled(unit, x, res, grad, height, width, constants, out, sums):
         one, two = sums
         pairs = width // 2
@@ -115,14 +114,14 @@ def _walk(storage, activation, residual, pool, visit):
 def _channel_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) over some images of a channel: float32 within 4096 values, then float64."""
 
-    @njit(forceinline=True)
+    @inlined
     def add(centred, dz, at, count, constants, out, sums):
         return sums[0] + dz, fma(dz, centred, sums[1])
 
     walk, units = _walk(storage, activation, residual, pool, add)
     size = storage.size
 
-    @njit(forceinline=True)
+    @inlined
     def channel_reduce(args, c, start, stop):
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
         channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
@@ -155,7 +154,7 @@ def _plane_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` over one plane, and ``dz`` where it is wanted."""
     store, store_some = storage.store, storage.store_some
 
-    @njit(forceinline=True)
+    @inlined
     def put(centred, dz, at, count, constants, out, sums):
         _, s, _, a, k = constants
         dx, dres = out
@@ -171,7 +170,7 @@ def _plane_apply(storage, activation, residual, pool):
     walk, units = _walk(storage, activation, residual, pool, put)
     size = storage.size
 
-    @njit(forceinline=True)
+    @inlined
     def plane_apply(args, p, mean_dz, mean_dz_xhat):
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
         dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)

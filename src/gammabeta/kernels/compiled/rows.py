@@ -10,8 +10,6 @@ taken several at a time, so that a table is read once for all. Where such a tile
 has a partly filled last vector.
 """
 
-from numba import njit
-
 from .arguments import (
     CHANNELS,
     HEIGHT,
@@ -33,6 +31,7 @@ from .simd import (
     fma,
     get_f32,
     get_i64,
+    inlined,
     put_f64,
     select,
     splat,
@@ -57,13 +56,13 @@ def rows_statistics(storage, activation, residual, pool):
     """
     load, load_some = storage.load, storage.load_some
 
-    @njit(forceinline=True)
+    @inlined
     def add_tail(x, at, v, count, shift, sum_at, square_at):
         d = select(first_lanes(count), load_some(x, at + v, count) - shift, splat(0.0))
         _store(sum_at, v, _load(sum_at, v) + d)
         _store(square_at, v, fma(d, d, _load(square_at, v)))
 
-    @njit(forceinline=True)
+    @inlined
     def flush(table, wide_sums, tile, start_shift, block_shift, whole, left):
         """Move a block's sums, about its own shift, into the float64 ones, about the part's k."""
         for v in range(0, tile, 16):
@@ -155,35 +154,35 @@ def rows_forward(storage, activation, residual, pool):
     store_out, store_out_some = storage.store, storage.store_some
     activate, size = activation.forward, storage.size
 
-    @njit(forceinline=True)
+    @inlined
     def one(x, res, at, mean, scale, bias):
         z = fma(load(x, at) - mean, scale, bias)
         if residual:
             z = z + load(res, at)
         return activate(z)
 
-    @njit(forceinline=True)
+    @inlined
     def one_some(x, res, at, count, mean, scale, bias):
         z = fma(load_some(x, at, count) - mean, scale, bias)
         if residual:
             z = z + load_some(res, at, count)
         return activate(z)
 
-    @njit(forceinline=True)
+    @inlined
     def put(x, res, below, out, at, mean, scale, bias):
         y = one(x, res, at, mean, scale, bias)
         if pool:
             y = y + one(x, res, at + below, mean, scale, bias)
         store(out, at, y)
 
-    @njit(forceinline=True)
+    @inlined
     def put_some(x, res, below, out, at, count, mean, scale, bias):
         y = one_some(x, res, at, count, mean, scale, bias)
         if pool:
             y = y + one_some(x, res, at + below, count, mean, scale, bias)
         store_some(out, at, y, count)
 
-    @njit(forceinline=True)
+    @inlined
     def run(x, res, below, out, elements, table, tile):
         """Elements from 0 on of ``out``; with pooling each is the sum of itself and the one ``below`` it."""
         at = 0
@@ -201,7 +200,7 @@ def rows_forward(storage, activation, residual, pool):
                 put_some(x, res, below, out, at + v, min(16, elements - at - v), m, s, b)
             at += tile
 
-    @njit(forceinline=True)
+    @inlined
     def pixel_pairs(line, out, pairs, channels):
         """``out[i] = (line[2 i] + line[2 i + 1]) / 4``, pixel by pixel; from 16 channels vectors overlap."""
         quarter = splat(0.25)

@@ -5,8 +5,6 @@ residual); apply reads the same and writes 1 (1 more where the residual wants it
 derivative is taken again from x.
 """
 
-from numba import njit
-
 from .arguments import (
     CHANNELS,
     DRESIDUAL,
@@ -22,7 +20,7 @@ from .arguments import (
     WIDTH,
     X,
 )
-from .simd import float32, float64, fma, get_i64, splat, widen
+from .simd import float32, float64, fma, get_i64, inlined, splat, widen
 from .tables import clear, cut, fold, spread, spread_means
 
 _load, _store = float32.load, float32.store
@@ -36,14 +34,14 @@ def _gradients(storage, activation, residual, pool):
     grad_load, grad_load_some = (_load, _load_some) if pool else (load, load_some)
     activation_backward = activation.backward
 
-    @njit(forceinline=True)
+    @inlined
     def dz(centred, res, grad, at, scale, bias):
         z = fma(centred, scale, bias)
         if residual:
             z = z + load(res, at)
         return activation_backward(z, grad_load(grad, at))
 
-    @njit(forceinline=True)
+    @inlined
     def dz_some(centred, res, grad, at, count, scale, bias):
         z = fma(centred, scale, bias)
         if residual:
@@ -57,7 +55,7 @@ def _spread_gradient(storage):
     """The pooled gradient of one row of pixels: a quarter to each of a pair, zero for an odd last one."""
     load, load_some = storage.load, storage.load_some
 
-    @njit(forceinline=True)
+    @inlined
     def spread_gradient(grad, line, width, channels):
         quarter = splat(0.25)
         for i in range(width // 2):
@@ -88,14 +86,14 @@ def rows_reduce(storage, activation, residual, pool):
     dz, dz_some = _gradients(storage, activation, residual, pool)
     spread_gradient = _spread_gradient(storage)
 
-    @njit(forceinline=True)
+    @inlined
     def add_some(x, res, grad, at, v, count, table, tile):
         centred = load_some(x, at + v, count) - _load(table, v)
         g = dz_some(centred, res, grad, at + v, count, _load(table, tile + v), _load(table, 2 * tile + v))
         _store_some(table, 5 * tile + v, _load(table, 5 * tile + v) + g, count)
         _store_some(table, 6 * tile + v, fma(g, centred, _load(table, 6 * tile + v)), count)
 
-    @njit(forceinline=True)
+    @inlined
     def flush(table, tile):
         for v in range(0, 2 * tile, 16):
             _store_wide(
@@ -105,7 +103,7 @@ def rows_reduce(storage, activation, residual, pool):
             )
             _store(table, 5 * tile + v, splat(0.0))
 
-    @njit(forceinline=True)
+    @inlined
     def run(x, res, grad, elements, table, tile, pending):
         """Add ``elements`` to the tables; ``pending`` tiles are in them since they were last flushed."""
         at = 0
@@ -180,7 +178,7 @@ def rows_apply(storage, activation, residual, pool):
     dz, dz_some = _gradients(storage, activation, residual, pool)
     spread_gradient = _spread_gradient(storage)
 
-    @njit(forceinline=True)
+    @inlined
     def put(x, res, grad, dx, dres, at, m, s, b, a, k):
         centred = load(x, at) - m
         g = dz(centred, res, grad, at, s, b)
@@ -188,7 +186,7 @@ def rows_apply(storage, activation, residual, pool):
         if residual and dres != 0:
             store(dres, at, g)
 
-    @njit(forceinline=True)
+    @inlined
     def put_some(x, res, grad, dx, dres, at, v, count, table, tile):
         s = _load(table, tile + v)
         centred = load_some(x, at + v, count) - _load(table, v)
@@ -198,7 +196,7 @@ def rows_apply(storage, activation, residual, pool):
         if residual and dres != 0:
             store_some(dres, at + v, g, count)
 
-    @njit(forceinline=True)
+    @inlined
     def run(x, res, grad, dx, dres, elements, table, tile):
         at = 0
         while at + 4 * tile <= elements:

@@ -13,12 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
+from numba import njit
 from numba.core import extending, types
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 
 LANES = 16
 intrinsic: Any = extending.intrinsic  # its own annotations describe the undecorated function
+#: For the functions kernels are made of: always inlined, and nothing is built to call them from Python.
+inlined: Any = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 _F32, _F64, _I1, _I16, _I32, _I64 = (
     ir.FloatType(),

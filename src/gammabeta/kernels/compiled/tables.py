@@ -4,15 +4,13 @@ A tile is a whole number of pixels and of vectors; within it element l belongs t
 the work has tables of its own.
 """
 
-from numba import njit
-
 from .arguments import BIAS, CHANNELS, INVSTD, MEAN, MEAN_DZ, MEAN_DZ_XHAT, SUMS, WEIGHT
-from .simd import float32, float64, get_f32, get_f64, get_i64, put_f32, put_f64, splat
+from .simd import float32, float64, get_f32, get_f64, get_i64, inlined, put_f32, put_f64, splat
 
 _store, _load_wide = float32.store, float64.load
 
 
-@njit(forceinline=True)
+@inlined
 def spread(args, table, tile):
     """Fill the tables mean, scale = weight * invstd and bias, a value per element of a tile."""
     channels, weight, bias = get_i64(args, CHANNELS), get_i64(args, WEIGHT), get_i64(args, BIAS)
@@ -27,7 +25,7 @@ def spread(args, table, tile):
             put_f32(table, 2 * tile + row + c, get_f32(bias, c) if bias != 0 else 0.0)
 
 
-@njit(forceinline=True)
+@inlined
 def spread_means(args, table, tile):
     """Fill tables 3 and 4, so that dx = scale * dz - table3 - (x - mean) * table4."""
     channels, invstd = get_i64(args, CHANNELS), get_i64(args, INVSTD)
@@ -39,14 +37,14 @@ def spread_means(args, table, tile):
             put_f32(table, 4 * tile + row + c, scale * get_f32(invstd, c) * get_f32(mean_dz_xhat, c))
 
 
-@njit(forceinline=True)
+@inlined
 def clear(address, count):
     """Write ``count`` (a multiple of sixteen) float32 zeros."""
     for i in range(0, count, 16):
         _store(address, i, splat(0.0))
 
 
-@njit(forceinline=True)
+@inlined
 def fold(args, part, wide_sums, tile):
     """Add the two float64 tables, a value per element of a tile, up into the part's sums per channel."""
     channels, sums = get_i64(args, CHANNELS), get_i64(args, SUMS)
@@ -61,7 +59,7 @@ def fold(args, part, wide_sums, tile):
                 put_f64(sums, target + c, added)
 
 
-@njit(forceinline=True)
+@inlined
 def cut(units, parts, part):
     """The first unit of a part; its end is the first of the next."""
     return units * part // parts
