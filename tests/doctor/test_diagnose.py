@@ -4,6 +4,7 @@ import json
 import xml.etree.ElementTree as ET
 from base64 import b64decode
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
 from gammabeta.doctor.checks import CHECKS
+from gammabeta.doctor.handbook import BEGIN, END, chapter, put_between
 from gammabeta.errors import UsageError
 
 
@@ -44,6 +46,13 @@ def test_every_check_is_registered_and_explains_itself():
         assert check.doc.startswith(f"``{identifier}``")
         for part in ("Symptom: ", "Computation: ", "Threshold: ", "Fix: ", "Source: "):
             assert part in check.doc, identifier
+
+
+def test_the_page_says_what_the_checks_say():
+    page = (Path(__file__).parents[2] / "docs/doctor.md").read_text(encoding="utf-8")
+    assert put_between(page, BEGIN, END, chapter()) == page, (
+        "run python -m gammabeta.doctor.handbook docs/doctor.md"
+    )
 
 
 def test_without_anything_but_the_model():
