@@ -75,7 +75,7 @@ def run(options: Options) -> Result:
         "recalibrate, in order": lambda: recalibrate(model, loader, mode="in-order"),
         "diagnose, four modes": lambda: diagnose(model, loader, loss=nn.functional.cross_entropy),
     }
-    timings = interleave(programs, rounds=3 if options.quick else 9)
+    timings = interleave(programs, rounds=3 if options.quick else 5)
     base = timings["forward in evaluation"].median
     rows = [
         {
