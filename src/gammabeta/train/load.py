@@ -81,7 +81,8 @@ def load_split(trained: Trained, source: str | None, split: str) -> Split:
     """Return the ``test`` or ``train`` split of a data set that fits the network; default: the run's own."""
     if split not in ("test", "train"):
         raise UsageError(f"unknown split {split!r}: choose test or train")
-    dataset = datasets.load(source or trained.run.info.data)
+    network = trained.run.info.network
+    dataset = datasets.load(source or trained.run.info.data, size=(network.height, network.width))
     if source is None and trained.run.info.holdout:
         dataset = hold_out(dataset, trained.run.info.holdout)
     check_fit(trained, dataset)

@@ -110,11 +110,13 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
     axes.set_yticks(range(count), classes)
     if count <= 30:
+        dark = 0.6 * max(np.nanmax(mistakes), 1.0)
         for row, column in np.argwhere(table > 0):
-            weight = "bold" if row == column else "normal"
-            axes.text(
-                column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, weight=weight
+            right = row == column
+            style = (
+                {"weight": "bold"} if right else {"color": "white" if table[row, column] > dark else "black"}
             )
+            axes.text(column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, **style)
     return figure
 
 
