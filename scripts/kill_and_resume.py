@@ -1,4 +1,4 @@
-"""Kill a training with SIGKILL at random moments, resume it each time, and compare the final weights bit for bit.
+"""Kill a training with SIGKILL at random moments, resume it each time, and compare the weights bit for bit.
 
     python scripts/kill_and_resume.py --kills 30 --seed 0          # the result is in docs/recovery.md
     python scripts/kill_and_resume.py --full-disk FOLDER           # FOLDER: a small file system of its own

@@ -112,11 +112,10 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     if count <= 30:
         dark = 0.6 * max(np.nanmax(mistakes), 1.0)
         for row, column in np.argwhere(table > 0):
-            right = row == column
-            style = (
-                {"weight": "bold"} if right else {"color": "white" if table[row, column] > dark else "black"}
-            )
-            axes.text(column, row, f"{table[row, column]}", ha="center", va="center", fontsize=8, **style)
+            weight = "bold" if row == column else "normal"
+            color = "white" if row != column and table[row, column] > dark else "black"
+            count = f"{table[row, column]}"
+            axes.text(column, row, count, ha="center", va="center", fontsize=8, weight=weight, color=color)
     return figure
 
 
