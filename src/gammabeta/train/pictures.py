@@ -114,8 +114,8 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
         for row, column in np.argwhere(table > 0):
             weight = "bold" if row == column else "normal"
             color = "white" if row != column and table[row, column] > dark else "black"
-            count = f"{table[row, column]}"
-            axes.text(column, row, count, ha="center", va="center", fontsize=8, weight=weight, color=color)
+            shown = f"{table[row, column]}"
+            axes.text(column, row, shown, ha="center", va="center", fontsize=8, weight=weight, color=color)
     return figure
 
 
