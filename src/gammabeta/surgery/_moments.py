@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 
+# Values of a part that is worked on at a time: its deviations then stay in the second-level cache.
+CHUNK = 1 << 17
+
+
 @dataclass
 class Moments:
     """Count, mean and summed squared deviations (``m2``) per channel; all three pool exactly.
@@ -92,11 +96,10 @@ def batch_moments(x: Tensor) -> BatchMoments:
         return BatchMoments(Moments.empty(channels), torch.zeros(0, channels, dtype=torch.float64))
     spatial = list(range(2, x.dim()))
     shift = x.mean([0, *spatial])
-    deviation = x - shift.view(1, -1, *[1] * len(spatial))
-    if not spatial:
-        deviation = deviation.cpu().double()
-    sums = _over_positions(deviation, spatial)
-    squares = _over_positions(deviation.square(), spatial)
+    view = shift.view(1, -1, *[1] * len(spatial))
+    parts = x.split(max(1, CHUNK // x[0].numel())) if x.device.type == "cpu" else (x,)
+    pairs = [_sums(part - view, spatial) for part in parts]
+    sums, squares = (torch.cat(both) for both in zip(*pairs, strict=True))
     count = images * positions
     shift64 = shift.cpu().double()
     correction = sums.sum(0)
@@ -106,6 +109,10 @@ def batch_moments(x: Tensor) -> BatchMoments:
     return BatchMoments(whole, shift64 + sums / positions)
 
 
-def _over_positions(values: Tensor, spatial: list[int]) -> Tensor:
-    """(N, C) float64 sums over each image's positions."""
-    return (values.sum(spatial) if spatial else values).cpu().double()  # some devices have no float64
+def _sums(deviation: Tensor, spatial: list[int]) -> tuple[Tensor, Tensor]:
+    """(N, C) float64 sums and sums of squares over each image's positions; overwrites ``deviation``."""
+    if not spatial:
+        deviation = deviation.cpu().double()
+        return deviation, deviation.square()
+    sums = deviation.sum(spatial).cpu().double()  # on the CPU, since some devices have no float64
+    return sums, deviation.square_().sum(spatial).cpu().double()
