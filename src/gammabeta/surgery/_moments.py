@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 # Values of a part that is worked on at a time: its deviations then stay in the second-level cache.
 CHUNK = 1 << 17
 
