@@ -68,6 +68,8 @@ def look(name, shape, rows, pool, storage, activation, kept):
     types, attributes = signature(kernel, storage, constants)
     indexed = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
     options = {"num_warps": t.warps, "enable_fp_fusion": True}
+    if name.startswith("partial"):
+        options["maxnreg"] = plan.REDUCTION_REGISTERS
     source = ASTSource(kernel, types, indexed, attributes)
     made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -86,6 +88,7 @@ def look(name, shape, rows, pool, storage, activation, kept):
     return {
         "registers": registers,
         "warps": t.warps,
+        "shared": made.metadata.shared,
         "stack": stack + local,
         "spills": count(r"\b(?:LDL|STL)\b"),
         "loads": count(r"\bLDG\b"),

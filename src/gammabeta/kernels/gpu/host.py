@@ -93,7 +93,9 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
         )  # fmt: skip
         return mean, var, invstd
     part = _single(x, 4, splits, C)
-    forward_kernels.partial_statistics[(t.blocks, splits)](x, part, n, c, s, splits, **t.shape)
+    forward_kernels.partial_statistics[(t.blocks, splits)](
+        x, part, n, c, s, splits, **t.shape, maxnreg=plan.REDUCTION_REGISTERS
+    )
     merge = _merge_tile(splits, C)
     grid = (-(-C // merge["BC"]),)
     forward_kernels.merge_statistics[grid](part, mean, var, invstd, C, splits, eps, **merge)
@@ -179,7 +181,7 @@ def _sums(
     part, part_xhat = _single(x, splits, view.C), _single(x, splits, view.C)
     backward_kernels.partial_sums[(t.blocks, splits)](
         grad, x, residual, dz, part, part_xhat, mean, invstd, weight, bias, splits, *t.extents,
-        ACT=activation, POOL=view.pool, **t.shape,
+        ACT=activation, POOL=view.pool, **t.shape, maxnreg=plan.REDUCTION_REGISTERS,
     )  # fmt: skip
     if splits == 1:
         return part[0], part_xhat[0]

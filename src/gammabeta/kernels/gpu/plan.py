@@ -12,6 +12,7 @@ from math import gcd, prod
 from typing import Any, NamedTuple
 
 PROGRAMS_PER_SM = 4
+REDUCTION_REGISTERS = 128  # of 65,536 on a multiprocessor: four programs of 128 threads find room
 MAX_SPLITS = 1024
 OWNED_TILES = 8
 WARPS = 4
