@@ -132,7 +132,6 @@ class Layer:
             activation=case.activation,
             residual=self.residual,
             pool=case.pool,
-            backend="cpu",
         )
 
     def _step(self, layer: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
