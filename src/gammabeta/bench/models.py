@@ -30,7 +30,7 @@ def _definition(name: str) -> nn.Module:
         get_model = import_module("pytorchcv.model_provider").get_model
     except ImportError as error:
         raise UnavailableError(
-            f"the suite models needs pytorchcv ({error}): pip install --no-deps pytorchcv"
+            f"the suite models needs pytorchcv ({error}): pip install --no-deps pytorchcv==0.0.67"
         ) from error
     model: nn.Module = get_model(NETWORKS[name], pretrained=False)
     return model
