@@ -22,7 +22,7 @@ def chapter() -> str:
 
 def _section(identifier: str, doc: str) -> str:
     head, _, body = doc.partition("\n\n")
-    summary = " ".join(head.split()).removeprefix(f"``{identifier}``: ")
+    summary = " ".join(head.split()).removeprefix(f"``{identifier}``: ").replace("``", "`")
     pieces = _PARTS.split(body.strip())[1:]
     items = [
         f"- **{label}**: {' '.join(text.split()).replace('``', '`')}"
