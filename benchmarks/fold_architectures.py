@@ -201,14 +201,15 @@ def measure(name: str) -> Row:
 def table(rows: list[Row]) -> str:
     """Render as Markdown."""
     lines = [
-        "| architecture | stands for | batch norms | folded | torch.fx folds | relative error | flow from |",
-        "|---|---|---|---|---|---|---|",
+        "| architecture | stands for | batch norms | folded | torch.fx folds | fold error (float64) | "
+        "float32, folded | float32, original | flow from |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         theirs = "does not trace" if row.fx_folded is None else str(row.fx_folded)
         lines.append(
-            f"| {row.name} | {row.kind} | {row.norms} | {row.folded} | {theirs} | {row.error:.1e} | "
-            f"{row.evidence} |"
+            f"| {row.name} | {row.kind} | {row.norms} | {row.folded} | {theirs} | {row.error:.0e} | "
+            f"{row.native_error:.1e} | {row.original_error:.1e} | {row.evidence} |"
         )
     return "\n".join(lines)
 

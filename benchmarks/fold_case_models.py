@@ -1,5 +1,6 @@
 """Small models for the cases in ``fold_cases``: each joins an operation and a batch norm in one way."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -196,3 +197,19 @@ def no_shift(*modules: nn.Module) -> nn.Module:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.running_var.uniform_(0.5, 2.0)
     return model
+
+
+def old_weight_norm(conv: nn.Module) -> nn.Module:
+    """Put the hook of ``torch.nn.utils.weight_norm`` on a convolution: deprecated, and in use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        normed: nn.Module = nn.utils.weight_norm(conv)
+    return normed
+
+
+def scripted() -> nn.Module:
+    """Compile an activation by TorchScript: deprecated, and in use."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module: nn.Module = torch.jit.script(nn.Hardtanh())
+    return module

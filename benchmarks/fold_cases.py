@@ -29,9 +29,11 @@ from fold_case_models import (
     hooked,
     joined,
     no_shift,
+    old_weight_norm,
     overflowing,
     randomised,
     residual,
+    scripted,
     seq,
     shared,
     tied,
@@ -40,6 +42,7 @@ from fold_case_models import (
 )
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 import gammabeta as gb
 
@@ -272,6 +275,27 @@ def _left() -> list[Case]:
             MAP,
             LEFT,
             "a parametrisation",
+        ),
+        Case(
+            "weight made by a hook (weight_norm)",
+            lambda: seq(old_weight_norm(wide(3, 8, 3)), norm(8)),
+            MAP,
+            LEFT,
+            "pre-hook",
+        ),
+        Case(
+            "pruned weight",
+            lambda: seq(l1_unstructured(wide(3, 8, 3), "weight", 0.5), norm(8)),
+            MAP,
+            LEFT,
+            "pre-hook",
+        ),
+        Case(
+            "a ScriptModule between",
+            lambda: seq(wide(3, 8, 3), scripted(), norm(8)),
+            MAP,
+            LEFT,
+            "unseen",
         ),
         Case(
             "Linear on (N, L, F), batch norm on L = F",

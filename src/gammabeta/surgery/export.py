@@ -23,7 +23,7 @@ from .. import __version__
 from ..errors import SurgeryError, UnavailableError, UsageError
 from .fold import FoldReport, as_inputs, fold
 from .fold.layers import plain
-from .fold.proof import TOLERANCE, Inputs, Judge, distance, random_like
+from .fold.proof import TOLERANCE, Inputs, Judge, copied, distance, random_like
 from .fold.watch import tensors_in
 
 METADATA = "gammabeta"  # the metadata entry that holds our JSON
@@ -260,7 +260,7 @@ def _compare(
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise SurgeryError(f"ONNX Runtime cannot load the exported model: {_first_line(error)}") from error
-    original = copy.deepcopy(getattr(model, "_orig_mod", model)).eval()
+    original = copied(getattr(model, "_orig_mod", model)).eval()
     worst, own = 0.0, 0.0
     for batch in batches:
         judge = Judge(original, batch)

@@ -10,7 +10,7 @@ from ...errors import SurgeryError, UsageError
 from .affine import NotExactError
 from .apply import apply
 from .plan import Plan, Planner, Step, describe_step, traces
-from .proof import TOLERANCE, Errors, Inputs, Judge, Search
+from .proof import TOLERANCE, Errors, Inputs, Judge, Search, copied, detached
 from .report import FoldedLayer, FoldReport
 from .sites import Norm, is_known_norm
 from .watch import watch
@@ -72,7 +72,7 @@ def fold(
     if not judge.accepts(errors, limit):
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
-        sound, errors = [], judge.measure(original)
+        sound, errors = [], judge.measure(original, judge.twin)
     folded.fold_report = FoldReport(  # type: ignore[assignment]
         _layers(plan, sound, back), errors.example, errors.random, errors.native, errors.original,
         limit, evidence, "float64" if judge.double else "its own dtype",
@@ -83,11 +83,11 @@ def fold(
 def as_inputs(example: Any) -> Inputs:
     """Positional and keyword arguments from an example."""
     if isinstance(example, torch.Tensor):
-        return (example,), {}
+        return detached(((example,), {}))
     if isinstance(example, tuple | list):
-        return tuple(example), {}
+        return detached((tuple(example), {}))
     if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        return (), dict(example)
+        return detached(((), dict(example)))
     kind = type(example).__name__
     raise UsageError(f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}")
 
@@ -97,7 +97,7 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
     inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     hooked = {name for name, p in inner.named_parameters(remove_duplicate=False) if p._backward_hooks}
     try:
-        original = copy.deepcopy(inner).eval()
+        original = copied(inner).eval()
     except Exception as error:
         raise SurgeryError(f"the model cannot be copied: {_first_line(error)}") from error
     try:
@@ -123,11 +123,11 @@ class _Trial:
         self.memory_format = memory_format
         self.passed: tuple[list[Step], nn.Module, Errors] | None = None
 
-    def build(self, steps: list[Step]) -> nn.Module:
-        """Return a new folded model."""
+    def build(self, model: nn.Module, steps: list[Step]) -> nn.Module:
+        """Return a folded copy of ``model``: the original, or its float64 twin."""
         gone = {norm for step in steps for norm in step.norms}
         stay = [norm for step in self.plan.steps for norm in step.norms if norm not in gone]
-        folded = apply(self.original, steps, [*self.plan.left, *stay])
+        folded = apply(model, steps, [*self.plan.left, *stay])
         if self.memory_format is not None:
             folded.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return folded
@@ -135,11 +135,12 @@ class _Trial:
     def wrong(self, steps: list[Step]) -> str:
         """Build and measure; return what is wrong, or nothing."""
         try:
-            folded = self.build(steps)
+            folded = self.build(self.original, steps)
+            exact = self.build(self.judge.twin, steps)
         except NotExactError as error:
             return str(error)
         try:
-            errors = self.judge.measure(folded)
+            errors = self.judge.measure(folded, exact)
         except Exception as error:  # the model's own code runs here: whatever it raises, the fold goes back
             return f"the folded model does not run: {_first_line(error)}"
         if self.judge.accepts(errors, self.limit):
@@ -151,8 +152,8 @@ class _Trial:
     def result(self, steps: list[Step]) -> tuple[nn.Module, Errors]:
         """Return the model of these steps and its distances."""
         if self.passed is None or self.passed[0] != steps:
-            folded = self.build(steps)
-            return folded, self.judge.measure(folded)
+            folded = self.build(self.original, steps)
+            return folded, self.judge.measure(folded, self.build(self.judge.twin, steps))
         return self.passed[1], self.passed[2]
 
 

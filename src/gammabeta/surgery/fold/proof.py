@@ -1,9 +1,9 @@
 """Compare a folded model with its original, and find which folds to take back.
 
-Both models run in float64 with their weights as stored, so that what is measured is the fold and the
-rounding of its weights, not the noise of float32 sums; a model that cannot run in float64 is compared in its
-own dtype. Then the folded model runs as it will be shipped, and may not be further from the truth than the
-original is.
+The algebra is proved in float64: the same folds, made in a float64 copy of the model and not rounded, against
+that copy; nothing but a wrong fold can show there. Then the folded model runs as it will be shipped, its
+weights rounded, and may not be further from the truth than twice the original's own distance, and the
+tolerance. A model that cannot run in float64 is compared in its own dtype.
 """
 
 import copy
@@ -22,6 +22,20 @@ StepT = TypeVar("StepT")
 
 # Rounding each folded weight once moves a result by about eps; deep models add up a few of those.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Deep-copy a model, also one whose weight a hook makes.
+
+    ``weight_norm`` and pruning leave a tensor with a history in the module's ``__dict__``, which torch does
+    not copy; the hook makes it anew at the next call, so its values are enough.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -56,6 +70,12 @@ def in_double(inputs: Inputs) -> Inputs:
     """Return the same inputs in float64."""
     converted: Inputs = _map(inputs, lambda t: t.double() if t.is_floating_point() else t)
     return converted
+
+
+def detached(inputs: Inputs) -> Inputs:
+    """Return the same inputs without history."""
+    plain: Inputs = _map(inputs, lambda t: t.detach())
+    return plain
 
 
 def random_like(inputs: Inputs, seed: int) -> Inputs:
@@ -110,19 +130,18 @@ class Judge:
                 "the model gives a different output for the same input; nothing can be proved of it"
             )
         try:
-            twin = copy.deepcopy(original).double()
-            self.truth = [run(twin, in_double(inputs)) for inputs in self.inputs]
+            self.twin = copy.deepcopy(original).double()
+            self.truth = [run(self.twin, in_double(inputs)) for inputs in self.inputs]
             self.double = True
         except Exception:  # a model that insists on a dtype: whatever it raises, compare in that dtype
-            self.truth, self.double = self.native, False
+            self.twin, self.truth, self.double = original, self.native, False
         self.original = max(map(distance, self.native, self.truth))
 
-    def measure(self, folded: nn.Module) -> Errors:
-        """Distances of a folded model."""
+    def measure(self, folded: nn.Module, exact: nn.Module) -> Errors:
+        """Distances of a folded model, and of the same folds made in ``twin``, unrounded."""
         native = max(distance(run(folded, i), t) for i, t in zip(self.inputs, self.truth, strict=True))
-        twin = copy.deepcopy(folded).double() if self.double else folded
         inputs = [in_double(i) for i in self.inputs] if self.double else self.inputs
-        found = [distance(run(twin, i), t) for i, t in zip(inputs, self.truth, strict=True)]
+        found = [distance(run(exact, i), t) for i, t in zip(inputs, self.truth, strict=True)]
         return Errors(found[0], max(found[1:]), native, self.original)
 
     def accepts(self, errors: Errors, tolerance: float) -> bool:

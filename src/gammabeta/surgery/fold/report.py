@@ -25,11 +25,12 @@ class FoldedLayer:
 class FoldReport:
     """Every batch norm that ran, and how far the folded model's output is from the original's.
 
-    ``error``: the largest difference over the largest magnitude, worst output, both models run in float64
-    (``arithmetic``) with their weights as stored; on the example and on random inputs. ``native_error``: the
-    same with the folded model in its own dtype. ``original_error``: the original's own distance from itself
-    in float64, for comparison. ``evidence``: "graph" (torch.fx traces the model, so every input flows this
-    way) or "example" (the flow is the one seen on the example).
+    ``error`` and ``random_error``: the largest difference over the largest magnitude, worst output, of the
+    same folds made in a float64 copy of the model (``arithmetic``), on the example and on random inputs.
+    ``native_error``: of the folded model as it is, its weights rounded, in its own dtype, against the
+    original in float64. ``original_error``: the original's own, in its own dtype. ``evidence``: "graph"
+    (torch.fx traces the model, so every input flows this way) or "example" (the flow is the one seen on the
+    example).
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -73,10 +74,11 @@ class FoldReport:
 
     def summary(self) -> str:
         """One line: how many folded, and how exactly."""
+        error = max(self.error, self.random_error)
         return (
-            f"{len(self.folded)} of {len(self.layers)} folded; relative error {self.error:.1e} on the "
-            f"example, {self.random_error:.1e} on random inputs (in {self.arithmetic}; "
-            f"tolerance {self.tolerance:.0e}); flow from the {self.evidence}"
+            f"{len(self.folded)} of {len(self.layers)} folded; relative error {error:.0e} in "
+            f"{self.arithmetic}, {self.native_error:.0e} as shipped "
+            f"(the original: {self.original_error:.0e}); flow from the {self.evidence}"
         )
 
     def __str__(self) -> str:

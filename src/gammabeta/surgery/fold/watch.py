@@ -154,6 +154,17 @@ def watch(
     return recorder.flow(result)
 
 
+class _Scripted(nn.Module):
+    """Stands before a ScriptModule while the model is watched: what enters it is seen."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaf: Callable[[nn.Module], bool]) -> None:
         super().__init__()
@@ -250,7 +261,14 @@ class _Recorder(TorchFunctionMode):
         return self.stack[-1] if self.stack else self.root
 
     def attach(self, stack: ExitStack) -> None:
+        for parent in list(self.model.modules()):
+            for name, child in list(parent._modules.items()):
+                if isinstance(child, torch.jit.ScriptModule):  # takes no hooks
+                    stack.callback(parent._modules.__setitem__, name, child)
+                    parent._modules[name] = _Scripted(child)
         for path, module in self.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
             hooked = _hooks(module)
             before = self.before(path, hooked)
             after = self.after(hooked)
@@ -268,7 +286,7 @@ class _Recorder(TorchFunctionMode):
             frame.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
             if hooked:
                 _tell(frame.inputs, f"is seen by {hooked} on {path or 'the model'}")
-            if isinstance(module, torch.jit.ScriptModule):
+            if isinstance(module, _Scripted):
                 _tell(frame.inputs, f"goes into {path}, a ScriptModule")
             if self.leaf(module):
                 frame.calls.append(
