@@ -1,5 +1,6 @@
 """``gammabeta train``: a recipe, a data set, a run folder."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
     from ..data import Dataset
     from ..train.fitting import Outcome
-    from ..train.recipe import Recipe
     from ..train.run import Run
+    from ..train.world import World
     from .progress import TrainingBar
 
 
@@ -77,8 +78,6 @@ def train(
 ) -> None:
     """Train the digit network (or its like, for other images) and leave a run folder behind."""
     began = time.perf_counter()
-    from ..train.recipe import load_recipe
-
     named = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -93,10 +92,13 @@ def train(
             raise UsageError("--resume takes every setting from the run: give it alone")
         work = partial(_resume, resume, checkpoint_every)
     else:
-        settings = load_recipe(recipe or "fast", overrides)
         where = (data or "mnist", out, seed or 0, holdout or 0, device, tensorboard)
-        work = partial(_start, settings, *where, checkpoint_every)
-    result = work(screen, quiet) | {"total_seconds": round(time.perf_counter() - began, 4)}
+        work = partial(_start, recipe or "fast", overrides, *where, checkpoint_every)
+    with _joined(device) as world:
+        if world is not None and not world.writes:
+            _follow(world)
+            return
+        result = work(screen, quiet, world) | {"total_seconds": round(time.perf_counter() - began, 4)}
     if json:
         print_json(result)
     elif quiet:
@@ -105,8 +107,35 @@ def train(
         _summarise(screen, result)
 
 
+@contextmanager
+def _joined(device: str) -> Iterator["World | None"]:
+    """Meet the other processes if torchrun has started several; alone, no time is spent on it."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield None
+        return
+    from ..train.world import AnotherFailed, joined
+
+    try:
+        with joined(device) as world:
+            yield world
+    except AnotherFailed as silent:
+        raise typer.Exit(silent.exit_code) from None
+
+
+def _follow(world: "World") -> None:
+    from ..train.fitting import TrainingInterrupted
+    from ..train.session import follow
+
+    with stop_on_signals() as wish:
+        try:
+            follow(world, lambda: wish.signal is not None)
+        except (TrainingInterrupted, KeyboardInterrupt):
+            raise typer.Exit(wish.exit_code) from None
+
+
 def _start(
-    recipe: "Recipe",
+    recipe_name: str,
+    overrides: list[str],
     source: str,
     out: Path | None,
     seed: int,
@@ -116,29 +145,48 @@ def _start(
     every: float,
     screen: "Console",
     quiet: bool,
+    world: "World | None",
 ) -> dict[str, Any]:
-    from ..train.device import resolve_device
-    from ..train.run import default_path
-    from ..train.session import train_run
+    from ..train.recipe import load_recipe
 
-    resolve_device(device)
+    recipe = load_recipe(recipe_name, overrides)
+    from ..train.device import resolve_device
+    from ..train.elastic import begun_before
+    from ..train.run import Run, default_path
+    from ..train.session import train_run
+    from ..train.world import ALONE
+
+    world = world or ALONE
+    resolve_device(world.device(device))
+    before = begun_before(out, recipe, source, seed, holdout)
+    if before is not None:
+        result = Run.open(before).info.result
+        if result is None:
+            return _resume(before, every, screen, quiet, world)
+        world.share(None)  # it was finished when torchrun restarted it: the others have nothing to do
+        return {**result, "run": str(before)}
     dataset, loaded = _load(source, holdout, screen, quiet)
     path = out or default_path(recipe.name, source)
-    options: dict[str, Any] = {"seed": seed, "device": device, "holdout": holdout}
+    options: dict[str, Any] = {"seed": seed, "device": device, "holdout": holdout, "world": world}
     options |= {"checkpoint_every": every, "tensorboard": tensorboard}
     with _watched(path, screen, quiet) as bar:
         run, outcome = train_run(dataset, source, recipe, path, observer=bar, **options)
     return _result(run, outcome, loaded)
 
 
-def _resume(path: Path, every: float, screen: "Console", quiet: bool) -> dict[str, Any]:
+def _resume(
+    path: Path, every: float, screen: "Console", quiet: bool, world: "World | None"
+) -> dict[str, Any]:
     from ..train.run import Run
     from ..train.session import resume_run
+    from ..train.world import ALONE
 
     info = Run.open(path).info
     dataset, loaded = _load(info.data, info.holdout, screen, quiet)
     with _watched(path, screen, quiet) as bar:
-        run, outcome = resume_run(path, dataset, bar, tell=bar.say, checkpoint_every=every)
+        run, outcome = resume_run(
+            path, dataset, bar, tell=bar.say, checkpoint_every=every, world=world or ALONE
+        )
     return _result(run, outcome, loaded)
 
 

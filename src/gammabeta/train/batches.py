@@ -62,24 +62,35 @@ class DeviceImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, index: Tensor | slice, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def batch(
+        self,
+        index: Tensor | slice,
+        generator: torch.Generator | None = None,
+        part: slice | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Return float32 images ``(B, C, H, W)``, channels_last, and labels ``(B,)``.
 
-        With a generator the images are augmented; without one they are as they were read.
+        With a generator the images are augmented; without one they are as they were read. With ``part`` only
+        that part of the index is returned, augmented as it is within the whole.
         """
-        pixels = self._pick(index, generator)
+        pixels = self._pick(index, generator, part)
+        if part is not None:
+            index = index[part]  # type: ignore[index]
         x = (pixels.float() - self._mean).mul_(self._scale)
         return x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
-    def _pick(self, index: Tensor | slice, generator: torch.Generator | None) -> Tensor:
+    def _pick(self, index: Tensor | slice, generator: torch.Generator | None, part: slice | None) -> Tensor:
+        count = 0 if isinstance(index, slice) else len(index)
+        if part is not None:
+            index = index[part]  # type: ignore[index]
         if generator is None or isinstance(index, slice) or not (self._shift or self._flip):
             middle = self._windows[:, :, self._shift, self._shift]
             return middle[index] if isinstance(index, slice) else middle.index_select(0, index)
-        count, device = len(index), index.device
-        move = torch.randint(0, 2 * self._shift + 1, (2, count), generator=generator).to(device)
+        device, part = index.device, part or slice(None)
+        move = torch.randint(0, 2 * self._shift + 1, (2, count), generator=generator)[:, part].to(device)
         pixels = self._windows[index, :, move[0], move[1]]
         if self._flip:
-            mirrored = torch.rand(count, generator=generator).to(device) < 0.5
+            mirrored = torch.rand(count, generator=generator)[part].to(device) < 0.5
             pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
         return pixels
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..surgery._preserve import preserved
 from .batches import DeviceImages
 from .device import Precision
+from .world import ALONE, World
 
 EVALUATION_BATCH = 500  # images per forward pass: large enough to be quick, small enough to stay in cache
 
@@ -54,6 +55,7 @@ def evaluate(
     precision: Precision = "fp32",
     keep_probabilities: bool = False,
     advance: Callable[[int], None] | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Evaluate the model on all images; parameters, buffers and modes stay as they are.
 
@@ -64,13 +66,15 @@ def evaluate(
         precision: Of convolutions and matrix products.
         keep_probabilities: Return each image's class probabilities too.
         advance: Called with the number of images done since the last call.
+        world: Whose ranks share the batches, each taking every so-manieth; all get the whole result, but only
+            their own probabilities.
     """
     device = data.labels.device
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     kept: list[Tensor] = []
     with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for start in range(0, len(data), EVALUATION_BATCH):
+        for start in range(world.rank * EVALUATION_BATCH, len(data), world.size * EVALUATION_BATCH):
             x, y = data.batch(slice(start, start + EVALUATION_BATCH))
             log_p = model(x).float().log_softmax(1)
             loss -= log_p.gather(1, y[:, None]).sum()
@@ -79,6 +83,7 @@ def evaluate(
                 kept.append(log_p.exp().cpu())
             if advance is not None:
                 advance(len(y))
+    world.total(confusion), world.total(loss)
     table = confusion.view(classes, classes).cpu()
     return Evaluation(
         correct=int(table.diagonal().sum()),

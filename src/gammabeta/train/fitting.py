@@ -19,6 +19,7 @@ from .loop import Progress, Training
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
 from .watch import LayerStatistics
+from .world import ALONE, World
 
 _INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
 _REPORT_SECONDS = 0.25
@@ -128,8 +129,12 @@ def fit(
     observer: Observer | None = None,
     keeper: Keeper | None = None,
     watch_points: int = 0,
+    world: World = ALONE,
 ) -> Outcome:
     """Train a network on a data set; its batch normalization is converted to the fused modules first.
+
+    Several processes that train together, each calling this, get synchronized batch normalization instead,
+    and take the steps that one process would.
 
     Args:
         model: Any network from ``(N, C, H, W)`` float32 to logits ``(N, classes)``.
@@ -139,7 +144,9 @@ def fit(
         seed: Of the order and the augmentation of the images.
         observer: Is told how it goes, and may ask it to stop.
         watch_points: How often, over the training, to measure the batch-norm layers for the observer.
-        keeper: Puts checkpoints away and brings the last one back; None: the training starts anew.
+        keeper: Puts checkpoints away and brings the last one back; None: the training starts anew. Of several
+            processes rank 0 has it, if any; the others begin where it does.
+        world: The processes that train together.
 
     Raises:
         UsageError: There are fewer than two images to train on.
@@ -148,25 +155,26 @@ def fit(
     if len(dataset.train.labels) < 2:
         raise UsageError("there are fewer than two training images: a batch of one has no variance")
     watcher = observer or Silent()
-    place = resolve_device(device)
+    place = resolve_device(world.device(device))
     precision = resolve_precision(recipe.precision, place)
     clock = time.perf_counter()
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
     test = DeviceImages(dataset.test, scaling, place)
-    model = place_model(convert(model, to="fused"), place)
-    training = Training(model, images, recipe, seed, precision)
+    model = place_model(convert(model, to="sync" if world.size > 1 else "fused"), place)
+    training = Training(model, images, recipe, seed, precision, world)
     spent = dict.fromkeys(("prepare", "train", "watch", "recalibrate", "evaluate"), 0.0)
     spent["prepare"] = time.perf_counter() - clock
     if keeper is not None:
         spent["train"] = keeper.begin(training)
+    _begin_alike(training)
     drive = _Drive(training, watcher, keeper, watch_points if recipe.batch_norm else 0, spent)
 
     def judge(epoch: int) -> tuple[Evaluation, Evaluation]:
         results = []
         for split, data in (("train", images), ("test", test)):
             clock = time.perf_counter()
-            result = evaluate(model, data, len(dataset.classes), precision=precision)
+            result = evaluate(model, data, len(dataset.classes), precision=precision, world=world)
             taken = time.perf_counter() - clock
             spent["evaluate"] += taken
             watcher.evaluated(epoch, split, result, taken)
@@ -180,7 +188,7 @@ def fit(
             drive.to_end_of_epoch()
             last = training.step == training.steps
             if last and recipe.recalibrate and recipe.batch_norm:
-                spent["recalibrate"] = _recalibrate(model, images, recipe, seed, precision)
+                spent["recalibrate"] = _recalibrate(model, images, recipe, seed, precision, world)
             if last or recipe.evaluate == "epoch":
                 results = judge(epoch)
                 if keeper is not None:
@@ -210,11 +218,17 @@ class _Drive:
         end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
         while training.step < end:
             self._take(min(end, self._next_watch()))
-            stop = self._watcher.stop_requested()
+            stop = self._agreed(self._watcher.stop_requested())
             if self._keeper is not None and (stop or training.step < end):
                 self._keeper.visit(training, self._spent["train"], now=stop)
             if stop:
                 raise TrainingInterrupted(training.progress())
+
+    def _agreed(self, stop: bool) -> bool:
+        """Whether any rank shall stop; all take as many steps next as rank 0 thinks right."""
+        everyone = self._training.world.gather((self._stretch, stop))
+        self._stretch = everyone[0][0]
+        return any(wish for _, wish in everyone)
 
     def _take(self, limit: int) -> None:
         training, clock = self._training, time.perf_counter()
@@ -236,8 +250,17 @@ class _Drive:
         return (self._training.step // every + 1) * every if every else self._training.steps
 
 
+def _begin_alike(training: Training) -> None:
+    """Bring every rank to where rank 0 stands."""
+    world = training.world
+    if world.share(training.step):
+        state = world.share(training.state() if world.writes else None)
+        if not world.writes:
+            training.restore(state)
+
+
 def _recalibrate(
-    model: nn.Module, images: DeviceImages, recipe: Recipe, seed: int, precision: Precision
+    model: nn.Module, images: DeviceImages, recipe: Recipe, seed: int, precision: Precision, world: World
 ) -> float:
     clock = time.perf_counter()
     order = torch.randperm(len(images), generator=generator_for(seed, _RECALIBRATE))[: recipe.recalibrate]
@@ -247,6 +270,7 @@ def _recalibrate(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return network(x)
 
-    batches = (images.batch(part.to(device))[0] for part in order.split(1024))
+    mine = order.split(1024)[world.rank :: world.size]
+    batches = (images.batch(part.to(device))[0] for part in mine)
     recalibrate(model, batches, forward_fn=forward)
     return time.perf_counter() - clock

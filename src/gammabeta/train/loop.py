@@ -14,10 +14,11 @@ from .files import fit_weights
 from .recipe import Recipe
 from .schedule import learning_rate
 from .watch import LayerStatistics, watch
+from .world import ALONE, World
 
 WATCHED = 256  # images by which the layers' statistics are measured
 MOVING_WEIGHT = 0.01  # of the newest batch in the moving loss and accuracy, as in the notebook
-_AUGMENT = 1  # the purpose of a random stream, beside the epochs' permutations
+_AUGMENT, _DRAW = 1, 4  # purposes of random streams, beside the epochs' permutations
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,22 @@ class Training:
         recipe: The settings.
         seed: Of the order and the augmentation of the images.
         precision: Of convolutions and matrix products; parameters and statistics are float32 always.
+        world: The ranks that take the steps together. Each must call the same methods in the same order.
     """
 
     def __init__(
-        self, model: nn.Module, data: DeviceImages, recipe: Recipe, seed: int, precision: Precision
+        self,
+        model: nn.Module,
+        data: DeviceImages,
+        recipe: Recipe,
+        seed: int,
+        precision: Precision,
+        world: World = ALONE,
     ) -> None:
         self.model, self.data, self.recipe = model, data, recipe
         self._seed, self._precision = seed, precision
         self._device = data.labels.device
+        self.world, self._network = world, world.wrap(model, data.labels.device)
         self.order = Order(len(data), recipe, seed)
         self.steps = self.order.steps
         self.step = 0
@@ -109,22 +118,39 @@ class Training:
     def _take_step(self) -> None:
         index = self.order.indices(self.step).to(self._device, non_blocking=True)
         augment = generator_for(self._seed, self.step, _AUGMENT) if self._augmented else None
-        x, y = self.data.batch(index, augment)
+        count, part = len(index), None
+        if self.world.size > 1:
+            part = self.world.part(count)
+            # What the network itself draws, for dropout say, is each rank's own and the same after a restart.
+            torch.manual_seed(generator_for(self._seed, self.step, _DRAW, self.world.rank).initial_seed())
+        x, y = self.data.batch(index, augment, part)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
-            logits = self.model(x)
+            logits = self._network(x)
         logits = logits.float()
         loss = F.cross_entropy(
-            logits, y, reduction=self.recipe.loss, label_smoothing=self.recipe.label_smoothing
+            logits,
+            y,
+            reduction="sum" if self._summed else "mean",
+            label_smoothing=self.recipe.label_smoothing,
         )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss if part is None else loss * self._share(count)).backward()
         rate = learning_rate(self.recipe, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self._unread.append((loss.detach(), (logits.detach().argmax(1) == y).sum(), len(y)))
+        self._unread.append((loss.detach(), (logits.detach().argmax(1) == y).sum(), count))
         self.step += 1
-        self.images += len(y)
+        self.images += count
+
+    @property
+    def _summed(self) -> bool:
+        """Whether a step's loss is summed over its images: ranks with uneven shares can only add sums."""
+        return self.recipe.loss == "sum" or self.world.size > 1
+
+    def _share(self, count: int) -> float:
+        """What a rank's summed loss is multiplied by, so that the ranks' *average* is the recipe's loss."""
+        return self.world.size / (count if self.recipe.loss == "mean" else 1)
 
     def watch(self) -> dict[str, LayerStatistics]:
         """Measure the batch-norm layers on the first training images; the training is left as it was."""
@@ -137,10 +163,11 @@ class Training:
     def progress(self) -> Progress:
         """Read the figures of the steps since the last call from the device, and say where things stand."""
         if self._unread:
-            losses = torch.stack([loss for loss, _, _ in self._unread]).tolist()
-            correct = torch.stack([hits for _, hits, _ in self._unread]).tolist()
-            for loss, hits, (_, _, count) in zip(losses, correct, self._unread, strict=True):
-                mean = loss / count if self.recipe.loss == "sum" else loss
+            figures = torch.stack([torch.stack((loss.double(), hits)) for loss, hits, _ in self._unread])
+            for (loss, hits), (_, _, count) in zip(
+                self.world.total(figures).tolist(), self._unread, strict=True
+            ):
+                mean = loss / count if self._summed else loss
                 self._loss = _move(self._loss, mean)
                 self._accuracy = _move(self._accuracy, hits / count)
             self._unread.clear()

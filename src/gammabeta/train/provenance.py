@@ -2,8 +2,10 @@
 
 import os
 import platform
+import socket
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -87,4 +89,21 @@ def provenance() -> dict[str, Any]:
         "commit": commit(),
         "machine": machine(),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "torchrun": torchrun_job(),
     }
+
+
+def torchrun_job() -> dict[str, str] | None:
+    """Return what identifies the job of ``torchrun`` that started this process; None without torchrun.
+
+    ``agent`` is the torchrun process on this machine, its number and when it began. The ``run_id`` is
+    ``"none"`` unless one was given.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id is None:
+        return None
+    agent = os.getppid()
+    began = ""
+    with suppress(OSError):  # field 22 of proc(5), in ticks since the machine started
+        began = Path(f"/proc/{agent}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+    return {"run_id": run_id, "host": socket.gethostname(), "agent": f"{agent}@{began}"}

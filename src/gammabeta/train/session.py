@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import Dataset
+from ..data import Dataset, load
 from ..errors import DataError, RunError
 from .batches import Scaling, batch_starts
 from .board import Board, check_tensorboard
 from .checkpoint import Checkpoints
 from .device import resolve_device, resolve_precision
-from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
+from .fitting import Observer, Outcome, Silent, TrainingInterrupted, build_network, fit, hold_out
 from .pictures import curves, save_figure, statistics
-from .recipe import Recipe
+from .recipe import Recipe, validate
 from .record import Recorder, RunKeeper
 from .run import NetworkInfo, Run
+from .world import ALONE, World
 
 CHECKPOINT_SECONDS = 30.0
 WATCH_POINTS = 16  # measurements of the batch-norm layers in a training
@@ -38,6 +39,7 @@ def train_run(
     observer: Observer,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     tensorboard: bool = False,
+    world: World = ALONE,
 ) -> tuple[Run, Outcome]:
     """Train the digit network on a data set into a new run folder.
 
@@ -52,13 +54,14 @@ def train_run(
         observer: Is told how it goes, and may ask it to stop.
         checkpoint_every: Seconds between checkpoints within an epoch.
         tensorboard: Write TensorBoard events too.
+        world: The processes that train together; this one is rank 0, and the others ``follow``.
 
     Raises:
         UnavailableError: TensorBoard is asked for and not installed.
         RunError: The folder cannot be made or written.
         TrainingInterrupted: The observer asked to stop; the folder holds a checkpoint and the weights so far.
     """
-    place = resolve_device(device)
+    place = resolve_device(world.device(device))
     network = build_network(recipe, dataset, seed)
     info = {
         "seed": seed,
@@ -74,7 +77,7 @@ def train_run(
     run = Run.create(path, info, recipe)
     if tensorboard:
         run.board = Board(path)
-    return run, _carry_out(run, network, dataset, observer, RunKeeper(run, checkpoint_every))
+    return run, _carry_out(run, network, dataset, observer, RunKeeper(run, checkpoint_every), world)
 
 
 def resume_run(
@@ -84,6 +87,7 @@ def resume_run(
     *,
     tell: Callable[[str], None],
     checkpoint_every: float = CHECKPOINT_SECONDS,
+    world: World = ALONE,
 ) -> tuple[Run, Outcome]:
     """Go on with an interrupted run: to bitwise the weights that it would have had.
 
@@ -95,6 +99,7 @@ def resume_run(
         observer: Is told how it goes, and may ask it to stop.
         tell: Is called with what is worth a word: where it goes on, a damaged checkpoint, other threads.
         checkpoint_every: Seconds between checkpoints within an epoch.
+        world: As for ``train_run``; they need not be as many as before.
 
     Raises:
         RunError: It is not a run, is finished or in use.
@@ -115,24 +120,73 @@ def resume_run(
     for word in words:
         tell(word)
     keeper = RunKeeper(run, checkpoint_every, state)
-    return run, _carry_out(run, network, dataset, observer, keeper)
+    return run, _carry_out(run, network, dataset, observer, keeper, world)
+
+
+class _Follower(Silent):
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self.stop_requested = stop  # type: ignore[method-assign]
+
+
+def follow(world: World, stop: Callable[[], bool]) -> None:
+    """Train along as a rank other than 0, which says what to train; write nothing.
+
+    Args:
+        world: The processes that train together.
+        stop: Is asked whether all shall stop after this step.
+
+    Raises:
+        DataError: This rank has other data than rank 0.
+        TrainingInterrupted: Some rank was asked to stop.
+    """
+    orders = world.share(None)
+    if orders is None:
+        return
+    dataset = load(orders["data"])
+    if orders["holdout"]:
+        dataset = hold_out(dataset, orders["holdout"])
+    if dataset_sha256(dataset) != orders["data_sha256"]:
+        raise DataError(f"{orders['data']} is not the data set that rank 0 has under this name")
+    recipe = validate(orders["recipe"], "of rank 0")
+    fit(
+        build_network(recipe, dataset, orders["seed"]),
+        dataset,
+        recipe,
+        device=orders["device"],
+        seed=orders["seed"],
+        observer=_Follower(stop),
+        watch_points=WATCH_POINTS,
+        world=world,
+    )
+
+
+def _orders(run: Run) -> dict[str, Any]:
+    """What the other ranks must know to ``follow``."""
+    info = run.info.model_dump(include={"seed", "data", "data_sha256", "holdout"})
+    return info | {"recipe": run.recipe.model_dump(), "device": _kind(run.info.device)}
+
+
+def _kind(device: str) -> str:
+    return device.partition(":")[0]
 
 
 def _carry_out(
-    run: Run, network: nn.Module, dataset: Dataset, observer: Observer, keeper: RunKeeper
+    run: Run, network: nn.Module, dataset: Dataset, observer: Observer, keeper: RunKeeper, world: World
 ) -> Outcome:
     steps_per_epoch = len(batch_starts(len(dataset.train.labels), run.recipe.batch_size))
     recorder = Recorder(run, steps_per_epoch, observer)
     try:
+        world.share(_orders(run))
         outcome = fit(
             network,
             dataset,
             run.recipe,
-            device=run.info.device,
+            device=run.info.device if world.size == 1 else _kind(run.info.device),
             seed=run.info.seed,
             observer=recorder,
             keeper=keeper,
             watch_points=WATCH_POINTS,
+            world=world,
         )
         run.save_model(outcome.model)
         draw_curves(run)
