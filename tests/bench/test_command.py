@@ -76,6 +76,13 @@ def test_results_are_written_and_summed_up(tally, tmp_path, capsys):
     assert "| a | 2 |" in page.read_text("utf-8")
 
 
+def test_a_long_run_puts_down_what_it_has(tally, tmp_path):
+    options = command.parse("tally", ["--out", str(tmp_path)], "bench")
+    options.save(Result("Tally", [], {"sum": 1}))
+    (page,) = tmp_path.glob("tally-*.md")
+    assert "sum: 1" in page.read_text("utf-8")
+
+
 def test_a_quick_run_never_takes_the_place_of_a_result(tally, tmp_path):
     command.main(["tally", "--out", str(tmp_path)], "bench")
     command.main(["tally", "--quick", "--out", str(tmp_path)], "bench")

@@ -8,7 +8,7 @@ import pytest
 
 from gammabeta.bench import own, report, training, training_report
 from gammabeta.bench.command import main
-from gammabeta.errors import UnavailableError
+from gammabeta.errors import UnavailableError, UsageError
 
 
 def contestant(name, accuracy=0.99, error=None):
@@ -22,7 +22,7 @@ def contestant(name, accuracy=0.99, error=None):
 
 def test_every_round_runs_everyone_and_begins_with_another():
     everyone = [contestant("a"), contestant("b"), contestant("c")]
-    orders = [[row["contestant"] for row in training.play_round(everyone, n, 0.98)] for n in (1, 2, 3)]
+    orders = [[row["contestant"] for row in training.play_round(everyone, n, 0.98, 1)] for n in (1, 2, 3)]
     assert [order[0] for order in orders] == ["b", "c", "a"]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
 
@@ -33,7 +33,7 @@ def test_below_the_gate_or_failed_does_not_count():
         contestant("bad", accuracy=0.97),
         contestant("gone", error="no environment"),
     ]
-    rows = {row["contestant"]: row for row in training.play_round(everyone, 1, training.GATE)}
+    rows = {row["contestant"]: row for row in training.play_round(everyone, 1, training.GATE, 1)}
     assert [rows[name]["counts"] for name in ("good", "bad", "gone")] == [True, False, False]
     assert rows["gone"]["error"] == "no environment"
     assert rows["good"]["process_seconds"] >= 0
@@ -134,6 +134,9 @@ def test_our_own_command_is_measured_from_outside(tmp_path):
     assert (measured["images"], measured["steps"], measured["precision"]) == (1000, 16, "fp32")
     assert measured["process_seconds"] > measured["epoch_seconds"] > 0
     assert measured["peak_rss_mb"] > 100
+    assert measured["threads"] == 1
+    with pytest.raises(UsageError, match="other than 2 threads"):
+        main([*trial[:-1], "2", "--append", "--out", str(tmp_path)], "bench")
     assert "gammabeta, recipe classic" in path.with_suffix(".md").read_text("utf-8")
 
 

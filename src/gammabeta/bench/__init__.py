@@ -34,15 +34,6 @@ class IncorrectError(GammabetaError):
     exit_code = 1
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a run is asked for."""
-
-    quick: bool = False  # fewer cases and rounds: to see that it works, not to report
-    out: Path = Path("benchmarks/results")
-    given: argparse.Namespace = field(default_factory=argparse.Namespace)  # the suite's own options
-
-
 @dataclass
 class Result:
     """What a suite found: rows of one table, and sentences about them."""
@@ -55,6 +46,20 @@ class Result:
     machine: str | None = None  # what computed, where that is not the CPU
     draw: Callable[[Path], object] | None = None  # or the suite's own picture
     measured: list[dict[str, Any]] = field(default_factory=list)  # every single run, for the JSON
+
+
+def _keep_nothing(_: Result) -> None:
+    """Do not save."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is asked for, and where a long one puts down what it has so far."""
+
+    quick: bool = False  # fewer cases and rounds: to see that it works, not to report
+    out: Path = Path("benchmarks/results")
+    given: argparse.Namespace = field(default_factory=argparse.Namespace)  # the suite's own options
+    save: Callable[[Result], object] = _keep_nothing  # writes a result that is not complete yet
 
 
 def load(name: str) -> Any:

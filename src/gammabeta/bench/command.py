@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import NoReturn
@@ -32,8 +33,7 @@ def main(arguments: Sequence[str], program: str) -> int:
         return 0
     for name, options in [(name, parse(name, rest, program)) for name in names]:
         result = load(name).run(options)
-        stem = f"{name}-quick" if options.quick else name  # a trial never takes the place of a result
-        for path in report.write(stem, result, options.out):
+        for path in report.write(report.stem_of(name, options.quick), result, options.out):
             print(path)
         for key, value in result.summary.items():
             print(f"{key}: {value}")
@@ -53,7 +53,8 @@ def parse(name: str, arguments: Sequence[str], program: str) -> Options:
     if hasattr(suite, "add_options"):
         suite.add_options(parser)
     given = parser.parse_args(arguments)
-    return Options(quick=given.quick, out=given.out, given=given)
+    save = partial(report.write, report.stem_of(name, given.quick), folder=given.out)
+    return Options(given.quick, given.out, given, save)
 
 
 def default_folder() -> Path:

@@ -144,7 +144,11 @@ def parse_result(output: str) -> dict[str, Any]:
 
 @contextmanager
 def held_to(threads: int) -> Iterator[None]:
-    """Hold this process, and so those it starts, to that many processors; afterwards let it go again."""
+    """Hold this process, and so those it starts, to that many processors; afterwards let it go again.
+
+    Raises:
+        UsageError: There are fewer.
+    """
     before = os.sched_getaffinity(0)
     if threads > len(before):
         raise UsageError(f"{threads} threads were asked for and {len(before)} processors are here")

@@ -33,6 +33,11 @@ def write(name: str, result: Result, folder: Path) -> list[Path]:
     return written
 
 
+def stem_of(name: str, quick: bool) -> str:
+    """Return what a suite's results are called; a trial never takes the place of a result."""
+    return f"{name}-quick" if quick else name
+
+
 def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     """Return every single run of an earlier result of this machine, to be added to; none if there is none."""
     path = folder / f"{name}-{machine.slug()}.json"

@@ -51,7 +51,7 @@ def run(options: Options) -> Result:
     from .scaling_report import result_of
 
     given = options.given
-    rows = report.measured("scaling", options.out) if given.append else []
+    rows = report.measured(report.stem_of("scaling", options.quick), options.out) if given.append else []
     first = 1 + max((row["round"] for row in rows), default=0)
     sizes, batches = (SIZES[:1], BATCHES[-1:]) if options.quick else (SIZES, BATCHES)
     with TemporaryDirectory(prefix="gammabeta-bench-") as folder:
@@ -61,6 +61,7 @@ def run(options: Options) -> Result:
             for case in chosen:
                 rows.append(measure(case, number))
                 print(f"round {number}  {case.name:24} {rows[-1]['train_seconds']:8.2f} s", flush=True)
+                options.save(result_of(rows))
     return result_of(rows)
 
 

@@ -8,7 +8,7 @@ everyone, and every round starts with another. A run with a test accuracy below 
 import argparse
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -59,9 +59,11 @@ def run(options: Options) -> Result:
 
     given = options.given
     images = given.images if options.quick else None
-    rows = report.measured("training", options.out) if given.append else []
+    rows = report.measured(report.stem_of("training", options.quick), options.out) if given.append else []
+    if any(row["threads"] != given.threads for row in rows):
+        raise UsageError(f"the results in {options.out} are of other than {given.threads} threads")
     first = 1 + max((row["round"] for row in rows), default=0)
-    with TemporaryDirectory(prefix="gammabeta-bench-") as folder, peers.held_to(given.threads):
+    with TemporaryDirectory(prefix="gammabeta-bench-") as folder:
         scratch = Path(folder)
         contestants = choose(
             own_contestants(scratch, images, given.timeout) + peer_contestants(given, scratch), given.only
@@ -69,7 +71,9 @@ def run(options: Options) -> Result:
         dataset = prepare(scratch, images)
         for number in range(first, first + (given.rounds or (1 if options.quick else 3))):
             peers.write_task(scratch / TASK, dataset, seed=number)
-            rows += play_round(contestants, number, GATE if images is None else 0.0)
+            for row in play_round(contestants, number, GATE if images is None else 0.0, given.threads):
+                rows.append(row)
+                options.save(result_of(rows))
     return result_of(rows)
 
 
@@ -90,9 +94,8 @@ def prepare(scratch: Path, images: int | None) -> "Dataset":
     return dataset
 
 
-def play_round(contestants: Sequence[Contestant], number: int, gate: float) -> list[Row]:
+def play_round(contestants: Sequence[Contestant], number: int, gate: float, threads: int) -> Iterator[Row]:
     """Let everyone train once, beginning with another contestant each round; a failure is a row too."""
-    rows = []
     for place in range(len(contestants)):
         contestant = contestants[(place + number) % len(contestants)]
         row: Row = {
@@ -101,17 +104,18 @@ def play_round(contestants: Sequence[Contestant], number: int, gate: float) -> l
             "recipe": contestant.recipe,
             "precision": contestant.precision,
             "round": number,
+            "threads": threads,
         }
         try:
             began = time.perf_counter()
-            row |= contestant.run(number)
+            with peers.held_to(threads):
+                row |= contestant.run(number)
             row.setdefault("process_seconds", time.perf_counter() - began)
             row["counts"] = row["test_accuracy"] >= gate
         except GammabetaError as error:
             row |= {"counts": False, "error": str(error)}
-        rows.append(row)
         print(_line(row), flush=True)
-    return rows
+        yield row
 
 
 def own_contestants(scratch: Path, images: int | None, timeout: float) -> list[Contestant]:
