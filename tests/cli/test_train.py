@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gammabeta.train import Run
 
@@ -65,6 +66,8 @@ def test_every_field_can_be_set(gammabeta: Call, digits_file: Path, tmp_path: Pa
         (["--holdout", "640"], "cannot hold out 640"),
         (["--seed", "-1"], "--seed"),
         (["--nonesuch"], "No such option"),
+        (["--image-size", "large"], "'large' is not HxW"),
+        (["--image-size", "32x32"], "only pictures in folders are resized"),
     ],
 )
 def test_mistakes_get_one_line_exit_code_2_and_nothing_written(
@@ -145,3 +148,20 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < end, "the training did not start"
         time.sleep(0.05)
+
+
+def test_pictures_of_any_size_are_brought_to_one(gammabeta: Call, tmp_path: Path) -> None:
+    for split, many in (("train", 12), ("test", 4)):
+        for name, shade in (("dark", 40), ("light", 200)):
+            folder = tmp_path / "pictures" / split / name
+            folder.mkdir(parents=True)
+            for number in range(many):
+                Image.new("RGB", (30 + number, 40), (shade, shade, number)).save(folder / f"{number}.png")
+    settings = ["--out", tmp_path / "run", "--epochs", 2, "--set", "batch_size=4", "-q"]
+    code, _, err = gammabeta("train", tmp_path / "pictures", *settings, "--image-size", "20x24")
+    assert (code, err) == (0, "")
+    network = Run.open(tmp_path / "run").info.network
+    assert (network.channels, network.height, network.width) == (3, 20, 24)
+    assert network.classes == ["dark", "light"]
+    assert gammabeta("evaluate", tmp_path / "run")[0] == 0
+    assert gammabeta("predict", tmp_path / "run", tmp_path / "pictures" / "test" / "dark" / "0.png")[0] == 0

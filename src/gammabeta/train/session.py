@@ -142,7 +142,7 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
     orders = world.share(None)
     if orders is None:
         return
-    dataset = load(orders["data"])
+    dataset = load(orders["data"], size=tuple(orders["size"]))
     if orders["holdout"]:
         dataset = hold_out(dataset, orders["holdout"])
     if dataset_sha256(dataset) != orders["data_sha256"]:
@@ -163,7 +163,8 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
 def _orders(run: Run) -> dict[str, Any]:
     """What the other ranks must know to ``follow``."""
     info = run.info.model_dump(include={"seed", "data", "data_sha256", "holdout"})
-    return info | {"recipe": run.recipe.model_dump(), "device": _kind(run.info.device)}
+    size = (run.info.network.height, run.info.network.width)
+    return info | {"size": size, "recipe": run.recipe.model_dump(), "device": _kind(run.info.device)}
 
 
 def _kind(device: str) -> str:
