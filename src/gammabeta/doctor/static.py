@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..nn import SyncBatchNorm
 from ..surgery._layers import BatchNormLayer, batch_norm_layers, frozen_layers, is_frozen_class
 from .evidence import Layer, LoaderShape, Optimizer, Ranks, Surroundings
 
@@ -48,7 +49,7 @@ def _read(name: str, layer: BatchNormLayer, frozen: bool, aliases: tuple[str, ..
         frozen=frozen,
         frozen_class=is_frozen_class(layer),
         tracks=layer.track_running_stats,
-        synchronized=isinstance(layer, nn.SyncBatchNorm),
+        synchronized=isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm),
         aliases=aliases,
         mean=_copy(layer.running_mean),
         var=_copy(layer.running_var),

@@ -124,21 +124,19 @@ def joined(device: str) -> Iterator[World]:
     if size < 2:
         yield ALONE
         return
-    found = World(_number("RANK"), size, _number("LOCAL_RANK"))
-    try:
-        place = resolve_device(found.device(device))
-    except GammabetaError as error:
-        raise type(error)(f"rank {found.rank}: {error}") from None
-    _settle(place)
+    for name in ("RANK", "LOCAL_RANK"):
+        _number(name)
     names: Any = dist  # whose type stubs leave out two public names
     meeting = names.rendezvous("env://")
     # torchrun's store outlives the workers: addresses of those that died must not be found in it.
     attempt = f"gammabeta/{_number('TORCHELASTIC_RESTART_COUNT', 0)}/{size}"
     store = names.PrefixStore(attempt, next(meeting)[0])
-    backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=found.rank, world_size=size)
-    world = World(found.rank, size, found.local_rank, store)
+    world = World(_number("RANK"), size, _number("LOCAL_RANK"), store)
     try:
+        place = resolve_device(world.device(device))
+        _settle(place)
+        backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=world.rank, world_size=size)
         yield world
     except GammabetaError as error:
         if not world.first_to_fail():
