@@ -308,6 +308,27 @@ def test_recalibration_of_synchronized_layers(ranks):
         assert_equal(*results["recalibrated"], tolerance=1e-6)
 
 
+def _compiled(rank: int, folder: str) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    layer = gb.nn.SyncBatchNorm(3, activation="relu")
+    compiled = torch.compile(nn.Sequential(nn.Conv2d(3, 3, 1), layer, nn.Conv2d(3, 3, 1)), backend="eager")
+    x = _random(8, 3, 4, 4, seed=rank)
+    found = []
+    for network in (compiled, compiled._orig_mod):
+        out = network(x)
+        found.append([out.detach(), *torch.autograd.grad(out.square().sum(), network.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+    assert int(layer.num_batches_tracked) == 2
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_compiled_model_breaks_its_graph_at_the_layer(tmp_path):
+    mp.spawn(_compiled, (str(tmp_path),), nprocs=2)
+
+
 # --- one process ------------------------------------------------------------------------------------------
 
 

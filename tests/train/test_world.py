@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from gammabeta import data
+from gammabeta.cli.app import run as command_line
 from gammabeta.data import Dataset, Split
 from gammabeta.errors import UsageError
 from gammabeta.surgery.convert import convert
@@ -340,12 +341,14 @@ def test_killing_a_rank_in_mid_epoch_does_not_stop_the_run(digits_file, tmp_path
 @pytest.mark.slow
 def test_a_signal_stops_all_ranks_and_the_run_can_be_resumed(digits_file, tmp_path):
     run = tmp_path / "run"
-    with _torchrun(*_settings(digits_file, run, 500)) as job:
+    with _torchrun(*_settings(digits_file, run, 30)) as job:
         _wait_for(lambda: len(list(run.glob("checkpoints/step-*.json"))) == 2)
         job.process.terminate()
         _, err = job.process.communicate(timeout=60)
     assert err.count("Interrupted. Go on with: gammabeta train --resume") == 1
     assert Run.open(run).info.status == "interrupted"
+    assert command_line(["train", "--resume", str(run), "--quiet"]) == 0  # with one process instead of two
+    assert Run.open(run).info.result["steps"] == 300
 
 
 @linux
@@ -353,12 +356,11 @@ def test_a_signal_stops_all_ranks_and_the_run_can_be_resumed(digits_file, tmp_pa
 def test_an_error_on_one_rank_ends_all_with_one_line(digits_file, tmp_path):
     (tmp_path / "taken").mkdir()
     shutil.copy(digits_file, tmp_path / "taken")
+    settings = _settings(digits_file, tmp_path / "run", 1)
     for arguments, words in (
-        ([*_settings(digits_file, tmp_path / "taken", 1)], "taken is there already"),
-        (
-            [*_settings(digits_file, tmp_path / "run", 1), "--set", "colour=red"],
-            "unknown recipe field 'colour'",
-        ),
+        (_settings(digits_file, tmp_path / "taken", 1), "is there already"),
+        ([*settings, "--set", "colour=red"], "unknown recipe field 'colour'"),
+        ([*settings, "--device", "tpu"], "'tpu'"),
     ):
         with _torchrun(*arguments) as job:
             out, err = job.process.communicate(timeout=90)
