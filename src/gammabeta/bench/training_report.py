@@ -122,7 +122,7 @@ def result_of(rows: Sequence[Row]) -> Result:
     ]
     failed = [f"- does not count: {s.label}: {reason}" for s in summaries for reason in s.failures]
     return Result(
-        "The notebook's epoch, by gammabeta and its peers",
+        "The notebook's network trained by gammabeta and its peers",
         [table_row(summary, floor) for summary in counted],
         comparison(counted, peer),
         notes + (["", *failed] if failed else []),
@@ -164,9 +164,9 @@ def chart(shown: Sequence[Summary], path: Path) -> None:
         axes.annotate(text, (end, place), (4, 0), textcoords="offset points", va="center")
     axes.set_yticks(range(len(shown)), [s.label for s in shown])
     axes.invert_yaxis()
-    axes.set_xlim(0, limit * 1.18)
+    axes.set_xlim(0, limit * 1.3)
     axes.set_xlabel("seconds of training (median; line: range)")
-    axes.set_title(f"One epoch of the notebook's network, {machine.name()}", loc="left", fontsize=10)
+    axes.set_title(f"Training the notebook's network, {machine.name()}", loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     with mpl.rc_context({"svg.hashsalt": "gammabeta"}):
         figure.savefig(path, metadata={"Date": None})
