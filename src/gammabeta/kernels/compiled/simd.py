@@ -21,7 +21,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 LANES = 16
 intrinsic: Any = extending.intrinsic  # its own annotations describe the undecorated function
 #: For the functions kernels are made of: always inlined, and nothing is built to call them from Python.
-inlined: Any = njit(forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inlined: Any = njit(forceinline=True, **_options)
 
 _F32, _F64, _I1, _I16, _I32, _I64 = (
     ir.FloatType(),
