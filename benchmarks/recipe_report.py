@@ -1,10 +1,11 @@
-"""Train recipes on MNIST over seeds and write what they reach: ``benchmarks/results/recipes.{json,md}``.
+"""Train recipes on MNIST over seeds and write what they reach.
 
     python benchmarks/recipe_report.py                      # fast over 10 seeds, classic over 5, best over 5
     python benchmarks/recipe_report.py --recipe fast --seeds 10
 
 Each training is a whole ``gammabeta train`` process, as a user would start it, so that its total is the time
-from the prompt to the last line (imports, loading, evaluation and pictures included).
+from the prompt to the last line, imports, loading, evaluation and pictures included. It writes
+benchmarks/results/recipes.json and the tables of docs/recipes.md.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from typing import Any
 from gammabeta.bench.machine import describe
 
 RESULTS = Path(__file__).parent / "results"
+DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
+OPEN, CLOSE = "<!-- recipes -->", "<!-- end of recipes -->"
 SEEDS = {"fast": 10, "classic": 5, "best": 5}
 
 
@@ -70,18 +73,35 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", action="append", choices=sorted(SEEDS), help="repeatable; default: all")
+    parser.add_argument("--publish", action="store_true", help="only write the tables anew")
     parser.add_argument("--seeds", type=int, help="from 0; default: 10 for fast, 5 for the others")
     options = parser.parse_args()
     path = RESULTS / "recipes.json"
     document: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"rows": []}
+    if options.publish:
+        publish(document)
+        return
     for recipe in options.recipe or SEEDS:
         rows = [train(recipe, seed) for seed in range(options.seeds or SEEDS[recipe])]
         document["rows"] = [row for row in document["rows"] if row["recipe"] != recipe] + rows
     document["machine"] = describe()
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-    (RESULTS / "recipes.md").write_text(table(document["rows"]), "utf-8")
-    print(table(document["rows"]))
+    publish(document)
+
+
+def publish(document: dict[str, Any]) -> None:
+    """Write the tables into ``docs/recipes.md``, between its marks, and print them."""
+    machine = document["machine"]
+    where = (
+        f"{machine['machine']}, {machine['threads']} threads, commit {machine['commit']}, {machine['date']}"
+    )
+    text = DOCS.read_text("utf-8")
+    before, _, rest = text.partition(OPEN)
+    _, _, after = rest.partition(CLOSE)
+    tables = table(document["rows"])
+    DOCS.write_text(f"{before}{OPEN}\n{where}\n\n{tables}\n{CLOSE}{after}", "utf-8")
+    print(tables)
 
 
 if __name__ == "__main__":
