@@ -126,11 +126,10 @@ def fill_disk(folder: Path, count: int, epochs: float) -> None:
         while newest_step(run) == 0 and child.poll() is None:
             time.sleep(0.05)
         filler = folder / "filler"
-        with filler.open("wb") as file:
+        with filler.open("wb", buffering=0) as file:
             try:
                 while True:
                     file.write(b"\0" * 4096)
-                    file.flush()
             except OSError:
                 pass
         errors = child.communicate()[1]
