@@ -23,6 +23,7 @@ from .timing import geometric_mean, interleave
 NETWORKS = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "MobileNetV2": "mobilenetv2_w1"}
 NETWORKS["DenseNet-121"] = "densenet121"
 _BATCH = 8
+_FLOOR = 1e-3
 
 
 def _definition(name: str) -> nn.Module:
@@ -45,10 +46,12 @@ def _model(name: str, fused: bool) -> nn.Module:
 class Step:
     """A network with its data and optimiser; calling it trains it for one step."""
 
-    def __init__(self, name: str, fused: bool, size: int = 224, batch: int = _BATCH) -> None:
-        self.model = _model(name, fused)
+    def __init__(
+        self, name: str, fused: bool, *, batch: int = _BATCH, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model = _model(name, fused).to(dtype)
         torch.manual_seed(1)
-        self.x = torch.randn(batch, 3, size, size)
+        self.x = torch.randn(batch, 3, 224, 224).to(dtype)
         self.y = torch.randint(1000, (batch,))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
 
@@ -61,16 +64,27 @@ class Step:
         return loss.detach()
 
 
-def _check(name: str, before: Step, after: Step) -> None:
-    """Raise ``IncorrectError`` unless loss and gradients of the first step agree."""
-    losses = before(), after()
-    if not torch.allclose(*losses, rtol=1e-4):
-        raise IncorrectError(f"{name}: the loss is {losses[1]:.6f} after conversion, {losses[0]:.6f} before")
-    pairs = zip(before.model.parameters(), after.model.parameters(), strict=True)
-    both = [(a.grad, b.grad) for a, b in pairs if a.grad is not None and b.grad is not None]
-    off = sum(((a - b) ** 2).sum().item() for a, b in both) / sum((a**2).sum().item() for a, _ in both)
-    if not off**0.5 <= 1e-2:
-        raise IncorrectError(f"{name}: the gradient is off by {off**0.5:.2g} of its norm after conversion")
+def _check(name: str) -> None:
+    """Raise ``IncorrectError`` unless the converted network's gradient is as true as the original's.
+
+    The truth is the original's step in float64. A deep network with random weights magnifies rounding: the
+    float32 gradient of ResNet-50 is off by more than a hundredth, with torch's own layers too. The floor is
+    for single activations that rounding puts on the other side of zero, which change a gradient by a step.
+    """
+    truth = _gradient(Step(name, False, batch=2, dtype=torch.float64))
+    before, after = (
+        float((_gradient(Step(name, fused, batch=2)) - truth).norm() / truth.norm())
+        for fused in (False, True)
+    )
+    if not after <= 2 * before + _FLOOR:
+        raise IncorrectError(
+            f"{name}: the gradient is off by {after:.2g} of its norm, before by {before:.2g}"
+        )
+
+
+def _gradient(step: Step) -> Tensor:
+    step()
+    return torch.cat([p.grad.double().flatten() for p in step.model.parameters() if p.grad is not None])
 
 
 def _peak(name: str, fused: bool, sender: Any) -> None:
@@ -107,7 +121,7 @@ def run(options: Options) -> Result:
     """Check every network's conversion, then time it."""
     rows: list[dict[str, Any]] = []
     for name in list(NETWORKS)[: 1 if options.quick else None]:
-        _check(name, Step(name, False, 64, 4), Step(name, True, 64, 4))
+        _check(name)
         programs: dict[str, Callable[[], object]] = {
             "before": Step(name, False),
             "after": Step(name, True),
