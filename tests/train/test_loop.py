@@ -41,7 +41,7 @@ def test_moving_loss_decays_as_in_the_notebook(digits: Dataset) -> None:
         fresh = make_training(digits)
         fresh.advance(one.step)
         raw = one._unread[-1]
-        loss = float(raw[0]) / raw[2]
+        loss = float(raw[0]) / raw[-1]
         average = loss if average is None else 0.99 * average + 0.01 * loss
         one.progress()
     many.advance(5)

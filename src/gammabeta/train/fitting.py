@@ -1,6 +1,8 @@
 """``fit``: a network, a data set and a recipe, trained, judged, and told about as it goes."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +15,10 @@ from ..kernels.memory import keep_pages
 from ..surgery.convert import convert
 from ..surgery.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
+from .cancelled import without_cancelled_biases
 from .device import Precision, place_model, resolve_device, resolve_precision
 from .evaluate import Evaluation, evaluate
+from .layers import quick_layers
 from .loop import Progress, Training
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
@@ -23,6 +27,7 @@ from .world import ALONE, World
 
 _INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
 _REPORT_SECONDS = 0.25
+_RECALIBRATION_BATCH = 512  # images: more would fall out of the cache between one layer and the next
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 -- a wish granted, not an error
@@ -182,7 +187,7 @@ def fit(
         return results[0], results[1]
 
     results: tuple[Evaluation, Evaluation] | None = None
-    with keep_pages():
+    with keep_pages(), _quick(model, alone=world.size == 1):
         while results is None or training.step < training.steps:
             epoch = training.epoch
             drive.to_end_of_epoch()
@@ -196,6 +201,13 @@ def fit(
             if keeper is not None and not last:
                 keeper.visit(training, spent["train"], now=True)
     return Outcome(model, scaling, precision, training.progress(), *results, spent)
+
+
+@contextmanager
+def _quick(model: nn.Module, alone: bool) -> Iterator[None]:
+    """Spare the model what costs time and changes nothing; ranks that average gradients expect them all."""
+    with quick_layers(model), without_cancelled_biases(model) if alone else nullcontext():
+        yield
 
 
 class _Drive:
@@ -270,7 +282,7 @@ def _recalibrate(
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return network(x)
 
-    mine = order.split(1024)[world.rank :: world.size]
+    mine = order.split(_RECALIBRATION_BATCH)[world.rank :: world.size]
     batches = (images.batch(part.to(device))[0] for part in mine)
     recalibrate(model, batches, forward_fn=forward)
     return time.perf_counter() - clock

@@ -1,7 +1,6 @@
 """The training loop: no Python per sample, no waiting for the device within a step."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +10,7 @@ from .batches import DeviceImages, Order, generator_for
 from .checkpoint import State
 from .device import Precision
 from .files import fit_weights
+from .optimizer import Descent, make_optimizer
 from .recipe import Recipe
 from .schedule import learning_rate
 from .watch import LayerStatistics, watch
@@ -64,7 +64,8 @@ class Training:
         self.step = 0
         self.images = 0
         self.optimizer = make_optimizer(model, recipe)
-        self._unread: list[tuple[Tensor, Tensor, int]] = []
+        self._descent = Descent(self.optimizer)
+        self._unread: list[tuple[Tensor, Tensor, Tensor, int]] = []  # loss, logits, labels, images
         self._loss = self._accuracy = float("nan")
 
     def state(self) -> State:
@@ -133,13 +134,10 @@ class Training:
             reduction="sum" if self._summed else "mean",
             label_smoothing=self.recipe.label_smoothing,
         )
-        self.optimizer.zero_grad(set_to_none=True)
+        self._descent.forget()
         (loss if part is None else loss * self._share(count)).backward()
-        rate = learning_rate(self.recipe, self.step, self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self._unread.append((loss.detach(), (logits.detach().argmax(1) == y).sum(), count))
+        self._descent.step(learning_rate(self.recipe, self.step, self.steps))
+        self._unread.append((loss.detach(), logits.detach(), y, count))
         self.step += 1
         self.images += count
 
@@ -163,10 +161,8 @@ class Training:
     def progress(self) -> Progress:
         """Read the figures of the steps since the last call from the device, and say where things stand."""
         if self._unread:
-            figures = torch.stack([torch.stack((loss.double(), hits)) for loss, hits, _ in self._unread])
-            for (loss, hits), (_, _, count) in zip(
-                self.world.total(figures).tolist(), self._unread, strict=True
-            ):
+            figures, counts = _figures(self._unread), [count for *_, count in self._unread]
+            for (loss, hits), count in zip(self.world.total(figures).tolist(), counts, strict=True):
                 mean = loss / count if self._summed else loss
                 self._loss = _move(self._loss, mean)
                 self._accuracy = _move(self._accuracy, hits / count)
@@ -186,16 +182,12 @@ def _move(average: float, new: float) -> float:
     return new if average != average else (1 - MOVING_WEIGHT) * average + MOVING_WEIGHT * new
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    """Return stochastic gradient descent whose weight decay spares γ, β and biases."""
-    decayed = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    spared = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": recipe.weight_decay}]
-    groups.append({"params": spared, "weight_decay": 0.0})
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        fused=True,
+def _figures(steps: list[tuple[Tensor, Tensor, Tensor, int]]) -> Tensor:
+    """Loss and hits of each step, float64 ``(steps, 2)``, in a few operations for all of them."""
+    losses, logits, labels, _ = zip(*steps, strict=True)
+    hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).double()
+    lengths = torch.tensor([len(part) for part in labels])
+    step = torch.arange(len(steps)).repeat_interleave(lengths).to(hits.device)
+    return torch.stack(
+        (torch.stack(losses).double(), hits.new_zeros(len(steps)).index_add_(0, step, hits)), 1
     )

@@ -1,0 +1,150 @@
+"""The quick layers against ``torch.nn``'s own, in float64 where a truth is needed."""
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gammabeta.train.layers import Convolution, Linear, quick_layers, wasteful
+
+CONVOLUTIONS: list[tuple[Callable[[], nn.Conv2d], tuple[int, ...]]] = [
+    (lambda: nn.Conv2d(20, 50, 5), (8, 20, 13, 13)),
+    (lambda: nn.Conv2d(20, 50, 5, bias=False), (3, 20, 13, 13)),
+    (lambda: nn.Conv2d(6, 16, 5), (2, 6, 14, 14)),
+    (lambda: nn.Conv2d(3, 5, 3, padding=1), (2, 3, 8, 9)),
+    (lambda: nn.Conv2d(5, 4, (1, 3), padding=(0, 1)), (4, 5, 3, 3)),
+    (lambda: nn.Conv2d(20, 50, 5), (128, 20, 13, 13)),  # in several groups of images
+]
+
+
+def gradients(
+    layer: nn.Module, x: Tensor, upstream: Tensor, dtype: torch.dtype | None = None
+) -> list[Tensor]:
+    """The output and the gradients of the input and the parameters, under autocast to ``dtype`` if given."""
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        out = layer(x)
+    found = torch.autograd.grad(out, [x, *layer.parameters()], upstream.to(out.dtype))
+    return [out.detach(), *found]
+
+
+def compare(layer: nn.Module, x: Tensor, dtype: torch.dtype | None) -> None:
+    """Our error against float64 is at most twice torch's, plus a few units of rounding."""
+    truth_layer = copy.deepcopy(layer).double()
+    upstream = torch.randn_like(truth_layer(x.double())).to(dtype or torch.float32).float()
+    truth = gradients(truth_layer, x.double(), upstream.double())
+    theirs = gradients(layer, x, upstream, dtype)
+    with quick_layers(layer):
+        ours = gradients(layer, x, upstream, dtype)
+    unit = 2.0**-8 if dtype else 2.0**-22
+    for our, their, true in zip(ours, theirs, truth, strict=True):
+        assert our.dtype is their.dtype
+        assert our.shape == their.shape
+        limit = 2 * (their - true).abs().max() + unit * true.abs().max()
+        assert (our - true).abs().max() <= limit
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("case", range(len(CONVOLUTIONS)))
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_convolutions_have_torchs_gradients(
+    case: int, dtype: torch.dtype | None, memory_format: torch.memory_format
+) -> None:
+    make, shape = CONVOLUTIONS[case]
+    compare(
+        make().to(memory_format=memory_format),
+        torch.randn(shape).contiguous(memory_format=memory_format),
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(64, 800), (1, 800), (5, 3, 800)])
+def test_linear_layers_have_torchs_gradients(
+    shape: tuple[int, ...], bias: bool, dtype: torch.dtype | None
+) -> None:
+    compare(nn.Linear(800, 12, bias=bias), torch.randn(shape), dtype)
+
+
+def test_the_quick_way_is_taken_for_the_notebooks_second_convolution() -> None:
+    layer = CONVOLUTIONS[0][0]()
+    x = torch.randn(CONVOLUTIONS[0][1], requires_grad=True)
+    with quick_layers(layer):
+        assert type(layer) is Convolution
+        assert "_Convolve" in type(layer(x).grad_fn).__name__
+    assert type(layer) is nn.Conv2d
+
+
+def test_a_convolution_that_wastes_nothing_is_left_to_the_library() -> None:
+    assert wasteful(torch.Size((64, 20, 13, 13)), torch.Size((50, 20, 5, 5)), (0, 0))
+    assert not wasteful(
+        torch.Size((64, 20, 13, 13)), torch.Size((50, 20, 3, 3)), (1, 1)
+    )  # as many as come out
+    assert not wasteful(torch.Size((64, 32, 13, 13)), torch.Size((50, 32, 5, 5)), (0, 0))  # full vectors
+    assert not wasteful(torch.Size((0, 20, 13, 13)), torch.Size((50, 20, 5, 5)), (0, 0))
+
+
+def test_second_derivatives_are_torchs() -> None:
+    model = nn.Sequential(nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(36, 3)).double().float()
+    x = torch.randn(2, 6, 5, 5, requires_grad=True)
+
+    def penalty() -> Tensor:
+        (dx,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
+        found: Tensor = torch.autograd.grad(dx.square().sum(), model[0].weight)[0]
+        return found
+
+    theirs = penalty()
+    with quick_layers(model):
+        ours = penalty()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+class Doubling(nn.Linear):
+    """A layer with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Twice the usual."""
+        return 2 * super().forward(x)
+
+
+def test_only_plain_layers_change_and_all_come_back() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 3, groups=2),
+        Doubling(3, 3),
+        nn.Linear(3, 3),
+    )
+    model[5].forward = lambda x: x  # type: ignore[method-assign]
+    kinds = [type(module) for module in model]
+    with quick_layers(model):
+        assert [type(module) for module in model] == kinds
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(4, 4))
+
+    def fail() -> None:
+        with quick_layers(plain):
+            assert [type(module) for module in plain] == [Convolution, Linear]
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert [type(module) for module in plain] == [nn.Conv2d, nn.Linear]
+
+
+def test_what_is_not_plain_execution_is_left_to_torch() -> None:
+    layer = nn.Conv2d(20, 50, 5)
+    x = torch.randn(2, 20, 13, 13)
+    with quick_layers(layer):
+        weight = layer.weight.detach()
+        _, found = torch.func.vjp(lambda w: torch.func.functional_call(layer, {"weight": w}, (x,)), weight)
+        assert found(torch.ones(2, 50, 9, 9))[0].shape == weight.shape
+        with torch.no_grad():
+            assert torch.equal(layer(x), nn.Conv2d.forward(layer, x))
+        assert layer(x[:0].requires_grad_()).shape == (0, 50, 9, 9)
+        assert layer(x[0].requires_grad_()).shape == (50, 9, 9)
+        with pytest.raises(RuntimeError, match="channels"):
+            layer(torch.randn(2, 3, 13, 13, requires_grad=True))
