@@ -11,48 +11,61 @@ from gammabeta.bench.command import main
 from gammabeta.errors import UnavailableError, UsageError
 
 
-def contestant(name, accuracy=0.99, error=None):
+def contestant(name, accuracy=0.99, error=None, loss=0.06, recipe="classic"):
     def run(seed):
         if error:
             raise UnavailableError(error)
-        return {"test_accuracy": accuracy, "epoch_seconds": float(seed), "moving_loss": 0.1}
+        return {"test_accuracy": accuracy, "epoch_seconds": float(seed), "moving_loss": loss}
 
-    return training.Contestant(name, name.title(), "classic", "fp32", run)
+    return training.Contestant(name, name.title(), recipe, "fp32", run)
 
 
 def test_every_round_runs_everyone_and_begins_with_another():
     everyone = [contestant("a"), contestant("b"), contestant("c")]
-    orders = [[row["contestant"] for row in training.play_round(everyone, n, 0.98, 1)] for n in (1, 2, 3)]
+    orders = [[row["contestant"] for row in training.play_round(everyone, n, 1)] for n in (1, 2, 3)]
     assert [order[0] for order in orders] == ["b", "c", "a"]
     assert all(sorted(order) == ["a", "b", "c"] for order in orders)
 
 
-def test_below_the_gate_or_failed_does_not_count():
+def test_out_of_bounds_or_failed_does_not_count():
     everyone = [
         contestant("good"),
-        contestant("bad", accuracy=0.97),
+        contestant("unlucky", accuracy=0.979),
+        contestant("bad", accuracy=0.96),
+        contestant("wrong", loss=0.2),
+        contestant("smoothed", loss=0.8, recipe="fast"),
         contestant("gone", error="no environment"),
     ]
-    rows = {row["contestant"]: row for row in training.play_round(everyone, 1, training.GATE, 1)}
-    assert [rows[name]["counts"] for name in ("good", "bad", "gone")] == [True, False, False]
+    rows = {row["contestant"]: row for row in training.play_round(everyone, 1, 1)}
+    assert {name for name, row in rows.items() if row["counts"]} == {"good", "unlucky", "smoothed"}
     assert rows["gone"]["error"] == "no environment"
     assert rows["good"]["process_seconds"] >= 0
+    trial = {row["contestant"]: row for row in training.play_round(everyone, 1, 1, gated=False)}
+    assert {name for name, row in trial.items() if not row["counts"]} == {"gone"}
 
 
-def test_our_figures_count_recalibration_as_training():
-    seconds = {"train": 5.0, "recalibrate": 0.25, "evaluate": 1.0, "load": 0.1}
+def our_run(**seconds):
     result = {
-        "seconds": seconds,
+        "seconds": {"train": 5.0, "first_step": 0.5, "recalibrate": 0.0, "evaluate": 1.0} | seconds,
         "precision": "bf16",
         "images": 60_000,
-        "steps": 938,
+        "steps": 91,
         "loss": 0.06,
         "train_accuracy": 0.99,
         "test_accuracy": 0.98,
     }
-    figures = training.own_figures(own.OwnRun(result, 9.0, 700.0))
-    assert figures["epoch_seconds"] == 5.25
+    return own.OwnRun(result, 9.0, 700.0)
+
+
+def test_our_first_step_is_our_warm_up():
+    figures = training.own_figures(our_run())
+    assert (figures["epoch_seconds"], figures["warmup_seconds"]) == (pytest.approx(4.5 * 91 / 90), 0.5)
     assert (figures["process_seconds"], figures["peak_rss_mb"]) == (9.0, 700.0)
+
+
+def test_a_training_that_recalibrates_is_counted_whole():
+    figures = training.own_figures(our_run(recalibrate=0.25))
+    assert (figures["epoch_seconds"], figures["warmup_seconds"]) == (5.25, None)
 
 
 def test_outside_a_checkout_only_gammabeta_is_measured(monkeypatch, tmp_path, capsys):
@@ -66,7 +79,7 @@ def test_medians_ratios_and_failures_are_reported(row):
     rows = [
         *(row(epoch=epoch) for epoch in (30.0, 10.0, 12.0)),
         row("keras", "Keras", 20.0),
-        row("gammabeta", "gammabeta", 6.0, warmup_seconds=None),
+        row("gammabeta", "gammabeta", 6.0),
         row("gammabeta-bf16", "gammabeta", 3.0, precision="bf16", warmup_seconds=None),
         row("jax", "JAX", 1.0, test_accuracy=0.5, counts=False),
         {"contestant": "mxnet", "title": "MXNet", "recipe": "classic", "precision": "fp32", "round": 1}
@@ -86,9 +99,25 @@ def test_medians_ratios_and_failures_are_reported(row):
     }
     assert result.summary["quickest peer"] == "PyTorch eager, 12.00 s"
     assert result.summary["gammabeta, recipe classic"] == "6.00 s, 2.00 times as fast"
-    assert "- does not count: JAX: accuracy 0.5" in result.notes
+    assert "- does not count: JAX: accuracy 0.5, loss 0.0600" in result.notes
     assert "- does not count: MXNet: no environment" in result.notes
     assert "Peers: torch 2.13.0." in result.notes
+
+
+def test_a_peer_that_is_quicker_in_bf16_is_named(row):
+    rows = [
+        row("keras", "Keras", 9.0),
+        row("keras-bf16", "Keras", 6.0, precision="bf16"),
+        row("gammabeta", "gammabeta", 4.5),
+        row("gammabeta-bf16", "gammabeta", 3.0, precision="bf16"),
+    ]
+    assert training_report.result_of(rows).summary == {
+        "quickest peer": "Keras, 9.00 s",
+        "quickest peer in any precision": "Keras, bf16, 6.00 s",
+        "gammabeta, recipe classic, bf16": "3.00 s, 3.00 times as fast "
+        "(2.00 times the quickest in any precision)",
+        "gammabeta, recipe classic": "4.50 s, 2.00 times as fast",
+    }
 
 
 def test_without_any_peer_there_is_no_ratio(row):

@@ -92,7 +92,8 @@ def test_fit_learns_and_tells(digits: Dataset) -> None:
     assert outcome.test.accuracy > 0.8
     assert watcher.seen[-1].step == outcome.progress.step == 40
     assert watcher.judged == [(3, "train"), (3, "test")]
-    assert {"prepare", "train", "watch", "recalibrate", "evaluate"} == set(outcome.seconds)
+    assert {"prepare", "train", "first_step", "watch", "recalibrate", "evaluate"} == set(outcome.seconds)
+    assert 0 < outcome.seconds["first_step"] < outcome.seconds["train"]
 
 
 def test_classic_judges_after_every_epoch(digits: Dataset) -> None:

@@ -22,6 +22,7 @@ SUITES = {
     "training": ".training",
     "scaling": ".scaling",
     "models": ".models",
+    "profile": ".profile",
 }
 
 #: The folder ``benchmarks`` of the checkout that this package runs from; an installed package has none there.

@@ -1,8 +1,9 @@
 """Suite ``training``: the notebook's epoch by our trainer and by its peers, interleaved, gated by accuracy.
 
 Everyone trains the same network on the same 60,000 images for 938 steps (recipe ``classic``); the peers also
-share the order of the images and the first parameters. A process of its own each time; a round is one run of
-everyone, and every round starts with another. A run with a test accuracy below the gate is not counted.
+share the order of the images and the first parameters. An epoch is 938 steps with everything compiled and
+loaded: what goes before is each contestant's warm-up. A process of its own each time; a round is one run of
+everyone, and every round starts with another. A run whose loss or accuracy is out of bounds is not counted.
 """
 
 import argparse
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-#: A run counts if it classifies at least this share of the test images rightly.
-GATE = 0.98
+#: A run counts if it classifies at least this share of the test images rightly. Right work scatters down to
+#: 0.979, because at the notebook's constant rate running statistics follow the last ten batches.
+GATE = 0.97
+
+#: And, with recipe ``classic``, if its moving loss, in nats, is at most this. It scatters far less (0.055 to
+#: 0.066), and a mean taken for a sum, a wrong rate or wrong labels leave it far higher.
+LOSS_GATE = 0.08
 
 #: The file that the peers read, written anew for each round.
 TASK = "task.npz"
@@ -71,7 +77,7 @@ def run(options: Options) -> Result:
         dataset = prepare(scratch, images)
         for number in range(first, first + (given.rounds or (1 if options.quick else 3))):
             peers.write_task(scratch / TASK, dataset, seed=number)
-            for row in play_round(contestants, number, GATE if images is None else 0.0, given.threads):
+            for row in play_round(contestants, number, given.threads, gated=images is None):
                 rows.append(row)
                 options.save(result_of(rows))
     return result_of(rows)
@@ -94,7 +100,9 @@ def prepare(scratch: Path, images: int | None) -> "Dataset":
     return dataset
 
 
-def play_round(contestants: Sequence[Contestant], number: int, gate: float, threads: int) -> Iterator[Row]:
+def play_round(
+    contestants: Sequence[Contestant], number: int, threads: int, *, gated: bool = True
+) -> Iterator[Row]:
     """Let everyone train once, beginning with another contestant each round; a failure is a row too."""
     for place in range(len(contestants)):
         contestant = contestants[(place + number) % len(contestants)]
@@ -111,21 +119,34 @@ def play_round(contestants: Sequence[Contestant], number: int, gate: float, thre
             with peers.held_to(threads):
                 row |= contestant.run(number)
             row.setdefault("process_seconds", time.perf_counter() - began)
-            row["counts"] = row["test_accuracy"] >= gate
+            row["counts"] = passes(row) or not gated
         except GammabetaError as error:
             row |= {"counts": False, "error": str(error)}
         print(_line(row), flush=True)
         yield row
 
 
+def passes(row: Row) -> bool:
+    """Tell whether a run has done the work that was asked for, as far as its result can show."""
+    learned = (
+        row["recipe"] != "classic" or row["moving_loss"] <= LOSS_GATE
+    )  # label smoothing has another loss
+    return bool(row["test_accuracy"] >= GATE and learned)
+
+
 def own_contestants(scratch: Path, images: int | None, timeout: float) -> list[Contestant]:
-    """Return our own trainings: the notebook's recipe in both precisions, and ours."""
+    """Return our own trainings: the notebook's recipe in both precisions, and ours.
+
+    ``classic`` is judged by its running statistics here, as all peers are, and not recalibrated.
+    """
     data = "mnist" if images is None else str(scratch / "mnist")
 
     def contestant(name: str, recipe: str, precision: str) -> Contestant:
 
         def train(seed: int) -> Row:
             settings = ["--recipe", recipe, "--precision", precision, "--seed", str(seed)]
+            if recipe == "classic":
+                settings += ["--set", "recalibrate=0"]
             return own_figures(
                 own.train([data, *settings, "--out", str(scratch / f"{name}-{seed}")], timeout)
             )
@@ -140,14 +161,21 @@ def own_contestants(scratch: Path, images: int | None, timeout: float) -> list[C
 
 
 def own_figures(run: own.OwnRun) -> Row:
-    """Return a row's figures from our own command's; its warm-up is inside its training time."""
+    """Return a row's figures from our own command's.
+
+    The first step, which loads kernels and touches memory first, is our warm-up. As it is one of the epoch's
+    steps, the epoch is the time of the others and one more like them. A training that recalibrates is what a
+    user waits for: it is counted whole.
+    """
     result, seconds = run.result, run.result["seconds"]
+    whole = seconds["recalibrate"] > 0
+    others = (seconds["train"] - seconds["first_step"]) * result["steps"] / max(result["steps"] - 1, 1)
     return {
         "precision": result["precision"],
         "images": result["images"],
         "steps": result["steps"],
-        "epoch_seconds": seconds["train"] + seconds["recalibrate"],
-        "warmup_seconds": None,
+        "epoch_seconds": seconds["train"] + seconds["recalibrate"] if whole else others,
+        "warmup_seconds": None if whole else seconds["first_step"],
         "evaluate_seconds": seconds["evaluate"],
         "process_seconds": run.seconds,
         "moving_loss": result["loss"],
@@ -197,4 +225,4 @@ def _line(row: Row) -> str:
     if "error" in row:
         return f"{head} {row['error']}"
     figures = f"{row['epoch_seconds']:8.2f} s  test {row['test_accuracy']:.4f}  loss {row['moving_loss']:.4f}"
-    return f"{head} {figures}{'' if row['counts'] else '  below the gate'}"
+    return f"{head} {figures}{'' if row['counts'] else '  out of bounds'}"

@@ -86,7 +86,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training gave. Times are wall-clock seconds."""
+    """What a training gave. Times are wall-clock seconds; ``train`` includes the ``first_step``."""
 
     model: nn.Module
     scaling: Scaling
@@ -168,7 +168,7 @@ def fit(
     test = DeviceImages(dataset.test, scaling, place)
     model = place_model(convert(model, to="sync" if world.size > 1 else "fused"), place)
     training = Training(model, images, recipe, seed, precision, world)
-    spent = dict.fromkeys(("prepare", "train", "watch", "recalibrate", "evaluate"), 0.0)
+    spent = dict.fromkeys(("prepare", "train", "first_step", "watch", "recalibrate", "evaluate"), 0.0)
     spent["prepare"] = time.perf_counter() - clock
     if keeper is not None:
         spent["train"] = keeper.begin(training)
@@ -187,7 +187,7 @@ def fit(
         return results[0], results[1]
 
     results: tuple[Evaluation, Evaluation] | None = None
-    with keep_pages(), _quick(model, alone=world.size == 1):
+    with keep_pages(), quick(model, alone=world.size == 1):
         while results is None or training.step < training.steps:
             epoch = training.epoch
             drive.to_end_of_epoch()
@@ -204,7 +204,7 @@ def fit(
 
 
 @contextmanager
-def _quick(model: nn.Module, alone: bool) -> Iterator[None]:
+def quick(model: nn.Module, *, alone: bool = True) -> Iterator[None]:
     """Spare the model what costs time and changes nothing; ranks that average gradients expect them all."""
     with quick_layers(model), without_cancelled_biases(model) if alone else nullcontext():
         yield
@@ -248,6 +248,7 @@ class _Drive:
         progress = training.progress()
         taken = time.perf_counter() - clock
         self._spent["train"] += taken
+        self._spent["first_step"] = self._spent["first_step"] or taken  # the first stretch is one step
         self._stretch = max(
             1, min(2 * self._stretch, int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6)))
         )

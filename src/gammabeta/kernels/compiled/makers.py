@@ -1,10 +1,10 @@
 """From a kernel's key to the Python function that Numba compiles."""
 
-from . import patches, planes, planes_backward, rows, rows_backward, serial, simd
+from . import convolution, planes, planes_backward, rows, rows_backward, serial, simd
 from .activations import ACTIVATIONS
 from .compiler import Key
 
-_MODULES = (serial, patches, rows, rows_backward, planes, planes_backward)
+_MODULES = (serial, convolution, rows, rows_backward, planes, planes_backward)
 
 
 def make(key: Key):

@@ -147,6 +147,41 @@ def fma(typingctx, a, b, c):
     return a(a, a, a), codegen
 
 
+class _BFloat16(ir.HalfType):  # type: ignore[misc]
+    """LLVM's ``bfloat``, which llvmlite has no name for."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+
+_PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
+
+
+@intrinsic
+def pair(typingctx, a, b):
+    """Lanes of ``a`` and ``b``, cut off to bf16, side by side: that of ``a`` in the lower half."""
+
+    def codegen(context, builder, sig, args):
+        low, high = (builder.bitcast(value, _VI32) for value in args)
+        low = builder.lshr(low, ir.Constant(_VI32, [16] * LANES))
+        high = builder.and_(high, ir.Constant(_VI32, [0xFFFF0000] * LANES))
+        return builder.bitcast(builder.or_(low, high), _V32)
+
+    return vector(vector, vector), codegen
+
+
+@intrinsic
+def dot_pairs(typingctx, a, b, c):
+    """``a₀ b₀ + a₁ b₁ + c``, lanes of ``a`` and ``b`` being pairs of bf16; needs AVX-512 BF16."""
+
+    def codegen(context, builder, sig, args):
+        name = "llvm.x86.avx512bf16.dpbf16ps.512"
+        pairs = [builder.bitcast(value, _PAIRS) for value in args[:2]]
+        return _call(builder, name, _V32, [args[2], *pairs])
+
+    return vector(vector, vector, vector), codegen
+
+
 @intrinsic
 def select(typingctx, which, a, b):
     """Lane by lane: ``a`` where ``which``, else ``b``."""
