@@ -32,7 +32,15 @@ def test_json_is_one_object_on_standard_output(gammabeta: Call, digits_file: Pat
     document = json.loads(out)
     assert code == 0
     assert document["run"] == str(tmp_path / "run")
-    assert set(document["seconds"]) == {"load", "prepare", "train", "watch", "recalibrate", "evaluate"}
+    assert set(document["seconds"]) == {
+        "load",
+        "prepare",
+        "train",
+        "first_step",
+        "watch",
+        "recalibrate",
+        "evaluate",
+    }
     assert "Epoch 0." in err
 
 
