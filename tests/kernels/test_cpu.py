@@ -7,11 +7,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gammabeta.kernels import cpu
+from gammabeta.kernels import cpu, plan
 
 EPS = 1e-5
-SHAPES = ((3, 20, 9, 13), (4, 50, 5, 4), (2, 64, 8, 8), (5, 3, 2, 2))
+SHAPES = ((3, 20, 9, 13), (4, 50, 5, 4), (2, 64, 8, 8), (5, 3, 2, 2), (3, 7, 5, 32))
 LAYOUTS = ("contiguous", "channels_last")
+
+
+@pytest.fixture(params=[False, True], ids=["cached", "streamed"])
+def streamed(request, monkeypatch):
+    """Outputs written past the caches, as large ones are, wherever that is possible at all."""
+    monkeypatch.setattr(plan, "_STREAMED", 0 if request.param else 1 << 62)
+    plan._plan.cache_clear()
+    yield request.param
+    plan._plan.cache_clear()
 
 
 def arranged(x: Tensor, layout: str) -> Tensor:
@@ -48,7 +57,7 @@ ALL = itertools.product(cpu.ACTIVATIONS, (False, True), (None, 2))
     ("activation", "with_residual", "pool"),
     [pytest.param(*case, marks=() if case in FEW else pytest.mark.slow) for case in ALL],
 )
-def test_forward_and_backward_agree_with_float64(activation, with_residual, pool):
+def test_forward_and_backward_agree_with_float64(streamed, activation, with_residual, pool):
     torch.manual_seed(0)
     for shape, layout in itertools.product(SHAPES, LAYOUTS):
         x = arranged(torch.randn(shape) * 2 + 1, layout)
@@ -78,3 +87,23 @@ def test_forward_and_backward_agree_with_float64(activation, with_residual, pool
             assert (found is None) is not with_residual
             if found is not None:
                 close(found, grads["residual"], x.dtype)
+
+
+@pytest.mark.parametrize("pool", [None, 2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_streaming_changes_no_bit(monkeypatch, dtype, layout, pool):
+    torch.manual_seed(0)
+    for shape in SHAPES:
+        x, weight = arranged(torch.randn(shape).to(dtype), layout), torch.randn(shape[1])
+        grad = torch.randn(F.avg_pool2d(x.float(), pool).shape if pool else shape).to(dtype)
+        found = []
+        for least in (0, 1 << 62):
+            monkeypatch.setattr(plan, "_STREAMED", least)
+            plan._plan.cache_clear()
+            out, mean, _, invstd = cpu.forward_train(x, weight, None, None, EPS, "relu", pool)
+            dx = cpu.backward(grad, x, mean, invstd, weight, None, None, "relu", pool, False)[0]
+            found.append((out, dx))
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+    plan._plan.cache_clear()

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.layout import dense, empty, like, pooled
 from . import _plain, _rule
 from ._dispatch import kernels
-from ._layout import dense, empty, like
 from ._rule import single
 
 _LIBRARY = torch.library.Library("gammabeta", "DEF")
@@ -115,12 +115,6 @@ def _backward(
     return dx, dweight, dbias, dresidual
 
 
-def _pooled(x: Tensor, pool: int | None) -> tuple[int, ...]:
-    if pool is None:
-        return tuple(x.shape)
-    return (x.shape[0], x.shape[1], x.shape[2] // pool, x.shape[3] // pool)
-
-
 def _train_fake(
     x: Tensor,
     weight: Tensor | None,
@@ -133,7 +127,7 @@ def _train_fake(
     x = dense(x)
     kind = torch.float64 if x.dtype is torch.float64 else torch.float32
     mean, var, invstd = (x.new_empty(x.shape[1], dtype=kind) for _ in range(3))
-    return empty(_pooled(x, pool), x), mean, var, invstd
+    return empty(pooled(tuple(x.shape), pool), x), mean, var, invstd
 
 
 def _apply_fake(
@@ -147,7 +141,7 @@ def _apply_fake(
     pool: int | None,
 ) -> Tensor:
     x = dense(x)
-    return empty(_pooled(x, pool), x)
+    return empty(pooled(tuple(x.shape), pool), x)
 
 
 def _backward_fake(

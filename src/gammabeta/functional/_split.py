@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ..kernels.layout import like as like
 from . import _plain
 from ._dispatch import select
-from ._layout import like as like
 
 
 def pieces(

@@ -16,10 +16,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.layout import like
 from . import _composition, _plain, _running
 from ._checks import irregular
 from ._dispatch import select
-from ._layout import like
 from ._rule import single
 
 # --- what is exchanged ------------------------------------------------------------------------------------

@@ -4,9 +4,8 @@ This module looks at tensors, cuts the work and calls; the arithmetic is in ``co
 in memory neither contiguous nor channels_last are copied into the nearer of the two first.
 """
 
-import math
 import threading
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -14,7 +13,9 @@ from torch import Tensor
 
 from .compiled.arguments import pack
 from .compiled.compiler import Key
+from .layout import dense, empty, like, pooled
 from .pages import empty_like
+from .plan import Plan, plan_of
 from .running import update_running
 from .threads import Step, run
 
@@ -31,25 +32,7 @@ __all__ = [
 
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
 _DTYPES = (torch.float32, torch.bfloat16)
-_GRAIN = 16384  # elements below which a further thread costs more than it brings
-_SCATTERED = 512  # elements of a plane below which a channel counts as scattered
-_TABLES = 48  # bytes of working memory per element of a tile
 _local = threading.local()
-
-
-class _Plan(NamedTuple):
-    """How one tensor is laid out and its work cut."""
-
-    rows: bool  # channels_last or (N, C)
-    channels: int
-    threads: int
-    image_parts: int
-    channel_parts: int
-    fused: bool  # one part sees the whole of a channel, so that the backward pass is one kernel
-    fused_forward: bool  # and so is the forward pass
-    sums_bytes: int
-    step: int  # bytes of working memory per part
-    sizes: tuple[int, ...]  # the slots from images to channel_parts
 
 
 # --- what this backend takes ------------------------------------------------------------------------------
@@ -79,63 +62,9 @@ def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool
     return None
 
 
-def _is_rows(x: Tensor) -> bool:
-    """Whether the channels lie next to each other in memory; (N, C) counts, and so does one value a plane."""
-    if x.is_contiguous():
-        return x.numel() == x.shape[0] * x.shape[1]
-    if x.dim() == 4:
-        return x.is_contiguous(memory_format=torch.channels_last)
-    if x.dim() == 5:
-        return x.is_contiguous(memory_format=torch.channels_last_3d)
-    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
-
-
-def _dense(x: Tensor) -> Tensor:
-    """``x`` itself if it is contiguous or channels_last, else a contiguous copy."""
-    return x if x.is_contiguous() or _is_rows(x) else x.contiguous()
-
-
-def _like(t: Tensor, x: Tensor, rows: bool) -> Tensor:
-    """``t`` with the dtype of ``x``, laid out as the plan has it."""
-    if t.dtype != x.dtype:
-        t = t.to(x.dtype)
-    if not rows or t.dim() == 2:
-        return t.contiguous()
-    return t if _is_rows(t) else t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-@cache
-def _tile(channels: int) -> int:
-    """Elements of a tile: whole pixels and whole vectors, four of these at least."""
-    tile = math.lcm(channels, 16)
-    return tile * max(1, 64 // tile)
-
-
-def _plan(x: Tensor, pool: int | None) -> _Plan:
-    return _plan_of(x.shape, _is_rows(x), pool, torch.get_num_threads())
-
-
-@lru_cache(1024)
-def _plan_of(shape: torch.Size, rows: bool, pool: int | None, most_threads: int) -> _Plan:
-    images, channels = shape[0], shape[1]
-    height, width = (shape[2], shape[3]) if pool else (1, math.prod(shape[2:]))
-    threads = max(1, min(most_threads, math.prod(shape) // _GRAIN))
-    image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
-    tile = _tile(channels)
-    sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
-    line = _rounded(4 * width * channels, 64) if rows and pool else 0
-    step = _TABLES * tile + line if rows else 0
-    sizes = (images, channels, height, width, tile, image_parts, channel_parts)
-    fused = not rows and image_parts == 1
-    # A channel of short planes is scattered in memory; its second pass is faster in the order of addresses.
-    fused_forward = fused and height * width >= _SCATTERED
-    cut = (threads, image_parts, channel_parts, fused, fused_forward)
-    return _Plan(rows, channels, *cut, sums_bytes, step, sizes)
-
-
-def _rounded(number: int, multiple: int) -> int:
-    """Up to the next multiple."""
-    return -(-number // multiple) * multiple
+def _beside(t: Tensor, x: Tensor) -> Tensor:
+    """``t`` with the dtype and layout of ``x``."""
+    return like(t if t.dtype == x.dtype else t.to(x.dtype), x)
 
 
 def _workspace(nbytes: int) -> int:
@@ -158,7 +87,7 @@ def _parameter(t: Tensor | None) -> Tensor | None:
 
 
 def _launch(
-    plan: _Plan,
+    plan: Plan,
     steps: tuple[Step, ...],
     *,
     x: int = 0,
@@ -218,19 +147,14 @@ def _channelwise(x: Tensor) -> Tensor:
     return torch.empty(x.shape[1], dtype=torch.float32)
 
 
-def _output(x: Tensor, rows: bool, pool: int | None) -> Tensor:
-    if not pool:
-        return empty_like(x)
-    images, channels, height, width = x.shape
-    memory_format = torch.channels_last if rows else torch.contiguous_format
-    shape = (images, channels, height // 2, width // 2)
-    return torch.empty(shape, dtype=x.dtype, memory_format=memory_format)
+def _output(x: Tensor, pool: int | None) -> Tensor:
+    return empty_like(x) if pool is None else empty(pooled(x.shape, pool), x)
 
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, float32 of shape (C,)."""
-    x = _dense(x)
-    plan = _plan(x, None)
+    x = dense(x)
+    plan = plan_of(x, None)
     mean, var = _channelwise(x), _channelwise(x)
     steps = _steps(("statistics", "finish_statistics"), plan.rows, x.dtype, None, False, False)
     _launch(plan, steps, x=x.data_ptr(), mean=mean.data_ptr(), var=var.data_ptr())
@@ -247,12 +171,12 @@ def forward_train(
     pool: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased."""
-    x = _dense(x)
-    plan = _plan(x, pool)
+    x = dense(x)
+    plan = plan_of(x, pool)
     weight, bias = _parameter(weight), _parameter(bias)
-    residual = None if residual is None else _like(residual, x, plan.rows)
+    residual = None if residual is None else _beside(residual, x)
     mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
-    out = _output(x, plan.rows, pool)
+    out = _output(x, pool)
     fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
     names = ("train",) if plan.fused_forward else ("statistics", "finish_statistics", "forward")
     _launch(
@@ -282,11 +206,11 @@ def forward(
     pool: int | None,
 ) -> Tensor:
     """The output under the statistics given, as in evaluation."""
-    x = _dense(x)
-    plan = _plan(x, pool)
+    x = dense(x)
+    plan = plan_of(x, pool)
     weight, bias = _parameter(weight), _parameter(bias)
-    residual = None if residual is None else _like(residual, x, plan.rows)
-    out = _output(x, plan.rows, pool)
+    residual = None if residual is None else _beside(residual, x)
+    out = _output(x, pool)
     _launch(
         plan,
         _steps(("forward",), plan.rows, x.dtype, activation, residual is not None, bool(pool)),
@@ -307,7 +231,7 @@ def forward(
 class _Backward(NamedTuple):
     """The tensors every backward kernel reads, in the layout of the plan."""
 
-    plan: _Plan
+    plan: Plan
     grad: Tensor
     x: Tensor
     mean: Tensor
@@ -316,6 +240,11 @@ class _Backward(NamedTuple):
     bias: Tensor | None
     residual: Tensor | None
     fixed: tuple[bool, torch.dtype, str | None, bool, bool]
+
+    def linear(self, grad: Tensor) -> "_Backward":
+        """The same layer without what follows the normalisation; ``grad`` is the gradient there."""
+        plan, fixed = plan_of(self.x, None), (*self.fixed[:2], None, False, False)
+        return self._replace(plan=plan, grad=grad, residual=None, fixed=fixed)
 
     def launch(self, kernels: tuple[str, ...], **addresses: int) -> None:
         _launch(
@@ -343,12 +272,12 @@ def _prepare(
     activation: str | None,
     pool: int | None,
 ) -> _Backward:
-    x = _dense(x)
-    plan = _plan(x, pool)
-    residual = None if residual is None else _like(residual, x, plan.rows)
+    x = dense(x)
+    plan = plan_of(x, pool)
+    residual = None if residual is None else _beside(residual, x)
     fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
     weight, bias = _parameter(weight), _parameter(bias)
-    return _Backward(plan, _like(grad, x, plan.rows), x, mean, invstd, weight, bias, residual, fixed)
+    return _Backward(plan, _beside(grad, x), x, mean, invstd, weight, bias, residual, fixed)
 
 
 def backward_reduce(
@@ -413,14 +342,20 @@ def backward(
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
     dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
     dresidual = empty_like(job.x) if need_residual else None
-    means = None if job.plan.fused else torch.empty(2, x.shape[1])
-    job.launch(
-        ("backward",) if job.plan.fused else ("reduce", "finish_gradients", "apply"),
-        dx=dx.data_ptr(),
-        dresidual=_address(dresidual),
-        dweight=dweight.data_ptr(),
-        dbias=dbias.data_ptr(),
-        mean_dz=_address(means),
-        mean_dz_xhat=0 if means is None else means.data_ptr() + 4 * x.shape[1],
-    )
+    means = torch.empty(2, x.shape[1])
+    addresses = {
+        "dx": dx.data_ptr(),
+        "dresidual": _address(dresidual),
+        "dweight": dweight.data_ptr(),
+        "dbias": dbias.data_ptr(),
+        "mean_dz": means.data_ptr(),
+        "mean_dz_xhat": means.data_ptr() + 4 * x.shape[1],
+    }
+    if job.plan.fused and (residual is None) == (dresidual is None):
+        job.launch(("backward",), **addresses)
+    elif dresidual is None:
+        job.launch(("reduce", "finish_gradients", "apply"), **addresses)
+    else:  # the first pass has written dz
+        job.launch(("reduce", "finish_gradients"), **addresses)
+        job.linear(dresidual).launch(("apply",), **addresses | {"dresidual": 0})
     return dx, dweight, dbias, dresidual

@@ -1,43 +1,136 @@
-"""Large outputs on huge pages, where the system leaves the choice to the program.
+"""Memory for large outputs: lent, and taken back when the last tensor on it is gone.
 
-A fresh output costs a page fault for each 4 KiB at its first touch, for some megabytes more than computing
-it. Linux offers pages of 2 MiB to memory that asks (``madvise(2)``, ``MADV_HUGEPAGE``): one fault for 512.
+A fresh block costs a page fault per 4 KiB at its first touch, more than computing what is written there, and
+the C library returns large blocks to the system whenever they are freed: a training loop would pay for each
+output at every step. The blocks here stay with the process, on pages of 2 MiB where Linux has them. Idle ones
+are kept up to half as much again as was ever in use at once: outputs of several sizes have their peaks at
+different times.
 """
 
-import ctypes
-import sys
-from functools import cache
+import contextlib
+import mmap
+import os
+import threading
+from collections import deque
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-_HUGE = 2 << 20
-_LARGE = 2 * _HUGE  # bytes from which at least one whole huge page lies inside
-_MADV_HUGEPAGE = 14
+_LARGE = 4 << 20  # bytes from which an output is lent a block
+_PAGE = 4096
+_SLACK = 1.25  # a block may be that much larger than what is wanted
+_KEPT = 1.5  # idle bytes at most, by the most bytes in use at once
+
+
+class _Lent(np.ndarray[Any, Any]):
+    """The bytes of a block while a storage holds them; afterwards the block goes ``home``."""
+
+    block: mmap.mmap
+    home: deque[mmap.mmap]
+
+    def __del__(self) -> None:
+        if "home" in self.__dict__:
+            self.home.append(self.block)
+
+
+class _Pool:
+    """Idle blocks by their size, the sizes least recently used first."""
+
+    def __init__(self) -> None:
+        # Blocks come back from any thread at any moment; they are sorted in when one is lent.
+        self.returned: deque[mmap.mmap] = deque()
+        self.lock = threading.Lock()
+        self.idle: dict[int, list[mmap.mmap]] = {}
+        self.idle_bytes = self.lent_bytes = self.most_lent = 0
+
+    def lend(self, nbytes: int) -> _Lent:
+        size = -(-nbytes // _PAGE) * _PAGE
+        with self.lock:
+            self._sort_in()
+            block = self._take(size)
+            self.lent_bytes += len(block)
+            self.most_lent = max(self.most_lent, self.lent_bytes)
+        lent = _Lent((nbytes,), np.uint8, block)
+        lent.block, lent.home = block, self.returned
+        return lent
+
+    def release(self) -> None:
+        """Give the idle blocks back to the system."""
+        with self.lock:
+            self._sort_in()
+            self._drop_until(0)
+
+    def _sort_in(self) -> None:
+        while self.returned:
+            block = self.returned.popleft()
+            size = len(block)
+            self.idle[size] = [*self.idle.pop(size, ()), block]
+            self.idle_bytes += size
+            self.lent_bytes -= size
+        self._drop_until(_KEPT * self.most_lent)
+
+    def _drop_until(self, most: float) -> None:
+        while self.idle_bytes > most:
+            size, blocks = next(iter(self.idle.items()))
+            blocks.pop(0)
+            self.idle_bytes -= size
+            if not blocks:
+                del self.idle[size]
+
+    def _take(self, size: int) -> mmap.mmap:
+        """An idle block of that size, of about that size, or a new one."""
+        if size not in self.idle:
+            fits = [s for s in self.idle if size < s <= _SLACK * size]
+            if not fits:
+                return self._map(size)
+            size = min(fits)
+        blocks = self.idle.pop(size)
+        block = blocks.pop()  # the last used is the likeliest to be in the caches
+        if blocks:
+            self.idle[size] = blocks
+        self.idle_bytes -= size
+        return block
+
+    def _map(self, size: int) -> mmap.mmap:
+        # Private: a child made by fork gets copies, as of all other memory.
+        private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+        try:
+            block = mmap.mmap(-1, size, **private)
+        except OSError:
+            self._drop_until(0)
+            block = mmap.mmap(-1, size, **private)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # a system without them
+                block.madvise(mmap.MADV_HUGEPAGE)
+        return block
+
+
+_pool = _Pool()
 
 
 def empty_like(x: Tensor) -> Tensor:
-    """``torch.empty_like(x)``, on huge pages if it is large and the system has them."""
-    made = torch.empty_like(x)
+    """``torch.empty_like(x)`` for a dense ``x``, in a block of ours if it is large.
+
+    Such a tensor is an ordinary one, but for its storage, which cannot be resized.
+    """
     nbytes = x.numel() * x.element_size()
-    if nbytes >= _LARGE:
-        _advise(made.data_ptr(), nbytes)
-    return made
+    if nbytes < _LARGE:
+        return torch.empty_like(x)
+    storage = torch.from_numpy(_pool.lend(nbytes)).untyped_storage()
+    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
 
 
-def _advise(address: int, nbytes: int) -> None:
-    """Ask for the whole huge pages inside the block; the system may refuse, which changes nothing else."""
-    madvise = _madvise()
-    if madvise is not None:
-        start, stop = -(-address // _HUGE) * _HUGE, (address + nbytes) // _HUGE * _HUGE
-        madvise(start, stop - start, _MADV_HUGEPAGE)
+def release() -> None:
+    """Give the memory that no tensor uses back to the system."""
+    _pool.release()
 
 
-@cache
-def _madvise() -> Any:
-    if not sys.platform.startswith("linux"):
-        return None
-    madvise = ctypes.CDLL(None).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return madvise
+def _after_fork() -> None:
+    """In a child: another thread may have held the lock when the process was copied."""
+    _pool.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -20,12 +20,14 @@ IMAGES, CHANNELS, HEIGHT, WIDTH = range(18, 22)
 TILE = 22
 # how the work is cut: part = image_part * channel_parts + channel_part
 IMAGE_PARTS, CHANNEL_PARTS = 23, 24
-# 1: write past the caches
+# 1: write the output past the caches
 STREAM = 25
-EPS = 26
-FACTOR = 27
+# 1: statistics that are not finite update nothing
+SKIP = 26
+EPS = 27
+FACTOR = 28
 
-_PACKER = struct.Struct("=26q2d")
+_PACKER = struct.Struct("=27q2d")
 
 
 def pack(*values: float) -> bytes:

@@ -30,7 +30,8 @@ from .convolution_arguments import (
     WEIGHT,
     WIDTH,
 )
-from .simd import bfloat16, dot_pairs, float32, fma, get_f32, get_i64, inlined, pair, splat
+from .memory import bfloat16, float32, get_f32, get_i64
+from .simd import dot_pairs, fma, inlined, pair, splat
 from .tables import clear, cut
 
 _load, _store = float32.load, float32.store

@@ -1,6 +1,6 @@
 """From a kernel's key to the Python function that Numba compiles."""
 
-from . import convolution, planes, planes_backward, rows, rows_backward, serial, simd
+from . import convolution, memory, planes, planes_backward, rows, rows_backward, serial
 from .activations import ACTIVATIONS
 from .compiler import Key
 
@@ -9,6 +9,6 @@ _MODULES = (serial, convolution, rows, rows_backward, planes, planes_backward)
 
 def make(key: Key):
     """The kernel ``key`` names, with its storage type, activation and options fixed."""
-    storage = simd.bfloat16 if key.bf16 else simd.float32
+    storage = memory.bfloat16 if key.bf16 else memory.float32
     maker = next(getattr(module, key.kernel) for module in _MODULES if hasattr(module, key.kernel))
     return maker(storage, ACTIVATIONS[key.activation], key.residual, key.pool)

@@ -19,31 +19,18 @@ from .arguments import (
     MEAN,
     OUT,
     RESIDUAL,
+    STREAM,
     SUMS,
     VAR,
     WEIGHT,
     WIDTH,
     X,
 )
-from .simd import (
-    even_lanes,
-    first_lane,
-    first_lanes,
-    fma,
-    get_f32,
-    get_f64,
-    get_i64,
-    inlined,
-    odd_lanes,
-    prefetch,
-    put_f32,
-    put_f64,
-    select,
-    splat,
-    total,
-)
+from .memory import fence, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .simd import even_lanes, first_lane, first_lanes, fma, inlined, odd_lanes, select, splat, total
 
 PIECE = 8192  # elements of a plane that one part takes at a time
+READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
 
 
 @inlined
@@ -105,6 +92,8 @@ def _channel_sums(storage):
                 s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
             i = 0
             while i + 64 <= length:
+                for line in range(0, 64, 16):
+                    prefetch(here + (i + line) * size + READ_AHEAD)
                 d0 = load(here, i) - k
                 d1 = load(here, i + 16) - k
                 d2 = load(here, i + 32) - k
@@ -168,7 +157,7 @@ def planes_statistics(storage, activation, residual, pool):
 def _plane_forward(storage, activation, residual, pool):
     """``out = pool(activation((x - mean) * scale + bias + residual))`` over one plane."""
     load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
-    size, activate = storage.size, activation.forward
+    size, stream, activate = storage.size, storage.stream, activation.forward
 
     @inlined
     def one(x, res, at, mean, scale, bias):
@@ -185,15 +174,20 @@ def _plane_forward(storage, activation, residual, pool):
         return activate(z)
 
     @inlined
-    def plain(x, res, out, height, width, mean, scale, bias):
+    def plain(x, res, out, height, width, mean, scale, bias, streamed):
         m, s, b = splat(mean), splat(scale), splat(bias)
         plane = height * width
         i = 0
         while i + 64 <= plane:
-            store(out, i, one(x, res, i, m, s, b))
-            store(out, i + 16, one(x, res, i + 16, m, s, b))
-            store(out, i + 32, one(x, res, i + 32, m, s, b))
-            store(out, i + 48, one(x, res, i + 48, m, s, b))
+            for at in range(i, i + 64, 16):
+                prefetch(x + at * size + READ_AHEAD)
+                if residual:
+                    prefetch(res + at * size + READ_AHEAD)
+                if streamed:
+                    stream(out, at, one(x, res, at, m, s, b))
+                else:
+                    prefetch_write(out + at * size + WRITE_AHEAD)
+                    store(out, at, one(x, res, at, m, s, b))
             i += 64
         while i + 16 <= plane:
             store(out, i, one(x, res, i, m, s, b))
@@ -202,7 +196,7 @@ def _plane_forward(storage, activation, residual, pool):
             store_some(out, i, one_some(x, res, i, plane - i, m, s, b), plane - i)
 
     @inlined
-    def pooled(x, res, out, height, width, mean, scale, bias):
+    def pooled(x, res, out, height, width, mean, scale, bias, streamed):
         m, s, b = splat(mean), splat(scale), splat(bias)
         quarter = splat(0.25)
         pairs = width // 2
@@ -236,7 +230,7 @@ def planes_forward(storage, activation, residual, pool):
     def kernel(args, part):
         x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
         channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        mean = get_i64(args, MEAN)
+        mean, streamed = get_i64(args, MEAN), get_i64(args, STREAM) != 0
         parts = get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
         planes = get_i64(args, IMAGES) * channels
         plane, out_size = height * width, out_plane(height, width, pool)
@@ -245,7 +239,10 @@ def planes_forward(storage, activation, residual, pool):
             scale, bias = scale_and_bias(args, c)
             here = p * plane * size
             there = out + p * out_size * size
-            plane_forward(x + here, res + here, there, height, width, get_f32(mean, c), scale, bias)
+            m = get_f32(mean, c)
+            plane_forward(x + here, res + here, there, height, width, m, scale, bias, streamed)
+        if streamed:
+            fence()
 
     return kernel
 
@@ -260,7 +257,7 @@ def planes_train(storage, activation, residual, pool):
         images, channels = get_i64(args, IMAGES), get_i64(args, CHANNELS)
         height, width, parts = get_i64(args, HEIGHT), get_i64(args, WIDTH), get_i64(args, CHANNEL_PARTS)
         mean, var, invstd = get_i64(args, MEAN), get_i64(args, VAR), get_i64(args, INVSTD)
-        eps = get_f64(args, EPS)
+        eps, streamed = get_f64(args, EPS), get_i64(args, STREAM) != 0
         plane, out_size = height * width, out_plane(height, width, pool)
         units, count = images * ((plane + PIECE - 1) // PIECE), float(images * plane)
         for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
@@ -277,6 +274,8 @@ def planes_train(storage, activation, residual, pool):
             for image in range(images):
                 here = (image * channels + c) * plane * size
                 there = out + (image * channels + c) * out_size * size
-                plane_forward(x + here, res + here, there, height, width, m, scale, bias)
+                plane_forward(x + here, res + here, there, height, width, m, scale, bias, streamed)
+        if streamed:
+            fence()
 
     return kernel

@@ -1,10 +1,12 @@
 """Contiguous tensors, backward: for each image and channel a plane of S values.
 
 Maths: see ``gammabeta.kernels``. Memory moved, in units of x: reduce reads 2 (1¼ with pooling, 1 more with
-a residual); apply reads the same and writes 1 (1 more where the residual wants its gradient); the two in
-one, channel by channel, read everything from memory once where the channel's planes fit in a core's cache.
+a residual) and writes 1 where the residual wants its gradient, which is dz; apply reads 2 and writes 1; the
+two in one, channel by channel, read everything from memory once where the channel's planes fit in a core's
+cache.
 """
 
+from .activations import ACTIVATIONS
 from .arguments import (
     CHANNEL_PARTS,
     CHANNELS,
@@ -21,25 +23,23 @@ from .arguments import (
     MEAN_DZ,
     MEAN_DZ_XHAT,
     RESIDUAL,
+    STREAM,
     SUMS,
     WIDTH,
     X,
 )
-from .planes import NEAR, PIECE, cut, fetch_ahead, out_plane, scale_and_bias
-from .simd import (
-    first_lanes,
-    fma,
-    get_f32,
-    get_i64,
-    inlined,
-    put_f32,
-    put_f64,
-    select,
-    splat,
-    total,
-    twice_high,
-    twice_low,
+from .memory import fence, get_f32, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .planes import (
+    NEAR,
+    PIECE,
+    READ_AHEAD,
+    WRITE_AHEAD,
+    cut,
+    fetch_ahead,
+    out_plane,
+    scale_and_bias,
 )
+from .simd import first_lanes, fma, inlined, select, splat, total, twice_high, twice_low
 
 
 def _walk(storage, activation, residual, pool, visit):
@@ -48,7 +48,7 @@ def _walk(storage, activation, residual, pool, visit):
     A unit is a piece of the plane; with pooling a pair of rows, whose gradient is taken apart lane by lane.
     ``out`` is whatever ``visit`` needs, and ``sums`` what it adds up.
     """
-    load, load_some = storage.load, storage.load_some
+    load, load_some, size = storage.load, storage.load_some, storage.size
     activation_backward = activation.backward
 
     @inlined
@@ -64,6 +64,10 @@ def _walk(storage, activation, residual, pool, visit):
     @inlined
     def full(x, res, grad, at, constants, out, sums):
         m, s, b = constants[:3]
+        prefetch(x + at * size + READ_AHEAD)
+        prefetch(grad + at * size + READ_AHEAD)
+        if residual:
+            prefetch(res + at * size + READ_AHEAD)
         centred = load(x, at) - m
         z = fma(centred, s, b)
         if residual:
@@ -112,10 +116,19 @@ def _walk(storage, activation, residual, pool, visit):
 
 
 def _channel_reduce(storage, activation, residual, pool):
-    """Σdz and Σdz·(x - mean) over some images of a channel: float32 within 4096 values, then float64."""
+    """Σdz and Σdz·(x - mean) over some images of a channel: float32 within 4096 values, then float64.
+
+    Where the residual wants its gradient dz is written too, for the residual and for the second pass.
+    """
+    store, store_some = storage.store, storage.store_some
 
     @inlined
     def add(centred, dz, at, count, constants, out, sums):
+        if residual and out != 0:
+            if count == 16:
+                store(out, at, dz)
+            else:
+                store_some(out, at, dz, count)
         return sums[0] + dz, fma(dz, centred, sums[1])
 
     walk, units = _walk(storage, activation, residual, pool, add)
@@ -125,6 +138,7 @@ def _channel_reduce(storage, activation, residual, pool):
     def channel_reduce(args, c, start, stop):
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
         channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        dres = get_i64(args, DRESIDUAL)
         scale, bias = scale_and_bias(args, c)
         zero = splat(0.0)
         constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), zero, zero)
@@ -134,11 +148,12 @@ def _channel_reduce(storage, activation, residual, pool):
         for image in range(start, stop):
             here = (image * channels + c) * plane * size
             there = grad + (image * channels + c) * grad_plane * size
+            out = dres + here if dres != 0 else 0
             if plane <= NEAR:
                 fetch_ahead(x + here, channels * plane * size, plane * size)
                 fetch_ahead(there, channels * grad_plane * size, grad_plane * size)
             for unit in range(count):
-                sums, done = walk(unit, x + here, res + here, there, height, width, constants, 0, sums)
+                sums, done = walk(unit, x + here, res + here, there, height, width, constants, out, sums)
                 pending += done
                 if pending >= 4096 or (image + 1 == stop and unit + 1 == count):
                     s += total(sums[0][0]) + total(sums[1][0])
@@ -152,14 +167,17 @@ def _channel_reduce(storage, activation, residual, pool):
 
 def _plane_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` over one plane, and ``dz`` where it is wanted."""
-    store, store_some = storage.store, storage.store_some
+    store, store_some, stream, size = storage.store, storage.store_some, storage.stream, storage.size
 
     @inlined
     def put(centred, dz, at, count, constants, out, sums):
         _, s, _, a, k = constants
-        dx, dres = out
+        dx, dres, streamed = out
         y = fma(dz, s, splat(0.0) - fma(centred, k, a))
-        if count == 16:
+        if count == 16 and streamed:
+            stream(dx, at, y)
+        elif count == 16:
+            prefetch_write(dx + at * size + WRITE_AHEAD)
             store(dx, at, y)
         else:
             store_some(dx, at, y, count)
@@ -168,11 +186,10 @@ def _plane_apply(storage, activation, residual, pool):
         return sums
 
     walk, units = _walk(storage, activation, residual, pool, put)
-    size = storage.size
 
     @inlined
-    def plane_apply(args, p, mean_dz, mean_dz_xhat):
-        x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
+    def plane_apply(args, grad, p, mean_dz, mean_dz_xhat):
+        x, res, streamed = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, STREAM) != 0
         dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)
         channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
         c = p % channels
@@ -182,7 +199,7 @@ def _plane_apply(storage, activation, residual, pool):
         constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), a, k)
         here = p * height * width * size
         there = grad + p * out_plane(height, width, pool) * size
-        out = (dx + here, dres + here if dres != 0 else 0)
+        out = (dx + here, dres + here if dres != 0 else 0, streamed)
         for unit in range(units(height, width)):
             walk(unit, x + here, res + here, there, height, width, constants, out, (0, 0))
 
@@ -216,26 +233,37 @@ def planes_apply(storage, activation, residual, pool):
         planes = get_i64(args, IMAGES) * channels
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
             c = p % channels
-            plane_apply(args, p, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c))
+            plane_apply(args, get_i64(args, GRAD), p, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c))
+        if get_i64(args, STREAM) != 0:
+            fence()
 
     return kernel
 
 
 def planes_backward(storage, activation, residual, pool):
-    """Reduce and apply of one channel after the other, the statistics differentiated."""
+    """Reduce and apply of one channel after the other, the statistics differentiated.
+
+    A residual is one that wants its gradient: the second pass takes dz from there.
+    """
     channel_reduce = _channel_reduce(storage, activation, residual, pool)
-    plane_apply = _plane_apply(storage, activation, residual, pool)
+    if residual:
+        plane_apply = _plane_apply(storage, ACTIVATIONS[None], False, False)
+    else:
+        plane_apply = _plane_apply(storage, activation, False, pool)
 
     def kernel(args, part):
         images, channels, parts = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, CHANNEL_PARTS)
         dweight, dbias, invstd = get_i64(args, DWEIGHT), get_i64(args, DBIAS), get_i64(args, INVSTD)
         count = float(images * get_i64(args, HEIGHT) * get_i64(args, WIDTH))
+        grad = get_i64(args, DRESIDUAL) if residual else get_i64(args, GRAD)
         for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
             s, q = channel_reduce(args, c, 0, images)
             q *= get_f32(invstd, c)
             put_f32(dbias, c, s)
             put_f32(dweight, c, q)
             for image in range(images):
-                plane_apply(args, image * channels + c, s / count, q / count)
+                plane_apply(args, grad, image * channels + c, s / count, q / count)
+        if get_i64(args, STREAM) != 0:
+            fence()
 
     return kernel

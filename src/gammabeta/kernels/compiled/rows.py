@@ -6,8 +6,8 @@ residual) and writes 1 (¼ with pooling).
 A row of 20 channels would waste a third of sixteen lanes, so a *tile* of rows is taken at a time: as many
 as make the tile's elements a multiple of sixteen, with a *table* of each parameter as long as the tile
 (``tables``). Sums are kept per element of the tile too, and folded into channels at the end. Tiles are
-taken several at a time, so that a table is read once for all. Where such a tile would be huge (odd C), it
-has a partly filled last vector.
+taken several at a time, so that a table is read once for all. That is not the order of addresses, which the
+processor's own prefetching wants, so each group asks for the next in that order (``ahead``).
 """
 
 from .arguments import (
@@ -19,30 +19,29 @@ from .arguments import (
     RESIDUAL,
     SCRATCH,
     SCRATCH_STEP,
+    STREAM,
     SUMS,
     TILE,
     WIDTH,
     X,
 )
-from .simd import (
-    first_lanes,
-    float32,
-    float64,
-    fma,
-    get_f32,
-    get_i64,
-    inlined,
-    put_f64,
-    select,
-    splat,
-    splat_wide,
-    widen,
-)
+from .memory import fence, float32, float64, get_f32, get_i64, prefetch, prefetch_write, put_f64
+from .simd import first_lanes, fma, inlined, select, splat, splat_wide, widen
 from .tables import clear, cut, fold, spread
+
+TOGETHER = 4  # tiles that share one reading of the tables
+SUMMED = 8  # tiles that share one reading of the sums
+AHEAD = 1024  # bytes between a group of tiles and what is fetched for the next
 
 _load, _store = float32.load, float32.store
 _load_some, _store_some = float32.load_some, float32.store_some
 _load_wide, _store_wide = float64.load, float64.store
+
+
+@inlined
+def ahead(at, v, tile, together, j, size):
+    """Bytes from the start to line ``j`` of those to fetch at vector ``v``: the next group, line by line."""
+    return (at + together * (tile + v) + 16 * j) * size + AHEAD
 
 
 # --- statistics -------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ def rows_statistics(storage, activation, residual, pool):
     Within a block of 512 tiles the sums are float32, about the mean of the block's first
     eight tiles (of equal values: the value); blocks add in float64.
     """
-    load, load_some = storage.load, storage.load_some
+    load, load_some, size = storage.load, storage.load_some, storage.size
 
     @inlined
     def add_tail(x, at, v, count, shift, sum_at, square_at):
@@ -83,7 +82,7 @@ def rows_statistics(storage, activation, residual, pool):
     def kernel(args, part):
         x, channels, tile = get_i64(args, X), get_i64(args, CHANNELS), get_i64(args, TILE)
         parts, sums = get_i64(args, IMAGE_PARTS), get_i64(args, SUMS)
-        size = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
+        total = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         start_shift, block_shift = table + 8 * tile, table + 12 * tile
         wide_sums = table + 16 * tile
@@ -96,9 +95,9 @@ def rows_statistics(storage, activation, residual, pool):
         if part == 0:
             for c in range(channels):
                 put_f64(sums, 2 * parts * channels + c, get_f32(start_shift, c))
-        tiles = (size + tile - 1) // tile
+        tiles = (total + tile - 1) // tile
         at = cut(tiles, parts, part) * tile
-        stop = min(cut(tiles, parts, part + 1) * tile, size)
+        stop = min(cut(tiles, parts, part + 1) * tile, total)
         while at < stop:
             block_stop = min(at + 512 * tile, stop)
             elements = block_stop - at
@@ -110,24 +109,18 @@ def rows_statistics(storage, activation, residual, pool):
                     _store(block_shift, v, k * splat(0.125))
                 else:
                     _store(block_shift, v, load_some(x, at + v, max(0, min(16, elements - v))))
-            while at + 8 * tile <= block_stop:
+            while at + SUMMED * tile <= block_stop:
                 for v in range(0, tile, 16):
                     k = _load(block_shift, v)
-                    d0 = load(x, at + v) - k
-                    d1 = load(x, at + tile + v) - k
-                    d2 = load(x, at + 2 * tile + v) - k
-                    d3 = load(x, at + 3 * tile + v) - k
-                    d4 = load(x, at + 4 * tile + v) - k
-                    d5 = load(x, at + 5 * tile + v) - k
-                    d6 = load(x, at + 6 * tile + v) - k
-                    d7 = load(x, at + 7 * tile + v) - k
-                    s = ((d0 + d1) + (d2 + d3)) + ((d4 + d5) + (d6 + d7))
-                    q = (fma(d0, d0, d1 * d1) + fma(d2, d2, d3 * d3)) + (
-                        fma(d4, d4, d5 * d5) + fma(d6, d6, d7 * d7)
-                    )
+                    s, q = splat(0.0), splat(0.0)
+                    for j in range(SUMMED):
+                        prefetch(x + ahead(at, v, tile, SUMMED, j, size))
+                        d = load(x, at + j * tile + v) - k
+                        s = s + d
+                        q = fma(d, d, q)
                     _store(table, v, _load(table, v) + s)
                     _store(table, tile + v, _load(table, tile + v) + q)
-                at += 8 * tile
+                at += SUMMED * tile
             while at < block_stop:
                 for v in range(0, tile, 16):
                     count = min(16, block_stop - at - v)
@@ -151,7 +144,7 @@ def rows_forward(storage, activation, residual, pool):
     """
     load, load_some = storage.load, storage.load_some
     store, store_some = (float32.store, float32.store_some) if pool else (storage.store, storage.store_some)
-    store_out, store_out_some = storage.store, storage.store_some
+    store_out, store_out_some, stream = storage.store, storage.store_some, storage.stream
     activate, size = activation.forward, storage.size
 
     @inlined
@@ -169,11 +162,14 @@ def rows_forward(storage, activation, residual, pool):
         return activate(z)
 
     @inlined
-    def put(x, res, below, out, at, mean, scale, bias):
+    def put(x, res, below, out, at, mean, scale, bias, streamed):
         y = one(x, res, at, mean, scale, bias)
         if pool:
             y = y + one(x, res, at + below, mean, scale, bias)
-        store(out, at, y)
+        if not pool and streamed:
+            stream(out, at, y)
+        else:
+            store(out, at, y)
 
     @inlined
     def put_some(x, res, below, out, at, count, mean, scale, bias):
@@ -183,21 +179,31 @@ def rows_forward(storage, activation, residual, pool):
         store_some(out, at, y, count)
 
     @inlined
-    def run(x, res, below, out, elements, table, tile):
+    def run(x, res, below, out, elements, table, tile, streamed):
         """Elements from 0 on of ``out``; with pooling each is the sum of itself and the one ``below`` it."""
         at = 0
-        while at + 4 * tile <= elements:
+        while at + TOGETHER * tile <= elements:
             for v in range(0, tile, 16):
                 m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
-                put(x, res, below, out, at + v, m, s, b)
-                put(x, res, below, out, at + tile + v, m, s, b)
-                put(x, res, below, out, at + 2 * tile + v, m, s, b)
-                put(x, res, below, out, at + 3 * tile + v, m, s, b)
-            at += 4 * tile
+                for j in range(TOGETHER):
+                    line = ahead(at, v, tile, TOGETHER, j, size)
+                    prefetch(x + line)
+                    if residual:
+                        prefetch(res + line)
+                    if pool:
+                        prefetch(x + below * size + line)
+                    elif not streamed:
+                        prefetch_write(out + line)
+                    put(x, res, below, out, at + j * tile + v, m, s, b, streamed)
+            at += TOGETHER * tile
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
                 m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
-                put_some(x, res, below, out, at + v, min(16, elements - at - v), m, s, b)
+                count = elements - at - v
+                if count >= 16:
+                    put(x, res, below, out, at + v, m, s, b, False)
+                else:
+                    put_some(x, res, below, out, at + v, count, m, s, b)
             at += tile
 
     @inlined
@@ -224,7 +230,10 @@ def rows_forward(storage, activation, residual, pool):
         count = min(cut(tiles, parts, part + 1) * tile, elements) - start
         first = start * size
         x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
-        run(x + first, res + first, 0, out + first, count, table, tile)
+        streamed = get_i64(args, STREAM) != 0
+        run(x + first, res + first, 0, out + first, count, table, tile, streamed)
+        if streamed:
+            fence()
 
     def pooled(args, part):
         channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
@@ -238,7 +247,7 @@ def rows_forward(storage, activation, residual, pool):
         for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
             image, row = unit // (height // 2), unit % (height // 2)
             first = (image * height + 2 * row) * width * channels * size
-            run(x + first, res + first, width * channels, line, 2 * pairs * channels, table, tile)
+            run(x + first, res + first, width * channels, line, 2 * pairs * channels, table, tile, False)
             pixel_pairs(line, out + unit * pairs * channels * size, pairs, channels)
 
     return pooled if pool else flat

@@ -1,8 +1,8 @@
 """Channels-last tensors, and (N, C), backward. Tiles and tables are those of ``rows``.
 
 Maths: see ``gammabeta.kernels``. Memory moved, in units of x: reduce reads 2 (1¼ with pooling, 1 more with a
-residual); apply reads the same and writes 1 (1 more where the residual wants its gradient). The activation's
-derivative is taken again from x.
+residual) and writes 1 where the residual wants its gradient, which is dz; apply reads 2 and writes 1. The
+activation's derivative is taken again from x.
 """
 
 from .arguments import (
@@ -16,11 +16,14 @@ from .arguments import (
     RESIDUAL,
     SCRATCH,
     SCRATCH_STEP,
+    STREAM,
     TILE,
     WIDTH,
     X,
 )
-from .simd import float32, float64, fma, get_i64, inlined, splat, widen
+from .memory import fence, float32, float64, get_i64, prefetch, prefetch_write
+from .rows import TOGETHER, ahead
+from .simd import fma, inlined, splat, widen
 from .tables import clear, cut, fold, spread, spread_means
 
 _load, _store = float32.load, float32.store
@@ -51,12 +54,13 @@ def _gradients(storage, activation, residual, pool):
     return dz, dz_some
 
 
-def _spread_gradient(storage):
-    """The pooled gradient of one row of pixels: a quarter to each of a pair, zero for an odd last one."""
-    load, load_some = storage.load, storage.load_some
+def _spread_pair(storage):
+    """The gradient of two rows of pixels from that of the row pooled from them, as a float32 line."""
+    load, load_some, size = storage.load, storage.load_some, storage.size
 
     @inlined
     def spread_gradient(grad, line, width, channels):
+        """A quarter to each of a pair of pixels, zero for an odd last one."""
         quarter = splat(0.25)
         for i in range(width // 2):
             left, right, here = 2 * i * channels, (2 * i + 1) * channels, i * channels
@@ -74,22 +78,48 @@ def _spread_gradient(storage):
             for v in range(0, channels, 16):
                 _store_some(line, (width - 1) * channels + v, splat(0.0), min(16, channels - v))
 
-    return spread_gradient
+    @inlined
+    def spread_pair(grad, line, image, row, height, width, channels):
+        """Fill the line and return how many rows it is for: an odd last row was not pooled at all."""
+        if 2 * row + 1 == height:
+            for v in range(0, width * channels, 16):
+                _store_some(line, v, splat(0.0), min(16, width * channels - v))
+            return 1
+        pooled = (image * (height // 2) + row) * (width // 2) * channels
+        spread_gradient(grad + pooled * size, line, width, channels)
+        return 2
+
+    return spread_pair
 
 
 # --- reduce -----------------------------------------------------------------------------------------------
 
 
 def rows_reduce(storage, activation, residual, pool):
-    """Σdz and Σdz·(x - mean) of each part: float32 over some tens of tiles, float64 over those."""
+    """Σdz and Σdz·(x - mean) of each part: float32 over some tens of tiles, float64 over those.
+
+    Where the residual wants its gradient dz is written too, for the residual and for the second pass.
+    """
     load, load_some, size = storage.load, storage.load_some, storage.size
+    store, store_some = storage.store, storage.store_some
     dz, dz_some = _gradients(storage, activation, residual, pool)
-    spread_gradient = _spread_gradient(storage)
+    spread_pair = _spread_pair(storage)
 
     @inlined
-    def add_some(x, res, grad, at, v, count, table, tile):
+    def add(x, res, grad, dres, at, v, table, tile):
+        centred = load(x, at + v) - _load(table, v)
+        g = dz(centred, res, grad, at + v, _load(table, tile + v), _load(table, 2 * tile + v))
+        if residual and dres != 0:
+            store(dres, at + v, g)
+        _store(table, 5 * tile + v, _load(table, 5 * tile + v) + g)
+        _store(table, 6 * tile + v, fma(g, centred, _load(table, 6 * tile + v)))
+
+    @inlined
+    def add_some(x, res, grad, dres, at, v, count, table, tile):
         centred = load_some(x, at + v, count) - _load(table, v)
         g = dz_some(centred, res, grad, at + v, count, _load(table, tile + v), _load(table, 2 * tile + v))
+        if residual and dres != 0:
+            store_some(dres, at + v, g, count)
         _store_some(table, 5 * tile + v, _load(table, 5 * tile + v) + g, count)
         _store_some(table, 6 * tile + v, fma(g, centred, _load(table, 6 * tile + v)), count)
 
@@ -104,32 +134,42 @@ def rows_reduce(storage, activation, residual, pool):
             _store(table, 5 * tile + v, splat(0.0))
 
     @inlined
-    def run(x, res, grad, elements, table, tile, pending):
+    def run(x, res, grad, dres, elements, table, tile, pending):
         """Add ``elements`` to the tables; ``pending`` tiles are in them since they were last flushed."""
         at = 0
-        while at + 4 * tile <= elements:
+        while at + TOGETHER * tile <= elements:
             for v in range(0, tile, 16):
                 m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
-                c0 = load(x, at + v) - m
-                c1 = load(x, at + tile + v) - m
-                c2 = load(x, at + 2 * tile + v) - m
-                c3 = load(x, at + 3 * tile + v) - m
-                g0 = dz(c0, res, grad, at + v, s, b)
-                g1 = dz(c1, res, grad, at + tile + v, s, b)
-                g2 = dz(c2, res, grad, at + 2 * tile + v, s, b)
-                g3 = dz(c3, res, grad, at + 3 * tile + v, s, b)
-                total = (g0 + g1) + (g2 + g3)
-                product = fma(g0, c0, g1 * c1) + fma(g2, c2, g3 * c3)
-                _store(table, 5 * tile + v, _load(table, 5 * tile + v) + total)
-                _store(table, 6 * tile + v, _load(table, 6 * tile + v) + product)
-            at += 4 * tile
-            pending += 4
+                total, product = _load(table, 5 * tile + v), _load(table, 6 * tile + v)
+                for j in range(TOGETHER):
+                    line = ahead(at, v, tile, TOGETHER, j, size)
+                    prefetch(x + line)
+                    if residual:
+                        prefetch(res + line)
+                    if not pool:
+                        prefetch(grad + line)
+                    here = at + j * tile + v
+                    centred = load(x, here) - m
+                    g = dz(centred, res, grad, here, s, b)
+                    if residual and dres != 0:
+                        prefetch_write(dres + line)
+                        store(dres, here, g)
+                    total = total + g
+                    product = fma(g, centred, product)
+                _store(table, 5 * tile + v, total)
+                _store(table, 6 * tile + v, product)
+            at += TOGETHER * tile
+            pending += TOGETHER
             if pending >= 128:
                 flush(table, tile)
                 pending = 0
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
-                add_some(x, res, grad, at, v, min(16, elements - at - v), table, tile)
+                count = elements - at - v
+                if count >= 16:
+                    add(x, res, grad, dres, at, v, table, tile)
+                else:
+                    add_some(x, res, grad, dres, at, v, count, table, tile)
             at += tile
             pending += 1
         if pending >= 128:
@@ -141,27 +181,30 @@ def rows_reduce(storage, activation, residual, pool):
         channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
         images, height, width = get_i64(args, IMAGES), get_i64(args, HEIGHT), get_i64(args, WIDTH)
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
+        dres = get_i64(args, DRESIDUAL)
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         spread(args, table, tile)
         clear(table + 20 * tile, 2 * tile)
         clear(table + 32 * tile, 4 * tile)
         if pool:
             line = table + 48 * tile
-            units, row_elements, pending = images * (height // 2), width * channels, 0
+            row_elements, pairs, pending = width * channels, (height + 1) // 2, 0
+            units = images * pairs
             for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
-                image, row = unit // (height // 2), unit % (height // 2)
-                spread_gradient(grad + unit * (width // 2) * channels * size, line, width, channels)
-                first = (image * height + 2 * row) * row_elements * size
-                for which in range(2):
-                    here = first + which * row_elements * size
-                    pending = run(x + here, res + here, line, row_elements, table, tile, pending)
+                image, row = unit // pairs, unit % pairs
+                rows = spread_pair(grad, line, image, row, height, width, channels)
+                for which in range(rows):
+                    here = (image * height + 2 * row + which) * row_elements * size
+                    there = dres + here if dres != 0 else 0
+                    pending = run(x + here, res + here, line, there, row_elements, table, tile, pending)
         else:
             elements = images * height * width * channels
             tiles = (elements + tile - 1) // tile
             start = cut(tiles, parts, part) * tile
             count = min(cut(tiles, parts, part + 1) * tile, elements) - start
             first = start * size
-            run(x + first, res + first, grad + first, count, table, tile, 0)
+            there = dres + first if dres != 0 else 0
+            run(x + first, res + first, grad + first, there, count, table, tile, 0)
         flush(table, tile)
         fold(args, part, table + 32 * tile, tile)
 
@@ -174,15 +217,19 @@ def rows_reduce(storage, activation, residual, pool):
 def rows_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)``, and ``dz`` where the residual wants it."""
     load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
-    size = storage.size
+    size, stream = storage.size, storage.stream
     dz, dz_some = _gradients(storage, activation, residual, pool)
-    spread_gradient = _spread_gradient(storage)
+    spread_pair = _spread_pair(storage)
 
     @inlined
-    def put(x, res, grad, dx, dres, at, m, s, b, a, k):
+    def put(x, res, grad, dx, dres, at, m, s, b, a, k, streamed):
         centred = load(x, at) - m
         g = dz(centred, res, grad, at, s, b)
-        store(dx, at, fma(g, s, splat(0.0) - fma(centred, k, a)))
+        y = fma(g, s, splat(0.0) - fma(centred, k, a))
+        if streamed:
+            stream(dx, at, y)
+        else:
+            store(dx, at, y)
         if residual and dres != 0:
             store(dres, at, g)
 
@@ -197,27 +244,39 @@ def rows_apply(storage, activation, residual, pool):
             store_some(dres, at + v, g, count)
 
     @inlined
-    def run(x, res, grad, dx, dres, elements, table, tile):
+    def run(x, res, grad, dx, dres, elements, table, tile, streamed):
         at = 0
-        while at + 4 * tile <= elements:
+        while at + TOGETHER * tile <= elements:
             for v in range(0, tile, 16):
                 m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
                 a, k = _load(table, 3 * tile + v), _load(table, 4 * tile + v)
-                put(x, res, grad, dx, dres, at + v, m, s, b, a, k)
-                put(x, res, grad, dx, dres, at + tile + v, m, s, b, a, k)
-                put(x, res, grad, dx, dres, at + 2 * tile + v, m, s, b, a, k)
-                put(x, res, grad, dx, dres, at + 3 * tile + v, m, s, b, a, k)
-            at += 4 * tile
+                for j in range(TOGETHER):
+                    line = ahead(at, v, tile, TOGETHER, j, size)
+                    prefetch(x + line)
+                    if residual:
+                        prefetch(res + line)
+                    if not pool:
+                        prefetch(grad + line)
+                    if not streamed:
+                        prefetch_write(dx + line)
+                    put(x, res, grad, dx, dres, at + j * tile + v, m, s, b, a, k, streamed)
+            at += TOGETHER * tile
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
-                put_some(x, res, grad, dx, dres, at, v, min(16, elements - at - v), table, tile)
+                count = elements - at - v
+                if count >= 16:
+                    m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
+                    a, k = _load(table, 3 * tile + v), _load(table, 4 * tile + v)
+                    put(x, res, grad, dx, dres, at + v, m, s, b, a, k, False)
+                else:
+                    put_some(x, res, grad, dx, dres, at, v, count, table, tile)
             at += tile
 
     def kernel(args, part):
         channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
         images, height, width = get_i64(args, IMAGES), get_i64(args, HEIGHT), get_i64(args, WIDTH)
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
-        dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)
+        dx, dres, streamed = get_i64(args, DX), get_i64(args, DRESIDUAL), get_i64(args, STREAM) != 0
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         spread(args, table, tile)
         spread_means(args, table, tile)
@@ -227,17 +286,11 @@ def rows_apply(storage, activation, residual, pool):
             units = images * pairs
             for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
                 image, row = unit // pairs, unit % pairs
-                rows = min(2, height - 2 * row)
-                if rows == 2:
-                    pooled = (image * (height // 2) + row) * (width // 2)
-                    spread_gradient(grad + pooled * channels * size, line, width, channels)
-                else:
-                    for v in range(0, row_elements, 16):
-                        _store_some(line, v, splat(0.0), min(16, row_elements - v))
+                rows = spread_pair(grad, line, image, row, height, width, channels)
                 for which in range(rows):
                     here = (image * height + 2 * row + which) * row_elements * size
                     there = dres + here if dres != 0 else 0
-                    run(x + here, res + here, line, dx + here, there, row_elements, table, tile)
+                    run(x + here, res + here, line, dx + here, there, row_elements, table, tile, streamed)
         else:
             elements = images * height * width * channels
             tiles = (elements + tile - 1) // tile
@@ -245,6 +298,8 @@ def rows_apply(storage, activation, residual, pool):
             count = min(cut(tiles, parts, part + 1) * tile, elements) - start
             first = start * size
             there = dres + first if dres != 0 else 0
-            run(x + first, res + first, grad + first, dx + first, there, count, table, tile)
+            run(x + first, res + first, grad + first, dx + first, there, count, table, tile, streamed)
+        if streamed:
+            fence()
 
     return kernel

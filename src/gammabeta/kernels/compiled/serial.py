@@ -21,12 +21,13 @@ from .arguments import (
     MEAN,
     MEAN_DZ,
     MEAN_DZ_XHAT,
-    STREAM,
+    SKIP,
     SUMS,
     VAR,
     WIDTH,
 )
-from .simd import get_f32, get_f64, get_i64, intrinsic, put_f32, put_i64
+from .memory import get_f32, get_f64, get_i64, put_f32, put_i64
+from .simd import intrinsic
 
 
 def finish_statistics(storage, activation, residual, pool):
@@ -89,7 +90,7 @@ def update_running(storage, activation, residual, pool):
     """``running = (1 - factor) * running + factor * batch``, the variance made unbiased by n / (n - 1).
 
     ``mean`` and ``var`` are the batch's (biased), ``dweight`` and ``dbias`` the slots of the running mean and
-    variance. Where ``stream`` is set and a value is not finite, nothing is written and ``sums`` gets 0.
+    variance. Where ``skip`` is set and a value is not finite, nothing is written and ``sums`` gets 0.
     """
 
     def kernel(args, part):
@@ -100,7 +101,7 @@ def update_running(storage, activation, residual, pool):
         for c in range(channels):
             finite = finite and math.isfinite(get_f32(mean, c)) and math.isfinite(get_f32(var, c))
         put_i64(get_i64(args, SUMS), 0, 1)
-        if get_i64(args, STREAM) != 0 and not finite:
+        if get_i64(args, SKIP) != 0 and not finite:
             put_i64(get_i64(args, SUMS), 0, 0)
             return
         unbiased = count / (count - 1.0)

@@ -3,13 +3,10 @@
 Numba leaves vectorisation to LLVM's loop vectoriser, which gives up or picks half the width for reasons
 that are hard to see. Here a ``Vector`` is LLVM's ``<16 x float>`` and a ``Wide`` is ``<16 x double>``: on
 AVX-512 one register, on AVX2 two, on NEON four, split by LLVM. The usual operators work lane by lane and
-nothing is ever re-associated. Memory is addressed by ``address`` (bytes, int64) and ``index`` (elements). A
-tail of fewer than sixteen elements is read and written by ``count``: lanes beyond it read as zero and are
-not stored.
+nothing is ever re-associated. How lanes meet memory is in ``memory``.
 """
 
 import operator
-from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
@@ -24,7 +21,7 @@ intrinsic: Any = extending.intrinsic  # its own annotations describe the undecor
 _options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inlined: Any = njit(forceinline=True, **_options)
 
-_F32, _F64, _I1, _I16, _I32, _I64 = (
+F32, F64, I1, I16, I32, I64 = (
     ir.FloatType(),
     ir.DoubleType(),
     ir.IntType(1),
@@ -32,7 +29,7 @@ _F32, _F64, _I1, _I16, _I32, _I64 = (
     ir.IntType(32),
     ir.IntType(64),
 )
-_V32, _V64, _VB, _VI16, _VI32 = (ir.VectorType(t, LANES) for t in (_F32, _F64, _I1, _I16, _I32))
+V32, V64, VB, VI16, VI32 = (ir.VectorType(t, LANES) for t in (F32, F64, I1, I16, I32))
 
 
 class LanesType(types.Type):
@@ -55,9 +52,9 @@ class MaskType(LanesType):
     """``<16 x i1>``."""
 
 
-vector = VectorType("vector", _V32)
-wide = WideType("wide", _V64)
-mask = MaskType("mask", _VB)
+vector = VectorType("vector", V32)
+wide = WideType("wide", V64)
+mask = MaskType("mask", VB)
 
 
 class _LanesModel(extending.models.PrimitiveModel):
@@ -101,14 +98,14 @@ _operator(operator.and_, mask, mask, lambda b, x, y: b.and_(x, y))
 # --- lanes to lanes ---------------------------------------------------------------------------------------
 
 
-def _splat(builder, scalar, llvm):
-    """The scalar in every lane."""
-    one = builder.insert_element(ir.Constant(llvm, ir.Undefined), scalar, ir.Constant(_I32, 0))
-    zeros = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+def splat_value(builder, scalar, llvm):
+    """The scalar in every lane, as LLVM's value."""
+    one = builder.insert_element(ir.Constant(llvm, ir.Undefined), scalar, ir.Constant(I32, 0))
+    zeros = ir.Constant(ir.VectorType(I32, LANES), [0] * LANES)
     return builder.shuffle_vector(one, ir.Constant(llvm, ir.Undefined), zeros)
 
 
-def _call(builder, name, result, args):
+def call_intrinsic(builder, name, result, args):
     """Call the LLVM intrinsic ``name``, spelled out with its type suffixes."""
     function = builder.module.globals.get(name)
     if function is None:
@@ -121,7 +118,7 @@ def splat(typingctx, scalar):
     """The float in every lane of a Vector."""
 
     def codegen(context, builder, sig, args):
-        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float32), _V32)
+        return splat_value(builder, context.cast(builder, args[0], sig.args[0], types.float32), V32)
 
     return vector(scalar), codegen
 
@@ -131,7 +128,7 @@ def splat_wide(typingctx, scalar):
     """The number in every lane of a Wide."""
 
     def codegen(context, builder, sig, args):
-        return _splat(builder, context.cast(builder, args[0], sig.args[0], types.float64), _V64)
+        return splat_value(builder, context.cast(builder, args[0], sig.args[0], types.float64), V64)
 
     return wide(scalar), codegen
 
@@ -142,7 +139,7 @@ def fma(typingctx, a, b, c):
     suffix = "v16f32" if a == vector else "v16f64"
 
     def codegen(context, builder, sig, args):
-        return _call(builder, f"llvm.fma.{suffix}", args[0].type, args)
+        return call_intrinsic(builder, f"llvm.fma.{suffix}", args[0].type, args)
 
     return a(a, a, a), codegen
 
@@ -162,10 +159,10 @@ def pair(typingctx, a, b):
     """Lanes of ``a`` and ``b``, cut off to bf16, side by side: that of ``a`` in the lower half."""
 
     def codegen(context, builder, sig, args):
-        low, high = (builder.bitcast(value, _VI32) for value in args)
-        low = builder.lshr(low, ir.Constant(_VI32, [16] * LANES))
-        high = builder.and_(high, ir.Constant(_VI32, [0xFFFF0000] * LANES))
-        return builder.bitcast(builder.or_(low, high), _V32)
+        low, high = (builder.bitcast(value, VI32) for value in args)
+        low = builder.lshr(low, ir.Constant(VI32, [16] * LANES))
+        high = builder.and_(high, ir.Constant(VI32, [0xFFFF0000] * LANES))
+        return builder.bitcast(builder.or_(low, high), V32)
 
     return vector(vector, vector), codegen
 
@@ -177,7 +174,7 @@ def dot_pairs(typingctx, a, b, c):
     def codegen(context, builder, sig, args):
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
         pairs = [builder.bitcast(value, _PAIRS) for value in args[:2]]
-        return _call(builder, name, _V32, [args[2], *pairs])
+        return call_intrinsic(builder, name, V32, [args[2], *pairs])
 
     return vector(vector, vector, vector), codegen
 
@@ -197,14 +194,15 @@ def first_lanes(typingctx, count):
     """The mask of the lanes below ``count``."""
 
     def codegen(context, builder, sig, args):
-        return _first(builder, args[0])
+        return first_mask(builder, args[0])
 
     return mask(types.int64), codegen
 
 
-def _first(builder, count):
-    wanted = _splat(builder, builder.trunc(count, _I32), _VI32)
-    return builder.icmp_unsigned("<", ir.Constant(_VI32, list(range(LANES))), wanted)
+def first_mask(builder, count):
+    """The mask of the lanes below ``count``, as LLVM's value."""
+    wanted = splat_value(builder, builder.trunc(count, I32), VI32)
+    return builder.icmp_unsigned("<", ir.Constant(VI32, list(range(LANES))), wanted)
 
 
 @intrinsic
@@ -212,7 +210,7 @@ def widen(typingctx, value):
     """float32 lanes as float64 lanes, exactly."""
 
     def codegen(context, builder, sig, args):
-        return builder.fpext(args[0], _V64)
+        return builder.fpext(args[0], V64)
 
     return wide(vector), codegen
 
@@ -222,7 +220,7 @@ def narrow(typingctx, value):
     """float64 lanes rounded to float32 lanes."""
 
     def codegen(context, builder, sig, args):
-        return builder.fptrunc(args[0], _V32)
+        return builder.fptrunc(args[0], V32)
 
     return vector(wide), codegen
 
@@ -232,19 +230,19 @@ def total(typingctx, value):
     """The sum of the lanes as a float64, each lane widened first, added as a tree."""
 
     def codegen(context, builder, sig, args):
-        value, width = builder.fpext(args[0], _V64), LANES
+        value, width = builder.fpext(args[0], V64), LANES
         while width > 1:
             half = width // 2
             low, high = (
                 builder.shuffle_vector(
                     value,
                     ir.Constant(value.type, ir.Undefined),
-                    ir.Constant(ir.VectorType(_I32, half), list(range(start, start + half))),
+                    ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))),
                 )
                 for start in (0, half)
             )
             value, width = builder.fadd(low, high), half
-        return builder.extract_element(value, ir.Constant(_I32, 0))
+        return builder.extract_element(value, ir.Constant(I32, 0))
 
     return types.float64(vector), codegen
 
@@ -254,7 +252,7 @@ def first_lane(typingctx, value):
     """The first lane."""
 
     def codegen(context, builder, sig, args):
-        return builder.extract_element(args[0], ir.Constant(_I32, 0))
+        return builder.extract_element(args[0], ir.Constant(I32, 0))
 
     return types.float32(vector), codegen
 
@@ -262,7 +260,7 @@ def first_lane(typingctx, value):
 def _shuffle(name, lanes, doc):
     def typed(typingctx, a, b):
         def codegen(context, builder, sig, args):
-            return builder.shuffle_vector(*args, ir.Constant(_VI32, lanes))
+            return builder.shuffle_vector(*args, ir.Constant(VI32, lanes))
 
         return vector(vector, vector), codegen
 
@@ -284,8 +282,8 @@ def power_of_two(typingctx, shifted):
     """``2 ** n`` where ``shifted`` is ``n + 1.5 * 2**23``, whose last bits are ``n``; infinite at 128."""
 
     def codegen(context, builder, sig, args):
-        whole = builder.add(builder.bitcast(args[0], _VI32), ir.Constant(_VI32, [127] * LANES))
-        return builder.bitcast(builder.shl(whole, ir.Constant(_VI32, [23] * LANES)), _V32)
+        whole = builder.add(builder.bitcast(args[0], VI32), ir.Constant(VI32, [127] * LANES))
+        return builder.bitcast(builder.shl(whole, ir.Constant(VI32, [23] * LANES)), V32)
 
     return vector(vector), codegen
 
@@ -295,159 +293,6 @@ def absolute(typingctx, value):
     """Each lane without its sign."""
 
     def codegen(context, builder, sig, args):
-        return _call(builder, "llvm.fabs.v16f32", _V32, args)
+        return call_intrinsic(builder, "llvm.fabs.v16f32", V32, args)
 
     return vector(vector), codegen
-
-
-# --- memory -----------------------------------------------------------------------------------------------
-
-
-def _pointer(builder, element, address, index):
-    size = {_F32: 4, _F64: 8, _I16: 2, _I64: 8}[element]
-    where = builder.add(address, builder.mul(index, ir.Constant(_I64, size)))
-    return builder.inttoptr(where, ir.PointerType())
-
-
-def _widen_bf16(builder, halves):
-    """A bf16 is the upper half of the float32 of the same value."""
-    whole = builder.shl(builder.zext(halves, _VI32), ir.Constant(_VI32, [16] * LANES))
-    return builder.bitcast(whole, _V32)
-
-
-def _narrow_bf16(builder, value):
-    """Round to nearest, ties to even, by adding just under half of the last kept bit; NaN stays NaN."""
-    whole = builder.bitcast(value, _VI32)
-    kept = builder.lshr(whole, ir.Constant(_VI32, [16] * LANES))
-    odd = builder.and_(kept, ir.Constant(_VI32, [1] * LANES))
-    rounded = builder.add(whole, builder.add(odd, ir.Constant(_VI32, [0x7FFF] * LANES)))
-    rounded = builder.lshr(rounded, ir.Constant(_VI32, [16] * LANES))
-    quiet = builder.or_(kept, ir.Constant(_VI32, [0x40] * LANES))
-    nan = builder.fcmp_unordered("uno", value, value)
-    return builder.trunc(builder.select(nan, quiet, rounded), _VI16)
-
-
-def _masked(builder, kind, element, pointer, count, value=None):
-    """LLVM's masked load (or store of ``value``) of ``count`` elements."""
-    lanes, suffix = ir.VectorType(element, LANES), {_F32: "v16f32", _F64: "v16f64", _I16: "v16i16"}[element]
-    align = ir.Constant(_I32, {_F32: 4, _F64: 8, _I16: 2}[element])
-    some = _first(builder, count)
-    if kind == "load":
-        zeros = ir.Constant(lanes, [0] * LANES)
-        return _call(builder, f"llvm.masked.load.{suffix}.p0", lanes, [pointer, align, some, zeros])
-    return _call(builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [value, pointer, align, some])
-
-
-def _memory(element, lanes, after_load, before_store, get):
-    """Loads and stores of one storage type: whole vectors, the first ``count`` lanes, scalars, streaming."""
-    align = {_F32: 4, _F64: 8, _I16: 2}[element]
-    loaded = wide if element == _F64 else vector
-
-    @intrinsic
-    def load(typingctx, address, index):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args)
-            return after_load(builder, builder.load(pointer, align=align, typ=lanes))
-
-        return loaded(types.int64, types.int64), codegen
-
-    @intrinsic
-    def load_some(typingctx, address, index, count):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            return after_load(builder, _masked(builder, "load", element, pointer, args[2]))
-
-        return loaded(types.int64, types.int64, types.int64), codegen
-
-    @intrinsic
-    def store(typingctx, address, index, value):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            builder.store(before_store(builder, args[2]), pointer, align=align)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, loaded), codegen
-
-    @intrinsic
-    def store_some(typingctx, address, index, value, count):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            _masked(builder, "store", element, pointer, args[3], before_store(builder, args[2]))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, loaded, types.int64), codegen
-
-    @intrinsic
-    def stream(typingctx, address, index, value):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            written = builder.store(before_store(builder, args[2]), pointer, align=LANES * align)
-            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, loaded), codegen
-
-    return SimpleNamespace(
-        size=align, get=get, load=load, load_some=load_some, store=store, store_some=store_some, stream=stream
-    )
-
-
-def _scalar(element, number, size):
-    """Read and write one scalar."""
-
-    @intrinsic
-    def get(typingctx, address, index):
-        def codegen(context, builder, sig, args):
-            return builder.load(_pointer(builder, element, *args), align=size, typ=element)
-
-        return number(types.int64, types.int64), codegen
-
-    @intrinsic
-    def put(typingctx, address, index, value):
-        def codegen(context, builder, sig, args):
-            cast = context.cast(builder, args[2], sig.args[2], number)
-            builder.store(cast, _pointer(builder, element, *args[:2]), align=size)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, value), codegen
-
-    return get, put
-
-
-get_f32, put_f32 = _scalar(_F32, types.float32, 4)
-get_f64, put_f64 = _scalar(_F64, types.float64, 8)
-get_i64, put_i64 = _scalar(_I64, types.int64, 8)
-
-
-@intrinsic
-def prefetch(typingctx, address):
-    """Fetch the cache line of ``address``, or nothing if there is no such memory."""
-
-    def codegen(context, builder, sig, args):
-        hints = [ir.Constant(_I32, n) for n in (0, 3, 1)]  # to read, into every level, data
-        _call(
-            builder, "llvm.prefetch.p0", ir.VoidType(), [builder.inttoptr(args[0], ir.PointerType()), *hints]
-        )
-        return context.get_dummy_value()
-
-    return types.void(types.int64), codegen
-
-
-@intrinsic
-def get_bf16(typingctx, address, index):
-    """One bf16 as a float32."""
-
-    def codegen(context, builder, sig, args):
-        half = builder.load(_pointer(builder, _I16, *args), align=2, typ=_I16)
-        return builder.bitcast(builder.shl(builder.zext(half, _I32), ir.Constant(_I32, 16)), _F32)
-
-    return types.float32(types.int64, types.int64), codegen
-
-
-def _same(builder, value):
-    return value
-
-
-float32 = _memory(_F32, _V32, _same, _same, get_f32)
-bfloat16 = _memory(_I16, _VI16, _widen_bf16, _narrow_bf16, get_bf16)
-float64 = _memory(_F64, _V64, _same, _same, get_f64)

@@ -5,7 +5,8 @@ the work has tables of its own.
 """
 
 from .arguments import BIAS, CHANNELS, INVSTD, MEAN, MEAN_DZ, MEAN_DZ_XHAT, SUMS, WEIGHT
-from .simd import float32, float64, get_f32, get_f64, get_i64, inlined, put_f32, put_f64, splat
+from .memory import float32, float64, get_f32, get_f64, get_i64, put_f32, put_f64
+from .simd import inlined, splat
 
 _store, _load_wide = float32.store, float64.load
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..layout import dense, empty, is_rows, like, pooled
 from . import backward_kernels, forward_kernels, plan
 
 MERGE_TILE = 4096
 RUNNING_BLOCK = 1024
-_CHANNELS_LAST = {2: torch.contiguous_format, 4: torch.channels_last, 5: torch.channels_last_3d}
 # The interpreter's stand-in for a chip: so small that shapes a test can afford are split, merged and owned.
 INTERPRETED = plan.Chip(multiprocessors=2, cache_bytes=1 << 16)
 
@@ -29,42 +29,12 @@ def _on(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
-def _is_rows(x: Tensor) -> bool:
-    """Whether ``(N, C, *spatial)`` has its channels side by side, and nothing between the values."""
-    form = _CHANNELS_LAST.get(x.dim())
-    return x.movedim(1, -1).is_contiguous() if form is None else x.is_contiguous(memory_format=form)
-
-
-def _dense(x: Tensor) -> tuple[Tensor, bool]:
-    """``x`` in one of the two layouts (copied to contiguous if it has neither), and whether it is by rows."""
-    if x.is_contiguous():
-        return x, x.shape[2:].numel() == 1
-    return (x, True) if _is_rows(x) else (x.contiguous(), False)
-
-
-def _like(t: Tensor, rows: bool) -> Tensor:
-    """``t`` in the layout of the tensor it accompanies."""
-    if not rows:
-        return t.contiguous()
-    return t if _is_rows(t) else t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def _maybe_like(t: Tensor | None, rows: bool) -> Tensor | None:
-    return None if t is None else _like(t, rows)
-
-
 def _single(x: Tensor, *shape: int) -> Tensor:
     """A float32 tensor beside ``x``, an allocation of its own.
 
     An operator's outputs may not share memory, and pointers not aligned compile kernels of their own.
     """
     return torch.empty(shape, dtype=torch.float32, device=x.device)
-
-
-def _empty_pooled(x: Tensor, rows: bool) -> Tensor:
-    n, c, h, w = x.shape
-    layout = torch.channels_last if rows else torch.contiguous_format
-    return torch.empty((n, c, h // 2, w // 2), dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @cache
@@ -104,7 +74,8 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all but axis 1, float32 ``(C,)``."""
-    x, rows = _dense(x)
+    x = dense(x)
+    rows = is_rows(x)
     with _on(x):
         mean, var, _ = _moments(x, rows, 1.0)
     return mean, var
@@ -120,15 +91,16 @@ def forward_train(
     pool: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training: ``(out, mean, var, invstd)``."""
-    x, rows = _dense(x)
-    residual = _maybe_like(residual, rows)
+    x = dense(x)
+    rows = is_rows(x)
+    residual = None if residual is None else like(residual, x)
     view = plan.view_of(x.shape, rows, pool, x.itemsize)
     t = plan.owned(view, 1 if residual is None else 2, _chip(x.device))
     if t is None:
         with _on(x):
             mean, var, invstd = _moments(x, rows, eps)
         return forward(x, mean, invstd, weight, bias, residual, activation, pool), mean, var, invstd
-    out = torch.empty_like(x) if pool is None else _empty_pooled(x, rows)
+    out = empty(pooled(x.shape, pool), x)
     mean, var, invstd = _single(x, view.C), _single(x, view.C), _single(x, view.C)
     with _on(x):
         forward_kernels.whole_channels[(t.blocks,)](
@@ -149,9 +121,10 @@ def forward(
     pool: int | None,
 ) -> Tensor:
     """The output for given statistics."""
-    x, rows = _dense(x)
-    residual = _maybe_like(residual, rows)
-    out = torch.empty_like(x) if pool is None else _empty_pooled(x, rows)
+    x = dense(x)
+    rows = is_rows(x)
+    residual = None if residual is None else like(residual, x)
+    out = empty(pooled(x.shape, pool), x)
     if out.numel():
         view = plan.view_of(x.shape, rows, pool, x.itemsize)
         t = plan.tile(view, 1 if residual is None else 2, False)
@@ -204,10 +177,11 @@ def backward_reduce(
     pool: int | None,
 ) -> tuple[Tensor, Tensor]:
     """``(sum_dz, sum_dz_xhat)``, float32 ``(C,)``: the gradients of bias and weight."""
-    x, rows = _dense(x)
+    x = dense(x)
+    rows = is_rows(x)
     if not x.numel():
         return x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
-    grad, residual = _like(grad, rows), _maybe_like(residual, rows)
+    grad, residual = like(grad, x), None if residual is None else like(residual, x)
     view = plan.view_of(x.shape, rows, pool, x.itemsize)
     with _on(x):
         return _sums(grad, x, mean, invstd, weight, bias, residual, None, activation, view)
@@ -254,8 +228,9 @@ def backward_apply(
     need_residual: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """``(dx, dresidual)`` for given means of dz and dz * xhat (both zero in evaluation)."""
-    x, rows = _dense(x)
-    grad, residual = _like(grad, rows), _maybe_like(residual, rows)
+    x = dense(x)
+    rows = is_rows(x)
+    grad, residual = like(grad, x), None if residual is None else like(residual, x)
     view = plan.view_of(x.shape, rows, pool, x.itemsize)
     dz = torch.empty_like(x) if need_residual else None
     with _on(x):
@@ -278,8 +253,9 @@ def backward(
     need_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``(dx, dweight, dbias, dresidual)``, the statistics differentiated."""
-    x, rows = _dense(x)
-    grad, residual = _like(grad, rows), _maybe_like(residual, rows)
+    x = dense(x)
+    rows = is_rows(x)
+    grad, residual = like(grad, x), None if residual is None else like(residual, x)
     view = plan.view_of(x.shape, rows, pool, x.itemsize)
     per_value = x.shape[1] / max(1, x.numel())
     dz = torch.empty_like(x) if need_residual else None

@@ -8,11 +8,18 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether ``(N, S, C)`` lies in memory without gaps; for 1d too, which torch has no name for."""
+    """Whether ``(N, S, C)`` lies in memory without gaps; also in dimensions torch has no name for it."""
     form = _CHANNELS_LAST.get(x.dim())
     if form is not None:
         return x.is_contiguous(memory_format=form)
-    return x.dim() == 3 and x.transpose(1, 2).is_contiguous()
+    return x.dim() > 2 and x.movedim(1, -1).is_contiguous()
+
+
+def is_rows(x: Tensor) -> bool:
+    """Whether the channels of a dense tensor lie side by side: (N, C) too, and one value a plane."""
+    if x.is_contiguous():
+        return x.numel() == x.shape[0] * x.shape[1]
+    return is_channels_last(x)
 
 
 def dense(x: Tensor) -> Tensor:
@@ -27,15 +34,22 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     """``t`` in the layout of ``x``, which is dense; copied only where it differs."""
     if x.is_contiguous():
         return t.contiguous()
-    if x.dim() == 3:
-        return t.transpose(1, 2).contiguous().transpose(1, 2)
-    return t.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+    form = _CHANNELS_LAST.get(x.dim())
+    if form is not None:
+        return t.contiguous(memory_format=form)
+    return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def pooled(shape: tuple[int, ...], pool: int | None) -> tuple[int, ...]:
+    """The shape of the output; a last odd row or column is dropped."""
+    return shape if pool is None else (*shape[:2], shape[2] // pool, shape[3] // pool)
 
 
 def empty(shape: tuple[int, ...], x: Tensor) -> Tensor:
     """An uninitialised tensor of this shape in the layout, dtype and device of ``x``."""
     if x.is_contiguous():
         return x.new_empty(shape)
-    if x.dim() == 3:
-        return x.new_empty((shape[0], shape[2], shape[1])).transpose(1, 2)
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_CHANNELS_LAST[x.dim()])
+    form = _CHANNELS_LAST.get(x.dim())
+    if form is not None:
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
+    return x.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)

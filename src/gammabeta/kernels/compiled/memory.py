@@ -1,0 +1,195 @@
+"""Loads and stores of sixteen lanes, by storage type; scalars, prefetching.
+
+Memory is addressed by ``address`` (bytes, int64) and ``index`` (elements). A tail of fewer than sixteen
+elements is read and written by ``count``: lanes beyond it read as zero and are not stored.
+"""
+
+from types import SimpleNamespace
+
+from llvmlite import ir
+from numba.core import types
+
+from .simd import (
+    F32,
+    F64,
+    I16,
+    I32,
+    I64,
+    LANES,
+    V32,
+    V64,
+    VI16,
+    VI32,
+    call_intrinsic,
+    first_mask,
+    intrinsic,
+    vector,
+    wide,
+)
+
+
+def _pointer(builder, element, address, index):
+    size = {F32: 4, F64: 8, I16: 2, I64: 8}[element]
+    where = builder.add(address, builder.mul(index, ir.Constant(I64, size)))
+    return builder.inttoptr(where, ir.PointerType())
+
+
+def _widen_bf16(builder, halves):
+    """A bf16 is the upper half of the float32 of the same value."""
+    whole = builder.shl(builder.zext(halves, VI32), ir.Constant(VI32, [16] * LANES))
+    return builder.bitcast(whole, V32)
+
+
+def _narrow_bf16(builder, value):
+    """Round to nearest, ties to even, by adding just under half of the last kept bit; NaN stays NaN."""
+    whole = builder.bitcast(value, VI32)
+    kept = builder.lshr(whole, ir.Constant(VI32, [16] * LANES))
+    odd = builder.and_(kept, ir.Constant(VI32, [1] * LANES))
+    rounded = builder.add(whole, builder.add(odd, ir.Constant(VI32, [0x7FFF] * LANES)))
+    rounded = builder.lshr(rounded, ir.Constant(VI32, [16] * LANES))
+    quiet = builder.or_(kept, ir.Constant(VI32, [0x40] * LANES))
+    nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(nan, quiet, rounded), VI16)
+
+
+def _masked(builder, kind, element, pointer, count, value=None):
+    """LLVM's masked load (or store of ``value``) of ``count`` elements."""
+    lanes, suffix = ir.VectorType(element, LANES), {F32: "v16f32", F64: "v16f64", I16: "v16i16"}[element]
+    align = ir.Constant(I32, {F32: 4, F64: 8, I16: 2}[element])
+    some = first_mask(builder, count)
+    if kind == "load":
+        zeros = ir.Constant(lanes, [0] * LANES)
+        return call_intrinsic(builder, f"llvm.masked.load.{suffix}.p0", lanes, [pointer, align, some, zeros])
+    return call_intrinsic(
+        builder, f"llvm.masked.store.{suffix}.p0", ir.VoidType(), [value, pointer, align, some]
+    )
+
+
+def _memory(element, lanes, after_load, before_store, get):
+    """Loads and stores of one storage type: whole vectors, the first ``count`` lanes, scalars, streaming."""
+    align = {F32: 4, F64: 8, I16: 2}[element]
+    loaded = wide if element == F64 else vector
+
+    @intrinsic
+    def load(typingctx, address, index):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args)
+            return after_load(builder, builder.load(pointer, align=align, typ=lanes))
+
+        return loaded(types.int64, types.int64), codegen
+
+    @intrinsic
+    def load_some(typingctx, address, index, count):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            return after_load(builder, _masked(builder, "load", element, pointer, args[2]))
+
+        return loaded(types.int64, types.int64, types.int64), codegen
+
+    @intrinsic
+    def store(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            builder.store(before_store(builder, args[2]), pointer, align=align)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, loaded), codegen
+
+    @intrinsic
+    def store_some(typingctx, address, index, value, count):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            _masked(builder, "store", element, pointer, args[3], before_store(builder, args[2]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, loaded, types.int64), codegen
+
+    @intrinsic
+    def stream(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            pointer = _pointer(builder, element, *args[:2])
+            written = builder.store(before_store(builder, args[2]), pointer, align=LANES * align)
+            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, loaded), codegen
+
+    return SimpleNamespace(
+        size=align, get=get, load=load, load_some=load_some, store=store, store_some=store_some, stream=stream
+    )
+
+
+def _scalar(element, number, size):
+    """Read and write one scalar."""
+
+    @intrinsic
+    def get(typingctx, address, index):
+        def codegen(context, builder, sig, args):
+            return builder.load(_pointer(builder, element, *args), align=size, typ=element)
+
+        return number(types.int64, types.int64), codegen
+
+    @intrinsic
+    def put(typingctx, address, index, value):
+        def codegen(context, builder, sig, args):
+            cast = context.cast(builder, args[2], sig.args[2], number)
+            builder.store(cast, _pointer(builder, element, *args[:2]), align=size)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64, value), codegen
+
+    return get, put
+
+
+get_f32, put_f32 = _scalar(F32, types.float32, 4)
+get_f64, put_f64 = _scalar(F64, types.float64, 8)
+get_i64, put_i64 = _scalar(I64, types.int64, 8)
+
+
+def _prefetch(name, write, doc):
+    def typed(typingctx, address):
+        def codegen(context, builder, sig, args):
+            pointer = builder.inttoptr(args[0], ir.PointerType())
+            hints = [ir.Constant(I32, n) for n in (write, 3, 1)]  # into every level, data
+            call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
+            return context.get_dummy_value()
+
+        return types.void(types.int64), codegen
+
+    typed.__name__, typed.__doc__ = name, doc
+    return intrinsic(typed)
+
+
+prefetch = _prefetch("prefetch", 0, "Fetch the cache line of ``address``, if there is such memory.")
+prefetch_write = _prefetch("prefetch_write", 1, "The same, for a line that will be written.")
+
+
+@intrinsic
+def fence(typingctx):
+    """Make what was streamed visible to other threads."""
+
+    def codegen(context, builder, sig, args):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def get_bf16(typingctx, address, index):
+    """One bf16 as a float32."""
+
+    def codegen(context, builder, sig, args):
+        half = builder.load(_pointer(builder, I16, *args), align=2, typ=I16)
+        return builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), F32)
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+def _same(builder, value):
+    return value
+
+
+float32 = _memory(F32, V32, _same, _same, get_f32)
+bfloat16 = _memory(I16, VI16, _widen_bf16, _narrow_bf16, get_bf16)
+float64 = _memory(F64, V64, _same, _same, get_f64)
