@@ -32,6 +32,16 @@ def finish(out: Tensor, residual: Any, activation: str | None, pool: int | None)
     return out
 
 
+def finish_in_place(out: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+    """The same in the memory of ``out``, which nobody else holds, where autograd and the shapes allow it."""
+    if isinstance(residual, Tensor) and residual.shape == out.shape and residual.dtype is out.dtype:
+        out += residual
+        residual = None
+    if activation == "relu" and residual is None:
+        out, activation = out.relu_(), None
+    return finish(out, residual, activation, pool)
+
+
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,

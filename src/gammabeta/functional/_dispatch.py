@@ -12,8 +12,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..errors import UnavailableError
+from ..kernels.layout import dense, like
 from ._checks import check_extras, irregular
-from ._layout import dense, like
 
 _LOADED: dict[str, ModuleType | str] = {}
 _NEEDS = {"cpu": ("numba", "Numba"), "gpu": ("triton", "Triton")}
@@ -70,7 +70,7 @@ def unfit(x: Tensor, residual: Any, pool: int | None) -> str | None:
 
 # Elements up to which torch's operators are quicker than a kernel and the Python around it: with nothing to
 # fold, with one thing, with more. Measured; see docs/design/modules.md.
-SMALL_TRAIN = [65536, 49152, 16384]
+SMALL_TRAIN = [98304, 98304, 65536]
 SMALL_EVAL = [1 << 20, 1 << 18, 1 << 16]
 
 

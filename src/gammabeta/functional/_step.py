@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.layout import dense, like
 from . import _composition, _eager, _running
 from ._checks import irregular
 from ._dispatch import is_small, select, select_compiled
-from ._layout import dense, like
 
 
 def _settle(
@@ -130,12 +130,12 @@ def _small(
         F.batch_norm(x, running_mean, running_var, weight, bias, True, factor, eps)  # raises
     if running_mean is None or running_var is None or not skip_nonfinite:
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, False)
-        return _composition.finish(out, residual, activation, pool), True
+        return _composition.finish_in_place(out, residual, activation, pool), True
     # With momentum 1 torch leaves the batch's own statistics, the variance unbiased already.
     mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
     out = torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, False)
     accepted = _running.update_small(running_mean, running_var, mean, var, factor)
-    return _composition.finish(out, residual, activation, pool), accepted
+    return _composition.finish_in_place(out, residual, activation, pool), accepted
 
 
 def _torch(
@@ -185,7 +185,7 @@ def evaluate(
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
-        return _composition.finish(out, residual, activation, pool)
+        return _composition.finish_in_place(out, residual, activation, pool)
     wrong = irregular(x, running_mean, running_var, weight, bias, False, 0.0, eps)
     road: Any = "torch"
     if not wrong:
