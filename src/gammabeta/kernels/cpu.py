@@ -204,13 +204,15 @@ def forward(
     residual: Tensor | None,
     activation: str | None,
     pool: int | None,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """The output under the statistics given, as in evaluation."""
+    """The output under the statistics given, as in evaluation; in ``out``, laid out as ``x`` is, if given."""
     x = dense(x)
     plan = plan_of(x, pool)
     weight, bias = _parameter(weight), _parameter(bias)
     residual = None if residual is None else _beside(residual, x)
-    out = _output(x, pool)
+    if out is None:
+        out = _output(x, pool)
     _launch(
         plan,
         _steps(("forward",), plan.rows, x.dtype, activation, residual is not None, bool(pool)),

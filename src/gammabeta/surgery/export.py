@@ -106,7 +106,7 @@ def export_onnx(
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent} to write {target.name} into")
     inputs = as_inputs(example)
-    folded = fold(model, example, tolerance=tolerance)
+    folded = fold(model, example, tolerance=tolerance, pack=False)
     report: FoldReport = folded.fold_report  # type: ignore[assignment]
     graph = _exported(plain(folded), _batched(inputs, 2))
     _describe(graph, classes, preprocessing, report)

@@ -1,6 +1,8 @@
 """Fold batch norms into the convolutions and Linears beside them, prove it, and say what was left and why."""
 
 import copy
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +11,8 @@ from torch import nn
 from ...errors import SurgeryError, UsageError
 from .affine import NotExactError
 from .apply import apply
+from .pack import layouts, packed_copy
+from .packed import unavailable
 from .plan import Plan, Planner, Step, describe_step, traces
 from .proof import TOLERANCE, Errors, Inputs, Judge, Search, copied, detached
 from .report import FoldedLayer, FoldReport
@@ -24,6 +28,7 @@ def fold(
     *,
     tolerance: float | None = None,
     memory_format: torch.memory_format | None = None,
+    pack: bool | None = None,
 ) -> nn.Module:
     """Return an evaluation-mode copy of ``model`` with its batch norms folded away; ``model`` is not touched.
 
@@ -42,6 +47,10 @@ def fold(
             1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
         memory_format: store weights so: ``torch.channels_last`` makes most convolutional networks faster on a
             CPU, whatever the layout of their input.
+        pack: serve float32 on the CPU from weights kept in oneDNN's own order as well, each convolution and
+            Linear computing the activation (and a convolution the 2x2 mean) behind it; ``PackedConv2d`` says
+            more. None: where the output keeps its strides; True: also where it becomes channels_last; False:
+            nowhere.
 
     Returns:
         The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new
@@ -73,11 +82,12 @@ def fold(
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
         sound, errors = [], judge.measure(original, judge.twin)
-    folded.fold_report = FoldReport(  # type: ignore[assignment]
-        _layers(plan, sound, back), errors.example, errors.random, errors.native, errors.original,
-        limit, evidence, "float64" if judge.double else "its own dtype",
+    packing = _pack(folded, judge, errors, limit, pack)
+    packing.model.fold_report = FoldReport(  # type: ignore[assignment]
+        _layers(plan, sound, back), errors.example, errors.random, packing.error, errors.original,
+        limit, evidence, "float64" if judge.double else "its own dtype", packing.layers, packing.reason,
     )  # fmt: skip
-    return folded
+    return packing.model
 
 
 def as_inputs(example: Any) -> Inputs:
@@ -155,6 +165,39 @@ class _Trial:
             folded = self.build(self.original, steps)
             return folded, self.judge.measure(folded, self.build(self.judge.twin, steps))
         return self.passed[1], self.passed[2]
+
+
+@dataclass(frozen=True)
+class _Packing:
+    """The model to hand out, its distance in its own dtype, what is packed in it or why nothing is."""
+
+    model: nn.Module
+    error: float
+    layers: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def _pack(folded: nn.Module, judge: Judge, errors: Errors, limit: float, wanted: bool | None) -> _Packing:
+    """Pack the folded model if asked to, and take it back if it does not answer as the folded one does."""
+    plain = partial(_Packing, folded, errors.native, ())
+    if wanted is False:
+        return plain("pack=False was asked for")
+    if unavailable():
+        return plain(unavailable())
+    example = judge.inputs[0]
+    try:
+        packed, layers = packed_copy(folded, example)
+        if not layers:
+            return plain("it has no convolution or Linear that can be")
+        distance = judge.native_error(packed)
+        moved = wanted is None and layouts(packed, example) != layouts(folded, example)
+    except Exception as error:  # the model's own code runs here: whatever it raises, the plain one ships
+        return plain(f"the packed model does not run: {_first_line(error)}")
+    if not distance <= 2 * errors.original + limit:
+        return plain(f"the model's output moved by {distance:.1e} relative")
+    if moved:
+        return plain("the strides of the output would change; pack=True packs all the same")
+    return _Packing(packed, distance, layers)
 
 
 def _layers(plan: Plan, sound: list[Step], back: dict[Step, str]) -> tuple[FoldedLayer, ...]:

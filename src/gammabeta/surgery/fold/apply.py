@@ -40,7 +40,7 @@ def apply(model: nn.Module, steps: Iterable[Step], left: Iterable[Norm]) -> nn.M
         if norm.kind == "module" and norm.affine is not None:
             folded = _simplify(folded, norm)
     for path, wanted in edits.items():
-        folded = _put(folded, path, _rewritten(folded.get_submodule(path), wanted, _given(done, path)))
+        folded = put(folded, path, _rewritten(folded.get_submodule(path), wanted, _given(done, path)))
     return folded
 
 
@@ -132,7 +132,7 @@ def _replace_norm(
         return model
     activation, pool = (getattr(old, name, None) for name in ("activation", "pool"))
     stand_in = _stand_in(keep, old, activation, pool, norm.tail)
-    return _put(model, norm.path, stand_in or nn.Identity())
+    return put(model, norm.path, stand_in or nn.Identity())
 
 
 def _stand_in(
@@ -151,7 +151,7 @@ def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
     hooked = old._forward_hooks or old._forward_pre_hooks
     if hooked or norm.tail or norm.affine is None:
         return model
-    return _put(model, norm.path, _channel_affine(norm.affine, old))
+    return put(model, norm.path, _channel_affine(norm.affine, old))
 
 
 def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
@@ -159,7 +159,7 @@ def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
     return ChannelAffine(affine, state.dtype, state.device)
 
 
-def _put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+def put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
     """Put ``new`` wherever the model holds the module at ``path``; return the root, which it may be."""
     old = model.get_submodule(path)
     new.train(old.training)

@@ -139,10 +139,14 @@ class Judge:
 
     def measure(self, folded: nn.Module, exact: nn.Module) -> Errors:
         """Distances of a folded model, and of the same folds made in ``twin``, unrounded."""
-        native = max(distance(run(folded, i), t) for i, t in zip(self.inputs, self.truth, strict=True))
+        native = self.native_error(folded)
         inputs = [in_double(i) for i in self.inputs] if self.double else self.inputs
         found = [distance(run(exact, i), t) for i, t in zip(inputs, self.truth, strict=True)]
         return Errors(found[0], max(found[1:]), native, self.original)
+
+    def native_error(self, folded: nn.Module) -> float:
+        """Distance of a model in its own dtype from the original in float64."""
+        return max(distance(run(folded, i), t) for i, t in zip(self.inputs, self.truth, strict=True))
 
     def accepts(self, errors: Errors, tolerance: float) -> bool:
         """Within tolerance in float64, and natively within tolerance of twice the original's error."""

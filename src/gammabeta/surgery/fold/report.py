@@ -30,7 +30,8 @@ class FoldReport:
     ``native_error``: of the folded model as it is, its weights rounded, in its own dtype, against the
     original in float64. ``original_error``: the original's own, in its own dtype. ``evidence``: "graph"
     (torch.fx traces the model, so every input flows this way) or "example" (the flow is the one seen on the
-    example).
+    example). ``packed``: the layers that serve from weights in oneDNN's order; ``unpacked``: why there are
+    none.
     """
 
     layers: tuple[FoldedLayer, ...]
@@ -41,6 +42,8 @@ class FoldReport:
     tolerance: float
     evidence: str
     arithmetic: str
+    packed: tuple[str, ...] = ()
+    unpacked: str = ""
 
     @property
     def folded(self) -> tuple[FoldedLayer, ...]:
@@ -75,10 +78,11 @@ class FoldReport:
     def summary(self) -> str:
         """One line: how many folded, and how exactly."""
         error = max(self.error, self.random_error)
+        packed = f"; {len(self.packed)} layers packed" if self.packed else ""
         return (
             f"{len(self.folded)} of {len(self.layers)} folded; relative error {error:.0e} in "
             f"{self.arithmetic}, {self.native_error:.0e} as shipped "
-            f"(the original: {self.original_error:.0e}); flow from the {self.evidence}"
+            f"(the original: {self.original_error:.0e}); flow from the {self.evidence}{packed}"
         )
 
     def __str__(self) -> str:
