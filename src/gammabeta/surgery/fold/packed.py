@@ -4,9 +4,10 @@ torch hands oneDNN a plain weight at each call, and oneDNN puts it in its own or
 that is half of the work. These layers keep the reordered copy, and take in what followed them: the activation
 is computed inside oneDNN's convolution, the 2x2 mean by our kernel.
 
-``weight`` and ``bias`` stay ordinary parameters: the state dict, ``.to()``, pickling and in-place changes mean
-what they mean for torch's layer. The copy is made at the first call that uses it, anew when the weight has
-changed, and is never saved. A call that oneDNN shall not take (a gradient is wanted, something traces or
+``weight`` and ``bias`` stay ordinary parameters: the state dict, ``.to()``, pickling and in-place changes
+mean what they mean for torch's layer. The copy is made at the first call that uses it, anew when the weight
+has changed, and is never saved. (A change made behind autograd's back, in place on ``weight.data``, cannot be
+seen.) A call that oneDNN shall not take (a gradient is wanted, something traces or
 compiles, autocast, another device or dtype) takes torch's own operators.
 """
 
@@ -24,6 +25,7 @@ WORTH = 1 << 20
 _SMALL_IMAGE = 20480  # elements of one image up to which torch convolves without oneDNN, and is quicker
 _LARGE_POOL = 8192  # elements from which our kernel pools quicker than torch, its call included
 _PART = 4 << 20  # bytes of a convolution's output to pool while they are in the cache
+_OURS = ("post", "pool", "settings", "_held", "_plans")  # what torch's layer does not have
 _MOST_PLANS = 64  # shapes of input remembered by a layer
 
 _ops = torch.ops.mkldnn
@@ -135,16 +137,16 @@ class _Packed(nn.Module):
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._held = None  # .to() may put other values at the same address
-        return super()._apply(*args, **kwargs)
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the copy, which is no plain tensor and is made again."""
         return {**vars(self), "_held": None}
 
     def _scriptable(self, kind: type[nn.Module]) -> nn.Module:
-        """torch's layer, and what followed it."""
+        """Build torch's layer, and what followed it."""
         layer = kind.__new__(kind)
-        layer.__dict__.update(vars(self))
+        layer.__dict__.update({name: value for name, value in vars(self).items() if name not in _OURS})
         layer._modules = {}
         return nn.Sequential(layer, *self.after)
 
@@ -189,6 +191,10 @@ class PackedConv2d(_Packed, nn.Conv2d):
         if plan.own:
             if plan.crop:
                 input = input[:, :, : plan.crop[0], : plan.crop[1]]
+            if input.shape[1] == 1 and input.is_contiguous():
+                # One channel is channels_last too; oneDNN is the quicker for being told so.
+                size = input.shape
+                input = input.as_strided(size, (size[2] * size[3], 1, size[3], 1))
             if plan.images:
                 return self._in_parts(input, held, bias, plan.images)
             out: Tensor = _convolve(input, held.packed, bias, *self.settings)
@@ -285,8 +291,8 @@ class PackedLinear(_Packed, nn.Linear):
                     return out
                 if self.post.name == "relu":
                     return torch.relu_(F.linear(input, held.weight, bias))
-        out = self.after(F.linear(input, self.weight, self.bias))
-        return out
+        answer: Tensor = self.after(F.linear(input, self.weight, self.bias))
+        return answer
 
     def _reordered(self, weight: Tensor) -> Tensor:
         reordered: Tensor = _ops._reorder_linear_weight(weight)
