@@ -9,6 +9,7 @@ import pytest
 
 import gammabeta
 from gammabeta.kernels.compiled import compiler
+from gammabeta.kernels.compiled.key import Key
 
 PROGRAM = """
 import sys, torch
@@ -68,4 +69,4 @@ def test_cache_directory(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("field", ["bf16", "residual", "pool"])
 def test_every_option_is_part_of_the_name(field):
-    assert compiler.Key("rows_forward").slug != compiler.Key("rows_forward", **{field: True}).slug
+    assert Key("rows_forward").slug != Key("rows_forward", **{field: True}).slug

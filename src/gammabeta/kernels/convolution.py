@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from .compiled.compiler import Key
 from .compiled.convolution_arguments import COLUMNS, GROUP, PIXELS, pack
+from .compiled.key import Key
 from .threads import Step, run
 
 _STEPS = {

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from .compiled.arguments import pack
-from .compiled.compiler import Key
+from .compiled.key import Key
 from .layout import dense, empty, like, pooled
+from .limits import unfit
 from .pages import empty_like
 from .plan import Plan, plan_of
 from .running import update_running
@@ -30,7 +31,6 @@ __all__ = [
     "update_running",
 ]
 
-ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
 _DTYPES = (torch.float32, torch.bfloat16)
 _local = threading.local()
 
@@ -42,24 +42,7 @@ def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool
     """Why these kernels cannot take the tensors, None if they can."""
     if x.device.type != "cpu":
         return f"the tensor is on {x.device}, not on the CPU"
-    if x.dtype not in _DTYPES:
-        return f"the kernels store float32 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
-    if x.layout != torch.strided:
-        return "the tensor is not strided"
-    if x.dim() < 2:
-        return "the tensor has no channels"
-    if x.numel() == 0:
-        return "the tensor is empty"
-    if activation not in ACTIVATIONS:
-        return f"no kernel has the activation {activation!r}"
-    if pool is not None and (pool != 2 or x.dim() != 4 or min(x.shape[2:]) < 2):
-        return "pooling is 2×2, over the last two of four dimensions"
-    if residual is not None:
-        if residual.shape != x.shape:
-            return "the residual's shape is not the input's"
-        if residual.dtype != x.dtype or residual.device != x.device:
-            return "the residual's dtype or device is not the input's"
-    return None
+    return unfit(x, residual, activation, pool, _DTYPES)
 
 
 def _beside(t: Tensor, x: Tensor) -> Tensor:

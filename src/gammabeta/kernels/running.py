@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from .compiled.arguments import pack
-from .compiled.compiler import Key
+from .compiled.key import Key
 from .threads import call
 
 _UPDATE = Key("update_running")

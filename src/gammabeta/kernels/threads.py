@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .compiled import compiler
+from .compiled.key import Key
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64)
-_WORK = compiler.Key("work")
+_WORK = Key("work")
 
 
 class _Job(ctypes.Structure):
@@ -38,17 +39,17 @@ class _Job(ctypes.Structure):
 
 _Team = Callable[[int, _Job, int], None]
 _forked = False
-_kernels: dict[compiler.Key, Callable[[bytes, int], None]] = {}
+_kernels: dict[Key, Callable[[bytes, int], None]] = {}
 
 
 class Step(NamedTuple):
     """A kernel of a sequence: all its parts, or ``once``, as one part on the calling thread."""
 
-    key: compiler.Key
+    key: Key
     once: bool
 
 
-def call(key: compiler.Key, args: bytes, part: int = 0) -> None:
+def call(key: Key, args: bytes, part: int = 0) -> None:
     """Run one part of a kernel on this thread."""
     (_kernels.get(key) or _kernel(key))(args, part)
 
@@ -66,7 +67,7 @@ def run(steps: tuple[Step, ...], args: bytes, parts: int, threads: int) -> None:
             _team()(compiler.address(_WORK), _Job(0, parts, compiler.address(key), args), threads)
 
 
-def _kernel(key: compiler.Key) -> Callable[[bytes, int], None]:
+def _kernel(key: Key) -> Callable[[bytes, int], None]:
     found: Callable[[bytes, int], None] = _KERNEL(compiler.address(key))
     return _kernels.setdefault(key, found)
 

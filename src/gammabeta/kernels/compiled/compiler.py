@@ -15,28 +15,14 @@ import threading
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from .key import Key
 
 _lock = threading.RLock()
-_addresses: dict["Key", int] = {}
+_addresses: dict[Key, int] = {}
 _engines: list[Any] = []  # an engine owns the code it loaded
 _told = False
-
-
-class Key(NamedTuple):
-    """Which kernel: the name of its maker and what was fixed at compile time."""
-
-    kernel: str
-    bf16: bool = False
-    activation: str | None = None
-    residual: bool = False
-    pool: bool = False
-
-    @property
-    def slug(self) -> str:
-        """A readable part of a file's name."""
-        chosen = [self.kernel, "bf16" if self.bf16 else "f32", self.activation or "linear"]
-        return "-".join(chosen + ["residual"] * self.residual + ["pool"] * self.pool)
 
 
 def address(key: Key) -> int:

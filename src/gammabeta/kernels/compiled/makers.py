@@ -2,7 +2,7 @@
 
 from . import convolution, memory, planes, planes_backward, rows, rows_backward, serial
 from .activations import ACTIVATIONS
-from .compiler import Key
+from .key import Key
 
 _MODULES = (serial, convolution, rows, rows_backward, planes, planes_backward)
 

@@ -27,6 +27,7 @@ from .arguments import (
     X,
 )
 from .memory import fence, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .pointwise import forward
 from .simd import even_lanes, first_lane, first_lanes, fma, inlined, odd_lanes, select, splat, total
 
 PIECE = 8192  # elements of a plane that one part takes at a time
@@ -156,22 +157,9 @@ def planes_statistics(storage, activation, residual, pool):
 
 def _plane_forward(storage, activation, residual, pool):
     """``out = pool(activation((x - mean) * scale + bias + residual))`` over one plane."""
-    load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
-    size, stream, activate = storage.size, storage.stream, activation.forward
+    store, store_some, size, stream = storage.store, storage.store_some, storage.size, storage.stream
 
-    @inlined
-    def one(x, res, at, mean, scale, bias):
-        z = fma(load(x, at) - mean, scale, bias)
-        if residual:
-            z = z + load(res, at)
-        return activate(z)
-
-    @inlined
-    def one_some(x, res, at, count, mean, scale, bias):
-        z = fma(load_some(x, at, count) - mean, scale, bias)
-        if residual:
-            z = z + load_some(res, at, count)
-        return activate(z)
+    one, one_some = forward(storage, activation, residual)
 
     @inlined
     def plain(x, res, out, height, width, mean, scale, bias, streamed):

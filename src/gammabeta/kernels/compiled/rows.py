@@ -26,6 +26,7 @@ from .arguments import (
     X,
 )
 from .memory import fence, float32, float64, get_f32, get_i64, prefetch, prefetch_write, put_f64
+from .pointwise import forward
 from .simd import first_lanes, fma, inlined, select, splat, splat_wide, widen
 from .tables import clear, cut, fold, spread
 
@@ -142,24 +143,11 @@ def rows_forward(storage, activation, residual, pool):
     With pooling, two rows of pixels are activated and added into a line of working memory, whose neighbouring
     pixels are then added.
     """
-    load, load_some = storage.load, storage.load_some
     store, store_some = (float32.store, float32.store_some) if pool else (storage.store, storage.store_some)
     store_out, store_out_some, stream = storage.store, storage.store_some, storage.stream
-    activate, size = activation.forward, storage.size
+    size = storage.size
 
-    @inlined
-    def one(x, res, at, mean, scale, bias):
-        z = fma(load(x, at) - mean, scale, bias)
-        if residual:
-            z = z + load(res, at)
-        return activate(z)
-
-    @inlined
-    def one_some(x, res, at, count, mean, scale, bias):
-        z = fma(load_some(x, at, count) - mean, scale, bias)
-        if residual:
-            z = z + load_some(res, at, count)
-        return activate(z)
+    one, one_some = forward(storage, activation, residual)
 
     @inlined
     def put(x, res, below, out, at, mean, scale, bias, streamed):

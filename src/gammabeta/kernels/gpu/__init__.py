@@ -14,6 +14,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..limits import unfit
 from .host import (
     backward,
     backward_apply,
@@ -35,7 +36,6 @@ __all__ = [
     "update_running",
 ]
 
-ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _OLDEST = (8, 0)  # Triton's own minimum, and the first with bfloat16
 
@@ -69,21 +69,4 @@ def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool
     why = _unfit_device(x.device)
     if why is not None:
         return why
-    if x.dtype not in _DTYPES:
-        return f"the kernels store float32, bfloat16 and float16, not {str(x.dtype).removeprefix('torch.')}"
-    if x.layout != torch.strided:
-        return "the tensor is not strided"
-    if x.dim() < 2:
-        return "the tensor has no channels"
-    if x.numel() == 0:
-        return "the tensor is empty"
-    if activation not in ACTIVATIONS:
-        return f"no kernel has the activation {activation!r}"
-    if pool is not None and (pool != 2 or x.dim() != 4 or min(x.shape[2:]) < 2):
-        return "pooling is 2×2, over the last two of four dimensions"
-    if residual is not None:
-        if residual.shape != x.shape:
-            return "the residual's shape is not the input's"
-        if residual.dtype != x.dtype or residual.device != x.device:
-            return "the residual's dtype or device is not the input's"
-    return None
+    return unfit(x, residual, activation, pool, _DTYPES)

@@ -1,0 +1,19 @@
+"""Which kernel, out of all that can be made."""
+
+from typing import NamedTuple
+
+
+class Key(NamedTuple):
+    """Which kernel: the name of its maker and what was fixed at compile time."""
+
+    kernel: str
+    bf16: bool = False
+    activation: str | None = None
+    residual: bool = False
+    pool: bool = False
+
+    @property
+    def slug(self) -> str:
+        """A readable part of a file's name."""
+        chosen = [self.kernel, "bf16" if self.bf16 else "f32", self.activation or "linear"]
+        return "-".join(chosen + ["residual"] * self.residual + ["pool"] * self.pool)
