@@ -46,9 +46,10 @@ def train(recipe: str, seed: int) -> dict[str, Any]:
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table of each seed, and one of each recipe's median and lowest."""
     lines = [
-        "| recipe | seeds | median test accuracy | lowest | median seconds of training | of the process |"
+        "| recipe | seeds | median test accuracy | lowest "
+        "| median seconds of training | of the process | commit |"
     ]
-    lines.append("|---|---|---|---|---|---|")
+    lines.append("|---|---|---|---|---|---|---|")
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         mine = [row for row in rows if row["recipe"] == recipe]
         accuracy = [row["test_accuracy"] for row in mine]
@@ -56,7 +57,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         process = statistics.median(row["process_seconds"] for row in mine)
         lines.append(
             f"| {recipe} | {len(mine)} | {statistics.median(accuracy):.4f} | {min(accuracy):.4f} "
-            f"| {training:.2f} | {process:.2f} |"
+            f"| {training:.2f} | {process:.2f} | {', '.join(dict.fromkeys(row['commit'] for row in mine))} |"
         )
     lines += ["", "| recipe | seed | moving loss | train accuracy | test accuracy | training s | process s |"]
     lines.append("|---|---|---|---|---|---|---|")
@@ -81,10 +82,12 @@ def main() -> None:
     if options.publish:
         publish(document)
         return
+    machine = describe()
     for recipe in options.recipe or SEEDS:
         rows = [train(recipe, seed) for seed in range(options.seeds or SEEDS[recipe])]
+        rows = [{**row, "commit": machine["commit"]} for row in rows]
         document["rows"] = [row for row in document["rows"] if row["recipe"] != recipe] + rows
-    document["machine"] = describe()
+    document["machine"] = machine
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     publish(document)
@@ -93,9 +96,7 @@ def main() -> None:
 def publish(document: dict[str, Any]) -> None:
     """Write the tables into ``docs/recipes.md``, between its marks, and print them."""
     machine = document["machine"]
-    where = (
-        f"{machine['machine']}, {machine['threads']} threads, commit {machine['commit']}, {machine['date']}"
-    )
+    where = f"{machine['machine']}, {machine['threads']} threads, {machine['date']}"
     text = DOCS.read_text("utf-8")
     before, _, rest = text.partition(OPEN)
     _, _, after = rest.partition(CLOSE)
