@@ -50,3 +50,10 @@ def test_mixed_dtypes_and_missing_gradients_are_served() -> None:
         descent.step(0.1)
     moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
     assert moved == [True] * 4 + [False] * 2
+
+
+def test_without_any_gradient_nothing_moves() -> None:
+    model = nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    Descent(make_optimizer(model, load_recipe("classic"))).step(0.1)
+    assert torch.equal(model.weight, before)

@@ -56,16 +56,19 @@ class _Convolve(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int], dtype: torch.dtype
     ) -> Tensor:
+        given = (x, weight)
         x, weight = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(*given, x, weight)
         ctx.padding, ctx.bias_sizes = padding, None if bias is None else [len(weight)]
         return F.conv2d(x, weight, None if bias is None else bias.to(dtype), 1, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        x, weight = ctx.saved_tensors
+        given_x, given_weight, x, weight = ctx.saved_tensors
         need = list(ctx.needs_input_grad[:3])
-        quick = need[0] and not torch.is_grad_enabled()  # else the second derivative is asked for
+        quick = need[0]
+        if torch.is_grad_enabled():  # a second derivative is asked for: torch's operator has one
+            quick, x, weight = False, given_x.to(x.dtype), given_weight.to(x.dtype)
         found = _input_gradient(grad, weight, x.shape, ctx.padding) if quick else None
         rest = [need[0] and not quick, *need[1:]]
         others = _aten.convolution_backward(

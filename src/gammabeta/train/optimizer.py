@@ -55,6 +55,8 @@ class Descent:
             return
         for group, plan in zip(self.optimizer.param_groups, plans, strict=True):
             parameters, gradients, buffers = plan  # type: ignore[misc]
+            if not parameters:
+                continue
             torch._fused_sgd_(
                 parameters,
                 gradients,
