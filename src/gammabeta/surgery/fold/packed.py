@@ -282,15 +282,16 @@ class PackedLinear(_Packed, nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Multiply, add, activate."""
-        if _eager(input) and not (input.requires_grad and _is_grad_enabled()):
-            held = self._hold()
-            if held is not None and input.dim() > 1 and input.shape[-1] == self.in_features:
-                bias = self._parameters["bias"]
-                if input.numel() * self.out_features >= WORTH:
-                    out: Tensor = _multiply(input, held.packed, bias, *self.post)
-                    return out
-                if self.post.name == "relu":
-                    return torch.relu_(F.linear(input, held.weight, bias))
+        if type(input) is Tensor and not _is_compiling() and _tracing() is None:
+            parameters = self._parameters  # past Module.__getattr__
+            if input.numel() * self.out_features < WORTH:  # torch's own functions, whatever is wanted of them
+                out = F.linear(input, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
+                return torch.relu_(out) if self.post.name == "relu" else self.after(out)
+            if _eager(input) and not (input.requires_grad and _is_grad_enabled()):
+                held = self._hold()
+                if held is not None and input.dim() > 1 and input.shape[-1] == self.in_features:
+                    product: Tensor = _multiply(input, held.packed, parameters["bias"], *self.post)
+                    return product
         answer: Tensor = self.after(F.linear(input, self.weight, self.bias))
         return answer
 
