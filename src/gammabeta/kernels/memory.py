@@ -12,15 +12,16 @@ from contextlib import contextmanager
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _LARGEST_KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30}  # bytes; 32 MiB is glibc's limit
-_DEFAULT = 128 << 10  # bytes, both thresholds in glibc
+_AFTERWARDS = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20}
 
 
 @contextmanager
 def keep_pages() -> Iterator[None]:
-    """Let freed blocks of up to 32 MiB stay with the process; afterwards glibc's defaults hold again.
+    """Let freed blocks of up to 32 MiB stay with the process; what is free at the end goes to the system.
 
-    The pages kept meanwhile go back to the system at the end. Does nothing where the C library is not glibc.
-    Setting a threshold ends glibc's own adjustment of it, so that afterwards the fixed defaults are in force.
+    Setting a threshold ends glibc's own adjustment of it. Afterwards the two stay where that adjustment ends in
+    a process that frees large blocks, not at the 128 KiB it begins with: those would cost whatever the process
+    does next a page fault for every page of every tensor. Does nothing where the C library is not glibc.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "gnu_get_libc_version"):
@@ -31,6 +32,6 @@ def keep_pages() -> Iterator[None]:
     try:
         yield
     finally:
-        for option in _LARGEST_KEPT:
-            library.mallopt(option, _DEFAULT)  # type: ignore[union-attr]
+        for option, size in _AFTERWARDS.items():
+            library.mallopt(option, size)  # type: ignore[union-attr]
         library.malloc_trim(0)  # type: ignore[union-attr]
