@@ -21,7 +21,8 @@ def keep_pages() -> Iterator[None]:
 
     Setting a threshold ends glibc's own adjustment of it. Afterwards the two stay where that adjustment ends
     in a process that frees large blocks, not at the 128 KiB it begins with: those would cost whatever the
-    process does next a page fault for every page of every tensor. Does nothing where the C library is not glibc.
+    process does next a page fault for every page of every tensor. Does nothing where the C library is not
+    glibc.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(library, "gnu_get_libc_version"):
