@@ -98,3 +98,10 @@ def test_a_model_of_the_user_s(gammabeta, factory, tmp_path):
         result = gammabeta("fold", factory, *([] if shape is None else ["--shape", shape]))
         assert result.code == 2
         assert message in result.err
+
+
+@pytest.mark.parametrize("command", ["fold", "export"])
+def test_a_name_that_is_nothing_is_told_before_a_missing_shape(gammabeta, command):
+    result = gammabeta(command, "nowhere")
+    assert result.code == 2
+    assert "neither a run folder nor module:factory" in result.err

@@ -51,8 +51,8 @@ def load_shipped(name: str, weights: Path | None, shape: str | None, best: bool)
         return Shipped(name, trained.model, example, trained)
     from .target import load_target
 
-    size = _parsed(shape)
-    return Shipped(name, load_target(name, weights, "cpu").model.eval(), torch.randn(2, *size), None)
+    model = load_target(name, weights, "cpu").model.eval()  # a wrong name is told before a missing shape
+    return Shipped(name, model, torch.randn(2, *_parsed(shape)), None)
 
 
 def _parsed(shape: str | None) -> list[int]:
