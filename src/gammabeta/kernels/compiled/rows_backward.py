@@ -140,7 +140,7 @@ def rows_reduce(storage, activation, residual, pool):
         while at + TOGETHER * tile <= elements:
             for v in range(0, tile, 16):
                 m, s, b = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
-                total, product = _load(table, 5 * tile + v), _load(table, 6 * tile + v)
+                total, product = splat(0.0), splat(0.0)
                 for j in range(TOGETHER):
                     line = ahead(at, v, tile, TOGETHER, j, size)
                     prefetch(x + line)
@@ -156,8 +156,8 @@ def rows_reduce(storage, activation, residual, pool):
                         store(dres, here, g)
                     total = total + g
                     product = fma(g, centred, product)
-                _store(table, 5 * tile + v, total)
-                _store(table, 6 * tile + v, product)
+                _store(table, 5 * tile + v, _load(table, 5 * tile + v) + total)
+                _store(table, 6 * tile + v, _load(table, 6 * tile + v) + product)
             at += TOGETHER * tile
             pending += TOGETHER
             if pending >= 128:
