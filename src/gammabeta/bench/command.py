@@ -29,7 +29,7 @@ def main(arguments: Sequence[str], program: str) -> int:
     if not names:
         if rest and rest[0] not in ("-h", "--help"):
             raise UsageError(f"name a suite before {rest[0]}: {', '.join(SUITES)}")
-        print(f"Usage: {program} SUITE... [OPTIONS]\n\nSuites: {', '.join(SUITES)}")
+        print(_usage(program))
         return 0
     for name, options in [(name, parse(name, rest, program)) for name in names]:
         result = load(name).run(options)
@@ -38,6 +38,14 @@ def main(arguments: Sequence[str], program: str) -> int:
         for key, value in result.summary.items():
             print(f"{key}: {value}")
     return 0
+
+
+def _usage(program: str) -> str:
+    suites = "\n".join(f"  {name:<10} {what}" for name, what in SUITES.items())
+    return (
+        f"Usage: {program} SUITE... [--quick] [--out FOLDER] [OPTIONS]\n\nSuites:\n{suites}\n\n"
+        f"The options of one: {program} SUITE --help"
+    )
 
 
 def parse(name: str, arguments: Sequence[str], program: str) -> Options:

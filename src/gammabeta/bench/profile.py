@@ -7,6 +7,7 @@ no operator accounts for is Python, and threads waiting for each other.
 """
 
 import argparse
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -52,11 +53,16 @@ def run(options: Options) -> Result:
         f"Recipe {options.given.recipe}, {steps} steps, milliseconds a step. The profiler itself lengthens a "
         "step; without it the median is given. The first step also loads kernels and touches memory first."
     )
-    return Result("Where a training step's time goes", rows, notes=[note])
+    summary = {
+        f"{UNPROFILED}, {name}": f"{times[UNPROFILED]:.2f} ms, {PYTHON}: {times[PYTHON]:.2f} ms"
+        for name, times in columns.items()
+    }
+    return Result("Where a training step's time goes", rows, summary, [note])
 
 
 def profile(recipe_name: str, precision: Any, steps: int) -> dict[str, float]:
     """Return the milliseconds a step of every part, and of whole steps."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of its own start and stop
     import torch
 
     from ..kernels.memory import keep_pages
