@@ -32,7 +32,10 @@ _load_wide, _store_wide = float64.load, float64.store
 
 
 def _gradients(storage, activation, residual, pool):
-    """``dz`` for whole vectors and for ``count`` lanes; a pooled gradient comes spread, as a float32 line."""
+    """``dz`` for whole vectors and for ``count`` lanes, and what to fetch for it.
+
+    A pooled gradient comes spread, as a float32 line, which is near already.
+    """
     load, load_some = storage.load, storage.load_some
     grad_load, grad_load_some = (_load, _load_some) if pool else (load, load_some)
     activation_backward = activation.backward
@@ -51,7 +54,15 @@ def _gradients(storage, activation, residual, pool):
             z = z + load_some(res, at, count)
         return activation_backward(z, grad_load_some(grad, at, count))
 
-    return dz, dz_some
+    @inlined
+    def fetch(x, res, grad):
+        prefetch(x)
+        if residual:
+            prefetch(res)
+        if not pool:
+            prefetch(grad)
+
+    return dz, dz_some, fetch
 
 
 def _spread_pair(storage):
@@ -102,7 +113,7 @@ def rows_reduce(storage, activation, residual, pool):
     """
     load, load_some, size = storage.load, storage.load_some, storage.size
     store, store_some = storage.store, storage.store_some
-    dz, dz_some = _gradients(storage, activation, residual, pool)
+    dz, dz_some, fetch = _gradients(storage, activation, residual, pool)
     spread_pair = _spread_pair(storage)
 
     @inlined
@@ -143,11 +154,7 @@ def rows_reduce(storage, activation, residual, pool):
                 total, product = splat(0.0), splat(0.0)
                 for j in range(TOGETHER):
                     line = ahead(at, v, tile, TOGETHER, j, size)
-                    prefetch(x + line)
-                    if residual:
-                        prefetch(res + line)
-                    if not pool:
-                        prefetch(grad + line)
+                    fetch(x + line, res + line, grad + line)
                     here = at + j * tile + v
                     centred = load(x, here) - m
                     g = dz(centred, res, grad, here, s, b)
@@ -218,7 +225,7 @@ def rows_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)``, and ``dz`` where the residual wants it."""
     load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
     size, stream = storage.size, storage.stream
-    dz, dz_some = _gradients(storage, activation, residual, pool)
+    dz, dz_some, fetch = _gradients(storage, activation, residual, pool)
     spread_pair = _spread_pair(storage)
 
     @inlined
@@ -252,11 +259,7 @@ def rows_apply(storage, activation, residual, pool):
                 a, k = _load(table, 3 * tile + v), _load(table, 4 * tile + v)
                 for j in range(TOGETHER):
                     line = ahead(at, v, tile, TOGETHER, j, size)
-                    prefetch(x + line)
-                    if residual:
-                        prefetch(res + line)
-                    if not pool:
-                        prefetch(grad + line)
+                    fetch(x + line, res + line, grad + line)
                     if not streamed:
                         prefetch_write(dx + line)
                     put(x, res, grad, dx, dres, at + j * tile + v, m, s, b, a, k, streamed)

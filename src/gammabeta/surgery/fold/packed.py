@@ -133,6 +133,7 @@ class _Packed(nn.Module):
         return _Held(packed, weight, weight._version, weight.data_ptr(), zero, one)
 
     def _reordered(self, weight: Tensor) -> Tensor:
+        """Return the weight in oneDNN's order: each layer has its own."""
         raise NotImplementedError
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
