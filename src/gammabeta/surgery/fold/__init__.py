@@ -11,6 +11,7 @@ from torch import nn
 from ...errors import SurgeryError, UsageError
 from .affine import NotExactError
 from .apply import apply
+from .chain import hang_chains
 from .pack import layouts, packed_copy
 from .packed import unavailable
 from .plan import Plan, Planner, Step, describe_step, traces
@@ -189,6 +190,7 @@ def _pack(folded: nn.Module, judge: Judge, errors: Errors, limit: float, wanted:
         packed, layers = packed_copy(folded, example)
         if not layers:
             return plain("it has no convolution or Linear that can be")
+        hang_chains(packed)
         distance = judge.native_error(packed)
         moved = wanted is None and layouts(packed, example) != layouts(folded, example)
     except Exception as error:  # the model's own code runs here: whatever it raises, the plain one ships

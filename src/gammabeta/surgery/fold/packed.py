@@ -56,14 +56,10 @@ def unavailable() -> str:
     return ""
 
 
-def _eager(x: Tensor) -> bool:
-    """Tell whether a call is plain eager execution on a float32 tensor of the CPU, seen by nobody."""
+def eager() -> bool:
+    """Tell whether this is plain eager execution, seen by nobody, with oneDNN allowed."""
     return not (
         _is_compiling()
-        or type(x) is not Tensor
-        or x.dtype is not _float32
-        or not x.is_cpu
-        or x.layout is not _strided
         or _dispatch_modes()
         or _function_modes()
         or _transforms()
@@ -71,6 +67,17 @@ def _eager(x: Tensor) -> bool:
         or _tracing() is not None
         or _is_autocast_enabled("cpu")
         or not _onednn_enabled()
+    )
+
+
+def _fits(x: Tensor) -> bool:
+    """Tell whether it is a float32 tensor on the CPU, and no gradient for it is wanted."""
+    return (
+        type(x) is Tensor
+        and x.dtype is _float32
+        and x.is_cpu
+        and x.layout is _strided
+        and not (x.requires_grad and _is_grad_enabled())
     )
 
 
@@ -104,15 +111,28 @@ class _Packed(nn.Module):
         made.after, made.post, made._held = nn.Sequential(*after), post, None
         return made
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Do what the layer did, and what followed it."""
+        return self.serve(input) if eager() else self._plainly(input)
+
+    def serve(self, input: Tensor) -> Tensor:
+        """``forward`` where execution is known to be ``eager()``."""
+        raise NotImplementedError
+
+    def _plainly(self, x: Tensor) -> Tensor:
+        """``forward`` by torch's own operators."""
+        raise NotImplementedError
+
     def _hold(self) -> _Held | None:
         """The copy of the weight as it is now; None if there can be none, or a gradient is wanted."""
         parameters, held = self._parameters, self._held
-        weight = parameters["weight"]
+        try:
+            weight, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # a parametrization or pruning makes it anew at each call
+            return None
         assert weight is not None
-        if _is_grad_enabled():
-            bias = parameters["bias"]
-            if weight.requires_grad or (bias is not None and bias.requires_grad):
-                return None
+        if _is_grad_enabled() and (weight.requires_grad or (bias is not None and bias.requires_grad)):
+            return None
         if weight.is_inference():  # its changes cannot be seen
             return None
         if (
@@ -180,13 +200,14 @@ class PackedConv2d(_Packed, nn.Conv2d):
         made.settings = (layer.padding, layer.stride, layer.dilation, layer.groups, *post)
         return made
 
-    def forward(self, input: Tensor) -> Tensor:
+    def serve(self, input: Tensor) -> Tensor:
         """Convolve, activate, pool."""
-        if not _eager(input) or (input.requires_grad and _is_grad_enabled()):
+        held = self._hold() if _fits(input) else None
+        if held is None:
             return self._plainly(input)
-        plan = self._plans.get(input.shape) or self._plan(input.shape)
-        held = self._hold()
-        if plan.plain or held is None:
+        shape = input.shape
+        plan = self._plans.get(shape) or self._plan(shape)
+        if plan.plain:
             return self._plainly(input)
         bias = self._parameters["bias"]
         if plan.own:
@@ -281,20 +302,30 @@ class PackedConv2d(_Packed, nn.Conv2d):
 class PackedLinear(_Packed, nn.Linear):
     """``torch.nn.Linear`` and the activation behind it. Input (*, in_features)."""
 
-    def forward(self, input: Tensor) -> Tensor:
+    def serve(self, input: Tensor) -> Tensor:
         """Multiply, add, activate."""
-        if type(input) is Tensor and not _is_compiling() and _tracing() is None:
-            parameters = self._parameters  # past Module.__getattr__
-            if input.numel() * self.out_features < WORTH:  # torch's own functions, whatever is wanted of them
-                out = F.linear(input, parameters["weight"], parameters["bias"])  # type: ignore[arg-type]
-                return torch.relu_(out) if self.post.name == "relu" else self.after(out)
-            if _eager(input) and not (input.requires_grad and _is_grad_enabled()):
-                held = self._hold()
-                if held is not None and input.dim() > 1 and input.shape[-1] == self.in_features:
-                    product: Tensor = _multiply(input, held.packed, parameters["bias"], *self.post)
-                    return product
-        answer: Tensor = self.after(F.linear(input, self.weight, self.bias))
-        return answer
+        if not _fits(input):
+            return self._plainly(input)
+        if input.numel() * self.out_features < WORTH:
+            return self._small(input)
+        held = self._hold()
+        if held is None or input.dim() < 2 or input.shape[-1] != self.in_features:
+            return self._plainly(input)
+        product: Tensor = _multiply(input, held.packed, self._parameters["bias"], *self.post)
+        return product
+
+    def _small(self, x: Tensor) -> Tensor:
+        """``_plainly`` past ``Module.__getattr__``, where a call of oneDNN costs more than it saves."""
+        try:
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:
+            return self._plainly(x)
+        out = F.linear(x, weight, bias)  # type: ignore[arg-type]
+        return torch.relu_(out) if self.post.name == "relu" else self.after(out)
+
+    def _plainly(self, x: Tensor) -> Tensor:
+        out: Tensor = self.after(F.linear(x, self.weight, self.bias))
+        return out
 
     def _reordered(self, weight: Tensor) -> Tensor:
         reordered: Tensor = _ops._reorder_linear_weight(weight)
