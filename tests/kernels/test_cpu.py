@@ -70,7 +70,7 @@ def test_forward_and_backward_agree_with_float64(streamed, activation, with_resi
         close(mean, x.double().mean((0, 2, 3)), x.dtype)
         close(var, x.double().var((0, 2, 3), correction=0), x.dtype)
         given = (x, mean, invstd, *options)
-        close(cpu.forward(*given), exact, x.dtype)
+        assert torch.equal(cpu.forward(*given), out), "recomputing an output gives the same bits"
         dx, dweight, dbias, dresidual = cpu.backward(grad, *given, with_residual)
         close(dx, grads["x"], x.dtype)
         close(dweight, grads["weight"], x.dtype)

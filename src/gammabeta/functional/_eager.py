@@ -33,7 +33,7 @@ class _Train(torch.autograd.Function):
             x, single(weight), single(bias), residual, eps, activation, pool
         )
         statistics += (mean, var)
-        ctx.kernel = kernel
+        ctx.kernel, ctx.output = kernel, None
         _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, True, eps)
         return out
 
@@ -62,7 +62,7 @@ class _Apply(torch.autograd.Function):
         out: Tensor = kernel.forward(
             x, mean, invstd, single(weight), single(bias), residual, activation, pool
         )
-        ctx.kernel = kernel
+        ctx.kernel, ctx.output = kernel, None
         _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, False, 0.0)
         return out
 

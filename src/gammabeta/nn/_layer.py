@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Proxy
 
 from ..errors import UsageError
-from ..functional import _step
+from ..functional import _recompute, _step
 from ..functional._checks import check_extras, check_settings
 from ..functional._dispatch import traced
 
@@ -44,6 +44,9 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
             and in a compiled graph it happens without a word, as no device is made to wait.
         initialize: None: running statistics start at 0 and 1, as PyTorch's. "first_batch": those of the
             first batch counted replace them, later ones enter with ``momentum``.
+        recompute: do not keep the output for the backward pass of the convolution or linear layer it goes to,
+            but compute it again there (eager, on the CPU, where the next batch norm is one of ours).
+            Same gradients to the last bit, less memory, a pass more over the tensor.
 
     A forward pass that activation checkpointing repeats inside a backward pass does not enter the running
     statistics a second time.
@@ -59,6 +62,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
     pool: int | None = None
     skip_nonfinite: bool = True
     initialize: str | None = None
+    recompute: bool = False
 
     def __init__(
         self,
@@ -75,15 +79,21 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         pool: int | None = None,
         skip_nonfinite: bool = True,
         initialize: str | None = None,
+        recompute: bool = False,
     ) -> None:
         extra = {"bias": bias} if _TAKES_BIAS else {}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **extra)
         if not bias:
             self.register_parameter("bias", None)
-        self._set_extras(activation, pool, skip_nonfinite, initialize)
+        self._set_extras(activation, pool, skip_nonfinite, initialize, recompute)
 
     def _set_extras(
-        self, activation: str | None, pool: int | None, skip_nonfinite: bool, initialize: str | None
+        self,
+        activation: str | None,
+        pool: int | None,
+        skip_nonfinite: bool,
+        initialize: str | None,
+        recompute: bool,
     ) -> None:
         check_settings(activation, pool)
         if initialize not in (None, "first_batch"):
@@ -92,12 +102,13 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         self.pool = pool
         self.skip_nonfinite = skip_nonfinite
         self.initialize = initialize
+        self.recompute = recompute
 
     def extra_repr(self) -> str:
         """Return PyTorch's text, and after it each setting that is not the default."""
         inherited: Any = super().extra_repr
         text = str(inherited())
-        for name in ("activation", "pool", "skip_nonfinite", "initialize"):
+        for name in ("activation", "pool", "skip_nonfinite", "initialize", "recompute"):
             value = getattr(self, name)
             if value != getattr(Fused, name):
                 text += f", {name}={value!r}"
@@ -217,7 +228,9 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         pool = self.pool if pool is None else pool
         if activation is not None or pool is not None:
             check_extras(input, activation, pool)
-        return self._normalise(input, residual, activation, pool)
+        out = self._normalise(input, residual, activation, pool)
+        _recompute.spare(out, input, residual, self.recompute)
+        return out
 
     def _record(self, x: Any, residual: Any, activation: str | None, pool: int | None) -> Any:
         """While ``torch.fx`` traces symbolically: one node, as for PyTorch's own layers."""
@@ -245,6 +258,7 @@ class FusedLazy(Fused):
         pool: int | None = None,
         skip_nonfinite: bool = True,
         initialize: str | None = None,
+        recompute: bool = False,
     ) -> None:
         extra = {"bias": bias} if _TAKES_BIAS else {}
         # Past Fused, whose first argument PyTorch's lazy classes do not have.
@@ -252,7 +266,7 @@ class FusedLazy(Fused):
         start(eps, momentum, affine, track_running_stats, device, dtype, **extra)
         if not bias:
             self.register_parameter("bias", None)
-        self._set_extras(activation, pool, skip_nonfinite, initialize)
+        self._set_extras(activation, pool, skip_nonfinite, initialize, recompute)
 
     def initialize_parameters(self, input: Tensor, residual: Any = None, **settings: Any) -> None:
         """Take ``num_features`` from the input; what else ``forward`` was given does not matter."""

@@ -25,11 +25,12 @@ KINDS = {
     "frozen": "FrozenBatchNorm{}d",
     "sync": "SyncBatchNorm",
 }
+_RECOMPUTE = ("fused", "frozen")
 _PLAIN: dict[int, type[Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _LAZY: dict[int, type[Module]] = {1: nn.LazyBatchNorm1d, 2: nn.LazyBatchNorm2d, 3: nn.LazyBatchNorm3d}
 
 
-def convert(model: M, to: str = "fused", example: Any = None) -> M:
+def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool = False) -> M:
     """Return a model with another kind of batch norm: same outputs, gradients and state dict keys.
 
     ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` put the layers of ``gammabeta.nn`` in the place of
@@ -51,16 +52,20 @@ def convert(model: M, to: str = "fused", example: Any = None) -> M:
         to: "fused", "sync", "ghost", "frozen" or "torch".
         example: an input, or a tuple of inputs, to compare both models on: in evaluation mode, for "fused"
             and "torch" in training mode too.
+        recompute: for "fused" and "frozen": less memory for some more time. Outputs of batch norms are not
+            kept for the backward pass but computed again in it, to the last bit the same.
 
     Returns:
         The converted model; ``.conversion_report`` says of each batch norm what was done and why no more.
 
     Raises:
-        UsageError: a kind that does not exist.
+        UsageError: a kind that does not exist, or ``recompute`` with one that cannot.
         SurgeryError: the model cannot be copied, or does not give the same outputs on ``example``.
     """
     if to != "torch" and to not in KINDS:
         raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
+    if recompute and to not in _RECOMPUTE:
+        raise UsageError(f"recompute=True goes with to={' or '.join(map(repr, _RECOMPUTE))}; got {to!r}")
     twin = _sharing_copy(model)
     report = ConversionReport(to)
     names = {module: name for name, module in reversed(list(twin.named_modules()))}
@@ -78,6 +83,8 @@ def convert(model: M, to: str = "fused", example: Any = None) -> M:
             why = _change_class(layer, to)
             if why is not None:
                 kept[layer] = why
+            elif to in _RECOMPUTE:
+                layer.recompute = recompute  # type: ignore[assignment]
     if to != "torch":
         done = fold_frames(twin)
     for layer in layers:
@@ -180,6 +187,7 @@ def _leave(layer: Module, to: str) -> None:
         layer.training = state.pop("_training_before")
     state.pop("_made_from", None)
     state.pop("virtual_batch_size", None)
+    state.pop("recompute", None)
     if to == "torch":
         for name in ("activation", "pool", "skip_nonfinite", "initialize"):
             state.pop(name, None)
