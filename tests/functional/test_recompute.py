@@ -1,4 +1,4 @@
-"""Outputs that are not kept for the backward pass: the same gradients to the last bit, and memory given back."""
+"""Outputs that are not kept for the backward pass: same gradients to the last bit, memory given back."""
 
 import contextlib
 import copy

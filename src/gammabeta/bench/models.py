@@ -151,8 +151,9 @@ def _memory_summary(name: str, processes: int) -> dict[str, str]:
         if before is not None and after is not None:
             less = [100 * (1 - a / b) for a, b in zip(after, before, strict=True)]
             summary[f"{name} step's peak memory, {variant}"] = (
-                f"{before.step:.0f} MiB before, {after.step:.0f} MiB after: {less[0]:.0f} % less; with all that "
-                f"came with the first step {before.process:.0f} and {after.process:.0f} MiB: {less[1]:.0f} % less"
+                f"{before.step:.0f} MiB before, {after.step:.0f} MiB after: {less[0]:.0f} % less; with all "
+                f"that came with the first step {before.process:.0f} and {after.process:.0f} MiB: "
+                f"{less[1]:.0f} % less"
             )
     return summary
 
