@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from .layers import quick_layers
 from .loop import Progress, Training
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
+from .stem import one_stem
 from .watch import LayerStatistics
 from .world import ALONE, World
 
@@ -206,7 +207,11 @@ def fit(
 @contextmanager
 def quick(model: nn.Module, *, alone: bool = True) -> Iterator[None]:
     """Spare the model what costs time and changes nothing; ranks that average gradients expect them all."""
-    with quick_layers(model), without_cancelled_biases(model) if alone else nullcontext():
+    if not alone:
+        with quick_layers(model):
+            yield
+        return
+    with without_cancelled_biases(model), one_stem(model), quick_layers(model):
         yield
 
 

@@ -114,7 +114,7 @@ def _apply(function: Any, *args: Any) -> Any:
 @contextmanager
 def quick_layers(model: nn.Module) -> Iterator[None]:
     """Let the convolutions of a model that ``Convolution`` can stand for be of that class for a while."""
-    changed = [module for module in model.modules() if _replaceable(module)]
+    changed = [module for module in model.modules() if replaceable(module)]
     for module in changed:
         module.__class__ = Convolution
     try:
@@ -124,7 +124,7 @@ def quick_layers(model: nn.Module) -> Iterator[None]:
             module.__class__ = nn.Conv2d
 
 
-def _replaceable(module: nn.Module) -> bool:
+def replaceable(module: nn.Module) -> bool:
     """Whether it is a plain ``Conv2d``, with nothing put over its methods, of stride and dilation 1."""
     return (
         type(module) is nn.Conv2d

@@ -11,9 +11,11 @@ class Key(NamedTuple):
     activation: str | None = None
     residual: bool = False
     pool: bool = False
+    vectors: int = 0  # that hold the output's channels, where a kernel is made for a number of them
 
     @property
     def slug(self) -> str:
         """A readable part of a file's name."""
         chosen = [self.kernel, "bf16" if self.bf16 else "f32", self.activation or "linear"]
-        return "-".join(chosen + ["residual"] * self.residual + ["pool"] * self.pool)
+        chosen += ["residual"] * self.residual + ["pool"] * self.pool
+        return "-".join([*chosen, f"v{self.vectors}"] if self.vectors else chosen)
