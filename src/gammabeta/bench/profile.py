@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Parts of a step, and how the names of their operators begin.
 PARTS = {
+    "first convolution and batch norm in one, backward": ("_StemBackward",),
+    "first convolution and batch norm in one, forward": ("_Stem",),
     "convolutions, backward": ("aten::convolution_backward", "ConvolutionBackward", "_ConvolveBackward"),
     "convolutions, forward": ("aten::conv2d", "_Convolve"),
     "batch norm + ReLU + pooling, backward": ("_TrainBackward", "NativeBatchNormBackward", "ReluBackward"),

@@ -48,6 +48,8 @@ def unsupported(
         activation: What follows batch normalization.
         pool: 2 for a 2x2 mean after it.
     """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return "the kernel's tiles need the 32 vector registers of AVX-512"
     outs, channels, *kernel = weight
     height, width = images[2] - kernel[0] + 1, images[3] - kernel[1] + 1
     if images[1] != channels or min(images[0], height, width) < 1:
@@ -58,7 +60,7 @@ def unsupported(
         )
     if activation not in ACTIVATIONS or pool not in (None, 2):
         return "no kernel has such an activation or pooling"
-    if pool and height < 2 or width // (pool or 1) * (pool or 1) < ROWS[_vectors(outs) - 1]:
+    if (pool and height < 2) or width // (pool or 1) * (pool or 1) < ROWS[_vectors(outs) - 1]:
         return "the output is narrower than a tile"
     return None
 
@@ -153,7 +155,7 @@ def backward(
     activation: str | None,
     pool: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of ``(weight, gamma, beta)``, float32; ``grad`` is that of the output of ``forward``.
+    """Return the gradients of ``(weight, gamma, beta)``, float32, from that of ``forward``'s output.
 
     The batch's statistics are differentiated too.
     """
@@ -191,7 +193,7 @@ def _vectors(outs: int) -> int:
 
 
 def _sizes(x: Tensor, weight: Tensor, pool: int | None) -> tuple[int, int, int, int]:
-    """Output channels; rows and columns that the convolution gives; how many of them make one of the output."""
+    """Output channels; rows and columns the convolution gives; how many of them make one of the output."""
     each = pool or 1
     return len(weight), x.shape[2] - weight.shape[2] + 1, x.shape[3] - weight.shape[3] + 1, each
 

@@ -23,7 +23,7 @@ from .pairs import convolutions_before_batch_norm
 _LEFT = torch.empty(0)
 
 
-class _Function(torch.autograd.Function):
+class _Stem(torch.autograd.Function):
     """``pool(activation(bn(convolution(x))))`` with the batch's statistics, which leave by ``found``."""
 
     @staticmethod
@@ -148,7 +148,7 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         found: list[Any] = []
         weight, bias, running_mean, running_var = self._tensors()
         settings = (self.eps, activation, pool, dtype)
-        function: Any = _Function.apply
+        function: Any = _Stem.apply
         out: Tensor = function(x, convolution.weight, weight, bias, settings, found)
         running_mean, running_var, counts = self._tracked()
         if counts and running_mean is not None and running_var is not None:

@@ -109,7 +109,7 @@ def stem_moments(storage, activation, residual, pool):
 
     @inlined
     def products(seen, step, sheet, places, height, line, pitch, sums, row):
-        """Add to a square of nine ``sums`` those of the products of three copied windows with three others."""
+        """Add to a square of nine ``sums`` those of the products of three copied windows by three."""
         zero = splat(0.0)
         a0, a1, a2, b0, b1, b2, c0, c1, c2 = zero, zero, zero, zero, zero, zero, zero, zero, zero
         p0, p1 = sheet + get_i64(places, 0), sheet + get_i64(places, 1)
@@ -239,7 +239,7 @@ def _tools(pool, vectors):
 
     @inlined
     def convolved(source, pixels, places, patch, weights, target, width):
-        """z of a row of pixels; the last tile may take some pixels again."""
+        """Z of a row of pixels; the last tile may take some pixels again."""
         start = weights + 4 * lanes * patch
         for pixel in range(0, width, rows):
             first = min(pixel, width - rows)
