@@ -26,7 +26,7 @@ class Scaling:
         levels = np.arange(256)
         mean, scale = [], []
         for channel in range(channels):
-            counts = np.bincount(images[:, channel].reshape(-1), minlength=256)
+            counts = torch.bincount(torch.from_numpy(images[:, channel].reshape(-1)), minlength=256).numpy()
             average = float((counts * levels).sum() / counts.sum())
             variance = float((counts * (levels - average) ** 2).sum() / counts.sum())
             mean.append(average)

@@ -1,5 +1,6 @@
 """``fit``: a network, a data set and a recipe, trained, judged, and told about as it goes."""
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -188,7 +189,7 @@ def fit(
         return results[0], results[1]
 
     results: tuple[Evaluation, Evaluation] | None = None
-    with keep_pages(), quick(model, alone=world.size == 1):
+    with keep_pages(), _uncollected(), quick(model, alone=world.size == 1):
         while results is None or training.step < training.steps:
             epoch = training.epoch
             drive.to_end_of_epoch()
@@ -202,6 +203,19 @@ def fit(
             if keeper is not None and not last:
                 keeper.visit(training, spent["train"], now=True)
     return Outcome(model, scaling, precision, training.progress(), *results, spent)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Spare the garbage collector what there is already: it would go through all modules within a step."""
+    if gc.get_freeze_count():  # somebody's affair, and done
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

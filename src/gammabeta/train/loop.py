@@ -10,7 +10,7 @@ from .batches import DeviceImages, Order, generator_for
 from .checkpoint import State
 from .device import Precision
 from .files import fit_weights
-from .optimizer import Descent, make_optimizer
+from .optimizer import Descent
 from .recipe import Recipe
 from .schedule import learning_rate
 from .watch import LayerStatistics, watch
@@ -63,8 +63,7 @@ class Training:
         self.steps = self.order.steps
         self.step = 0
         self.images = 0
-        self.optimizer = make_optimizer(model, recipe)
-        self._descent = Descent(self.optimizer)
+        self._descent = Descent(model, recipe)
         self._unread: list[tuple[Tensor, Tensor, Tensor, int]] = []  # loss, logits, labels, images
         self._loss = self._accuracy = float("nan")
 
@@ -72,9 +71,8 @@ class Training:
         """Return everything that ``restore`` needs to go on from here, bit for bit."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimizer.{key}.{name}"] = value
+            if parameter in self._descent.momenta:
+                tensors[f"optimizer.momentum_buffer.{name}"] = self._descent.momenta[parameter]
         tensors["random.cpu"] = torch.get_rng_state()  # for networks that draw numbers of their own
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
@@ -95,10 +93,9 @@ class Training:
         fit_weights(self.model, kinds["model"], "the checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, tensor in kinds["optimizer"].items():
-            key, _, owner = name.partition(".")
-            parameter = parameters[owner]
-            # In the parameter's own layout: the fused optimiser walks both in the order of memory.
-            self.optimizer.state[parameter][key] = torch.empty_like(parameter.detach()).copy_(tensor)
+            parameter = parameters[name.removeprefix("momentum_buffer.")]
+            # In the parameter's own layout: the fused operator walks both in the order of memory.
+            self._descent.momenta[parameter] = torch.empty_like(parameter.detach()).copy_(tensor)
         torch.set_rng_state(kinds["random"]["cpu"])
         if self._device.type == "cuda" and "cuda" in kinds["random"]:
             torch.cuda.set_rng_state(kinds["random"]["cuda"], self._device)
