@@ -1,9 +1,9 @@
-"""The kernel of a convolution's input gradient, against float64 and against torch's own error."""
+"""The kernels of a convolution's gradients, against float64."""
 
 import pytest
 import torch
 
-from gammabeta.kernels.convolution import input_gradient, unsupported
+from gammabeta.kernels.convolution import input_gradient, unsupported, unsupported_weight, weight_gradient
 
 SHAPES = [  # images (N, C, H, W), output channels, kernel, padding
     ((3, 20, 13, 13), 50, (5, 5), (0, 0)),
@@ -54,6 +54,46 @@ def test_gradients_are_as_good_as_torchs(
     assert ((ours.double() - truth).abs() <= unit * terms).all()
     last = input_gradient(grad.contiguous(memory_format=torch.channels_last), weight, shape, padding)
     assert torch.equal(last, ours)  # whatever the layout and the number of threads
+
+
+@pytest.mark.skipif(unsupported_weight() is not None, reason="needs AVX-512 BF16")
+@pytest.mark.parametrize(
+    ("shape", "outs", "kernel", "padding"),
+    [
+        *SHAPES,
+        ((3, 2, 12, 11), 20, (3, 3), (1, 1)),  # more pixels than are laid out at a time; an image left over
+        ((4, 3, 6, 6), 40, (3, 3), (0, 0)),  # three vectors of channels
+        ((2, 3, 5, 5), 130, (2, 2), (0, 1)),  # three blocks of channels
+        ((1, 1, 3, 3), 1, (3, 3), (0, 0)),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_weight_gradients_add_exact_products(
+    shape: tuple[int, int, int, int],
+    outs: int,
+    kernel: tuple[int, int],
+    padding: tuple[int, int],
+    threads: int,
+) -> None:
+    count, _, height, width = shape
+    out = (height + 2 * padding[0] - kernel[0] + 1, width + 2 * padding[1] - kernel[1] + 1)
+    grad, x = torch.randn(count, outs, *out).bfloat16(), torch.randn(shape).bfloat16()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours = weight_gradient(grad, x, kernel, padding)
+        last = weight_gradient(
+            grad.contiguous(memory_format=torch.channels_last), x.contiguous(), kernel, padding
+        )
+    finally:
+        torch.set_num_threads(before)
+    size = (outs, shape[1], *kernel)
+    truth = torch.nn.grad.conv2d_weight(x.double(), size, grad.double(), padding=padding)
+    terms = torch.nn.grad.conv2d_weight(x.double().abs(), size, grad.double().abs(), padding=padding)
+    assert ours.shape == size
+    assert ours.dtype is torch.float32
+    assert ((ours - truth).abs() <= 2.0**-24 * (count * out[0] * out[1] + 2) * terms).all()
+    assert torch.equal(ours, last)  # whatever the layout
 
 
 def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

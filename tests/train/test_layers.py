@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gammabeta.kernels.convolution import unsupported
-from gammabeta.train.layers import Convolution, quick_layers, wasteful
+from gammabeta.kernels.convolution import unsupported, unsupported_weight
+from gammabeta.train.layers import Convolution, quick_layers, quick_weight, wasteful
 
 CONVOLUTIONS: list[tuple[Callable[[], nn.Conv2d], tuple[int, ...]]] = [
     (lambda: nn.Conv2d(20, 50, 5), (8, 20, 13, 13)),
@@ -89,6 +89,29 @@ def test_a_convolution_that_wastes_nothing_is_left_to_the_library() -> None:
     assert not asked((64, 20, 4, 4), (50, 20, 5, 5), 0, torch.float32)  # nothing comes out
     assert not asked((64, 20, 6, 6), (50, 20, 5, 5), 0, torch.float32)  # fewer pixels than a tile
     assert not asked((64, 20, 13, 13), (51, 20, 5, 5), 0, torch.bfloat16)  # no pairs
+
+
+@pytest.mark.skipif(unsupported_weight() is not None, reason="the kernel needs AVX-512 BF16")
+def test_our_weight_gradient_is_for_bfloat16_and_whole_blocks() -> None:
+    def asked(images: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> bool:
+        return quick_weight(torch.Size(images), torch.Size(weight), (0, 0), dtype)
+
+    assert asked(*SECOND)
+    assert not asked(*SECOND, torch.float32)
+    assert asked((64, 20, 13, 13), (128, 20, 5, 5))
+    assert not asked((64, 20, 13, 13), (80, 20, 5, 5))  # two blocks of 64
+    assert not asked((64, 256, 13, 13), (256, 256, 3, 3))  # a table beyond the cache
+    assert not asked((0, 20, 13, 13), (50, 20, 5, 5))
+    assert not asked((64, 20, 4, 4), (50, 20, 5, 5))
+
+
+@pytest.mark.skipif(unsupported_weight() is not None, reason="the kernel needs AVX-512 BF16")
+def test_a_first_convolution_has_the_quick_weight_gradient() -> None:
+    layer, x = nn.Conv2d(20, 50, 5), torch.randn(4, 20, 13, 13)
+    with quick_layers(layer), torch.autocast("cpu", torch.bfloat16):
+        assert "_Convolve" in type(layer(x).grad_fn).__name__
+        layer.requires_grad_(False)
+        assert layer(x).grad_fn is None
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from .compiled.key import Key
-from .compiled.stem_arguments import ROWS, pack
+from .compiled.registers import ROWS
+from .compiled.stem_arguments import pack
 from .limits import ACTIVATIONS
 from .threads import Step, run
 

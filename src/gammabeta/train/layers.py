@@ -2,8 +2,9 @@
 
 oneDNN takes the gradient at a convolution's input as another convolution, of the output's gradient with
 zeros around it: at a 5x5 kernel without padding half of what it multiplies are zeros, and 20 input channels
-fill two thirds of its vectors. ``kernels.convolution`` multiplies each value once, for whole patches, in full
-vectors: the same sum in another order.
+fill two thirds of its vectors. And it takes the weight's gradient, in bfloat16, with as much waste at such
+numbers of channels. ``kernels.convolution`` multiplies each value once, in full vectors: the same sums in
+another order.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from ..functional._dispatch import kernels, traced
 _DTYPES = (torch.float32, torch.bfloat16)
 _WASTE = 1.5  # multiplications of the library by those needed, from which on it is the slower; measured
 _LANES = 16  # float32 values in a vector
+_BLOCK = 64  # output channels that our weight gradient takes at a time
+_SPILL = 1.15  # how much more of them than the library's whole vectors may be multiplied; measured
+_TABLE = 1 << 20  # bytes of a weight's gradient that stay in a core's cache; measured
 
 _aten = torch.ops.aten
 
@@ -49,6 +53,25 @@ def wasteful(images: torch.Size, weight: torch.Size, padding: tuple[int, int], d
     return unsupported(dtype, weight[0], out_height * out_width) is None
 
 
+@lru_cache(1024)
+def quick_weight(
+    images: torch.Size, weight: torch.Size, padding: tuple[int, int], dtype: torch.dtype
+) -> bool:
+    """Tell whether our weight gradient is the quicker one; the arguments are those of ``wasteful``."""
+    channels, height, width = images[1:]
+    out_height = height + 2 * padding[0] - weight[2] + 1
+    out_width = width + 2 * padding[1] - weight[3] + 1
+    if min(images[0], out_height, out_width) < 1 or channels != weight[1] or dtype is not torch.bfloat16:
+        return False
+    outs, whole = weight[0], -(-weight[0] // _LANES) * _LANES
+    blocks = whole if outs <= _BLOCK else -(-outs // _BLOCK) * _BLOCK
+    if blocks > _SPILL * whole or 4 * weight.numel() > _TABLE or isinstance(kernels("cpu"), str):
+        return False
+    from ..kernels.convolution import unsupported_weight
+
+    return unsupported_weight() is None
+
+
 class _Convolve(torch.autograd.Function):
     """``conv2d`` at stride and dilation 1, computed in ``dtype``."""
 
@@ -66,21 +89,24 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         given_x, given_weight, x, weight = ctx.saved_tensors
         need = list(ctx.needs_input_grad[:3])
-        quick = need[0]
+        found: list[Any] = [None, None, None]
         if torch.is_grad_enabled():  # a second derivative is asked for: torch's operator has one
-            quick, x, weight = False, given_x.to(x.dtype), given_weight.to(x.dtype)
-        found = _input_gradient(grad, weight, x.shape, ctx.padding) if quick else None
-        rest = [need[0] and not quick, *need[1:]]
-        others = _aten.convolution_backward(
-            grad, x, weight, ctx.bias_sizes, [1, 1], ctx.padding, [1, 1], False, [0, 0], 1, rest
-        )
-        return (found if quick else others[0], *others[1:], None, None)
+            x, weight = given_x.to(x.dtype), given_weight.to(x.dtype)
+        else:
+            from ..kernels import convolution
 
-
-def _input_gradient(*args: Any) -> Tensor:
-    from ..kernels.convolution import input_gradient
-
-    return input_gradient(*args)
+            case = (x.shape, weight.shape, ctx.padding, x.dtype)
+            if need[0] and wasteful(*case):
+                found[0] = convolution.input_gradient(grad, weight, x.shape, ctx.padding)
+            if need[1] and quick_weight(*case):
+                found[1] = convolution.weight_gradient(grad, x, weight.shape[2:], ctx.padding)
+        rest = [wanted and done is None for wanted, done in zip(need, found, strict=True)]
+        if any(rest):
+            others = _aten.convolution_backward(
+                grad, x, weight, ctx.bias_sizes, [1, 1], ctx.padding, [1, 1], False, [0, 0], 1, rest
+            )
+            found = [other if todo else done for todo, other, done in zip(rest, others, found, strict=True)]
+        return (*found, None, None)
 
 
 class Convolution(nn.Conv2d):
@@ -89,11 +115,15 @@ class Convolution(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve ``(N, C, H, W)``."""
         padding: Any = self.padding
-        dtype = _computed_in(x, self.weight) if x.requires_grad and x.dim() == 4 else None
-        if dtype is None or not wasteful(x.shape, self.weight.shape, padding, dtype):
+        dtype = _computed_in(x, self.weight) if x.dim() == 4 else None
+        if dtype is None or not self._quick((x.shape, self.weight.shape, padding, dtype), x.requires_grad):
             return super().forward(x)
         found: Tensor = _apply(_Convolve, x, self.weight, self.bias, padding, dtype)
         return found
+
+    def _quick(self, case: tuple[Any, ...], wanted: bool) -> bool:
+        """Whether one of the gradients has a quicker way; that of the input if it is ``wanted``."""
+        return (wanted and wasteful(*case)) or (self.weight.requires_grad and quick_weight(*case))
 
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:

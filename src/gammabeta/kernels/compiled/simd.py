@@ -151,7 +151,7 @@ class _BFloat16(ir.HalfType):  # type: ignore[misc]
         return "bfloat"
 
 
-_PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
+PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
 
 
 @intrinsic
@@ -173,7 +173,7 @@ def dot_pairs(typingctx, a, b, c):
 
     def codegen(context, builder, sig, args):
         name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        pairs = [builder.bitcast(value, _PAIRS) for value in args[:2]]
+        pairs = [builder.bitcast(value, PAIRS) for value in args[:2]]
         return call_intrinsic(builder, name, V32, [args[2], *pairs])
 
     return vector(vector, vector, vector), codegen

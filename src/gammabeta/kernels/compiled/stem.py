@@ -11,6 +11,7 @@ import math
 
 from .memory import float32, float64, get_f32, get_f64, get_i64, put_f32, put_f64, put_i64
 from .products import tile_of
+from .registers import ROWS
 from .simd import fma, inlined, splat, total, widen
 from .stem_arguments import (
     BETA,
@@ -32,7 +33,6 @@ from .stem_arguments import (
     OUT_CHANNELS,
     PARTS,
     PATCH,
-    ROWS,
     SCRATCH,
     SCRATCH_STEP,
     SUMS,

@@ -20,8 +20,6 @@ SCRATCH, SCRATCH_STEP = 15, 16
 IMAGES, CHANNELS, HEIGHT, WIDTH, OUT_CHANNELS, KERNEL_HEIGHT, KERNEL_WIDTH, PARTS = range(17, 25)
 EPS = 25
 
-ROWS = (9, 9, 5, 5)  # of the tile of sums that 1, 2, 3 and 4 vectors of channels leave registers for
-
 _PACKER = struct.Struct("=25qd")
 
 
