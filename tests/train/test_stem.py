@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
 from gammabeta.data import Dataset
@@ -225,3 +226,27 @@ def test_a_batch_that_is_not_finite_does_not_poison_the_statistics() -> None:
         model(x)
     assert torch.equal(model[1].running_var, torch.ones(5))
     assert int(model[1].num_batches_tracked) == 0
+
+
+class Checkpointed(nn.Module):
+    """Keeps nothing of its layers for the backward pass, and runs them again there."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the layers."""
+        found: Tensor = checkpoint(self.layers, x, use_reentrant=False)
+        return found
+
+
+@has_kernel
+def test_activation_checkpointing_counts_a_batch_once() -> None:
+    layers, x = network(activation="relu"), torch.randn(SHAPE)
+    expected = results(copy.deepcopy(layers), x)
+    model = Checkpointed(layers)
+    with one_stem(layers):
+        found = results(model, x)
+    for our, their in zip(found, expected, strict=True):
+        torch.testing.assert_close(our, their, rtol=1e-4, atol=1e-4)

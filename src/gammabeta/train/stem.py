@@ -198,7 +198,6 @@ def _plain(x: Tensor) -> bool:
         and not torch.compiler.is_compiling()
         and traced(x) is None
         and not autocast
-        and torch._C._current_graph_task_id() == -1  # not repeated inside a backward pass
         and not isinstance(kernels("cpu"), str)
     )
 
