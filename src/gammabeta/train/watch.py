@@ -16,7 +16,7 @@ from ..surgery._preserve import preserved
 from .device import Precision
 
 PERCENTILES = (15, 50, 85)
-_MOST = 100_000  # values a percentile is taken from: torch.quantile's cost grows faster than its worth
+_MOST = 25_000  # values a percentile is taken from, to a hundredth of a deviation: a picture shows no more
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,15 @@ def watch(model: nn.Module, x: Tensor, precision: Precision = "fp32") -> dict[st
 
 
 def _measure(layer: _BatchNorm, x: Tensor) -> LayerStatistics:
-    x = x.float()
-    channels = x.shape[1]
-    per_channel = x.transpose(0, 1).reshape(channels, -1)
-    var, mean = torch.var_mean(per_channel, 1, correction=0)
-    normal = (per_channel - mean[:, None]) * (var + layer.eps).rsqrt()[:, None]
+    values = x.movedim(1, -1).reshape(-1, x.shape[1]).float()  # a row for each pixel
+    var, mean = torch.var_mean(values, 0, correction=0)
+    distances = _distances(layer, mean, var, len(values))
+    some = values[:: -(-values.numel() // _MOST) | 1]  # an odd step: no even width repeats in it
+    normal = (some - mean) * (var + layer.eps).rsqrt()
     if layer.weight is not None:
-        normal = normal * layer.weight.detach().float()[:, None]
+        normal = normal * layer.weight.detach().float()
     if layer.bias is not None:
-        normal = normal + layer.bias.detach().float()[:, None]
-    distances = _distances(layer, mean, var, per_channel.shape[1])
+        normal = normal + layer.bias.detach().float()
     return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, _percentiles(normal))
 
 
@@ -87,8 +86,6 @@ def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tupl
 
 
 def _percentiles(values: Tensor) -> tuple[float, float, float]:
-    flat = values.flatten()
-    flat = flat[:: -(-len(flat) // _MOST)]
-    levels = torch.tensor([level / 100 for level in PERCENTILES], device=flat.device)
-    low, middle, high = flat.quantile(levels).tolist()
+    levels = torch.tensor([level / 100 for level in PERCENTILES], device=values.device)
+    low, middle, high = values.flatten().quantile(levels).tolist()
     return low, middle, high
