@@ -18,9 +18,9 @@ LAYOUTS = ("contiguous", "channels_last")
 def streamed(request, monkeypatch):
     """Outputs written past the caches, as large ones are, wherever that is possible at all."""
     monkeypatch.setattr(plan, "_STREAMED", 0 if request.param else 1 << 62)
-    plan._plan.cache_clear()
+    cpu._program.cache_clear()
     yield request.param
-    plan._plan.cache_clear()
+    cpu._program.cache_clear()
 
 
 def arranged(x: Tensor, layout: str) -> Tensor:
@@ -100,10 +100,10 @@ def test_streaming_changes_no_bit(monkeypatch, dtype, layout, pool):
         found = []
         for least in (0, 1 << 62):
             monkeypatch.setattr(plan, "_STREAMED", least)
-            plan._plan.cache_clear()
+            cpu._program.cache_clear()
             out, mean, _, invstd = cpu.forward_train(x, weight, None, None, EPS, "relu", pool)
             dx = cpu.backward(grad, x, mean, invstd, weight, None, None, "relu", pool, False)[0]
             found.append((out, dx))
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
-    plan._plan.cache_clear()
+    cpu._program.cache_clear()

@@ -5,7 +5,7 @@ in memory neither contiguous nor channels_last are copied into the nearer of the
 """
 
 import threading
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -32,7 +32,11 @@ __all__ = [
 ]
 
 _DTYPES = (torch.float32, torch.bfloat16)
+_NOTHING: tuple[Tensor, int, int] = (torch.empty(0), 0, 0)
 _local = threading.local()
+
+_Six = tuple[int, int, int, int, int, int]
+_Nine = tuple[int, int, int, int, int, int, int, int, int]
 
 
 # --- what this backend takes ------------------------------------------------------------------------------
@@ -45,17 +49,60 @@ def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool
     return unfit(x, residual, activation, pool, _DTYPES)
 
 
+class _Program(NamedTuple):
+    """How tensors of one shape, layout and dtype are worked on, and the kernels for one layer's settings."""
+
+    plan: Plan
+    statistics: tuple[Step, ...]
+    train: tuple[Step, ...]
+    forward: tuple[Step, ...]
+    reduce: tuple[Step, ...]
+    apply: tuple[Step, ...]
+    backward: tuple[Step, ...]  # where one part sees the whole of a channel
+
+
+def _program_of(
+    x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None
+) -> tuple[Tensor, _Program]:
+    """``x`` in a layout that a kernel reads, and its program."""
+    contiguous = x.is_contiguous()
+    if not contiguous:
+        x = dense(x)
+        contiguous = x.is_contiguous()
+    options = (activation, residual is not None, pool is not None)
+    return x, _program(x.shape, x.dtype, contiguous, *options, torch.get_num_threads())
+
+
+@lru_cache(1024)
+def _program(
+    shape: torch.Size,
+    dtype: torch.dtype,
+    contiguous: bool,
+    activation: str | None,
+    residual: bool,
+    pool: bool,
+    threads: int,
+) -> _Program:
+    plan = plan_of(shape, dtype.itemsize, contiguous, pool, threads)
+    layout, bf16 = "rows_" if plan.rows else "planes_", dtype == torch.bfloat16
+
+    def step(name: str) -> tuple[Step, ...]:
+        return (Step(Key(layout + name, bf16, activation, residual, pool), once=False),)
+
+    statistics = (
+        Step(Key(layout + "statistics", bf16), once=False),
+        Step(Key("finish_statistics"), once=True),
+    )
+    forward, apply = step("forward"), step("apply")
+    train = step("train") if plan.fused_forward else statistics + forward
+    reduce = (*step("reduce"), Step(Key("finish_gradients"), once=True))
+    backward = step("backward") if plan.fused else ()
+    return _Program(plan, statistics, train, forward, reduce, apply, backward)
+
+
 def _beside(t: Tensor, x: Tensor) -> Tensor:
     """``t`` with the dtype and layout of ``x``."""
     return like(t if t.dtype == x.dtype else t.to(x.dtype), x)
-
-
-def _workspace(nbytes: int) -> int:
-    """The address of working memory that this Python thread keeps and reuses."""
-    held: Tensor | None = getattr(_local, "held", None)
-    if held is None or held.numel() < nbytes:
-        held = _local.held = torch.empty(max(nbytes, 1 << 16), dtype=torch.uint8)
-    return held.data_ptr()
 
 
 def _address(t: Tensor | None) -> int:
@@ -69,61 +116,28 @@ def _parameter(t: Tensor | None) -> Tensor | None:
     return t.to(torch.float32).contiguous()
 
 
-def _launch(
-    plan: Plan,
-    steps: tuple[Step, ...],
-    *,
-    x: int = 0,
-    residual: int = 0,
-    grad: int = 0,
-    out: int = 0,
-    dx: int = 0,
-    dresidual: int = 0,
-    mean: int = 0,
-    var: int = 0,
-    invstd: int = 0,
-    weight: int = 0,
-    bias: int = 0,
-    dweight: int = 0,
-    dbias: int = 0,
-    mean_dz: int = 0,
-    mean_dz_xhat: int = 0,
-    eps: float = 0.0,
-) -> None:
-    """Run steps one after the other on the same slots."""
-    parts = plan.image_parts * plan.channel_parts
-    sums = _workspace(plan.sums_bytes + parts * plan.step)
-    args = pack(
-        *(x, residual, grad, out, dx, dresidual),
-        *(mean, var, invstd, weight, bias, dweight, dbias, mean_dz, mean_dz_xhat),
-        *(sums, sums + plan.sums_bytes, plan.step, *plan.sizes, 0, eps, 0.0),
-    )
-    run(steps, args, parts, plan.threads)
+def _workspace(nbytes: int) -> int:
+    """The address of working memory that this Python thread keeps and reuses."""
+    held: tuple[Tensor, int, int] = getattr(_local, "held", _NOTHING)
+    if held[2] < nbytes:
+        block = torch.empty(max(nbytes, 1 << 16), dtype=torch.uint8)
+        held = _local.held = (block, block.data_ptr(), block.numel())
+    return held[1]
 
 
-# --- forward ----------------------------------------------------------------------------------------------
+def _launch(plan: Plan, steps: tuple[Step, ...], tensors: _Six, channelwise: _Nine, eps: float = 0.0) -> None:
+    """Run steps one after the other on the same slots.
 
-
-@cache
-def _steps(
-    kernels: tuple[str, ...],
-    rows: bool,
-    dtype: torch.dtype,
-    activation: str | None,
-    residual: bool,
-    pool: bool,
-) -> tuple[Step, ...]:
-    """The kernels by name; ``finish_…`` runs once and depends on nothing, statistics on the dtype only."""
-    found = []
-    for name in kernels:
-        if name.startswith("finish"):
-            found.append(Step(Key(name), once=True))
-            continue
-        key = Key(("rows_" if rows else "planes_") + name, dtype == torch.bfloat16)
-        if name != "statistics":
-            key = key._replace(activation=activation, residual=residual, pool=pool)
-        found.append(Step(key, once=False))
-    return tuple(found)
+    Args:
+        plan: how the work is cut.
+        steps: the kernels.
+        tensors: addresses of x, residual, grad, out, dx and dresidual.
+        channelwise: of mean, var, invstd, weight, bias, dweight, dbias, mean_dz and mean_dz_xhat.
+        eps: added to the variance.
+    """
+    sums = _workspace(plan.bytes)
+    args = pack(*tensors, *channelwise, sums, sums + plan.sums_bytes, *plan.sizes, 0, eps, 0.0)
+    run(steps, args, plan.parts, plan.threads)
 
 
 def _channelwise(x: Tensor) -> Tensor:
@@ -134,13 +148,19 @@ def _output(x: Tensor, pool: int | None) -> Tensor:
     return empty_like(x) if pool is None else empty(pooled(x.shape, pool), x)
 
 
+# --- forward ----------------------------------------------------------------------------------------------
+
+
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, float32 of shape (C,)."""
-    x = dense(x)
-    plan = plan_of(x, None)
+    x, program = _program_of(x, None, None, None)
     mean, var = _channelwise(x), _channelwise(x)
-    steps = _steps(("statistics", "finish_statistics"), plan.rows, x.dtype, None, False, False)
-    _launch(plan, steps, x=x.data_ptr(), mean=mean.data_ptr(), var=var.data_ptr())
+    _launch(
+        program.plan,
+        program.statistics,
+        (x.data_ptr(), 0, 0, 0, 0, 0),
+        (mean.data_ptr(), var.data_ptr(), 0, 0, 0, 0, 0, 0, 0),
+    )
     return mean, var
 
 
@@ -154,26 +174,18 @@ def forward_train(
     pool: int | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased."""
-    x = dense(x)
-    plan = plan_of(x, pool)
+    x, program = _program_of(x, residual, activation, pool)
     weight, bias = _parameter(weight), _parameter(bias)
     residual = None if residual is None else _beside(residual, x)
     mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
     out = _output(x, pool)
-    fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
-    names = ("train",) if plan.fused_forward else ("statistics", "finish_statistics", "forward")
+    found = (mean.data_ptr(), var.data_ptr(), invstd.data_ptr())
     _launch(
-        plan,
-        _steps(names, *fixed),
-        x=x.data_ptr(),
-        residual=_address(residual),
-        out=out.data_ptr(),
-        mean=mean.data_ptr(),
-        var=var.data_ptr(),
-        invstd=invstd.data_ptr(),
-        weight=_address(weight),
-        bias=_address(bias),
-        eps=eps,
+        program.plan,
+        program.train,
+        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0),
+        (*found, _address(weight), _address(bias), 0, 0, 0, 0),
+        eps,
     )
     return out, mean, var, invstd
 
@@ -190,22 +202,16 @@ def forward(
     out: Tensor | None = None,
 ) -> Tensor:
     """The output under the statistics given, as in evaluation; in ``out``, laid out as ``x`` is, if given."""
-    x = dense(x)
-    plan = plan_of(x, pool)
+    x, program = _program_of(x, residual, activation, pool)
     weight, bias = _parameter(weight), _parameter(bias)
     residual = None if residual is None else _beside(residual, x)
     if out is None:
         out = _output(x, pool)
     _launch(
-        plan,
-        _steps(("forward",), plan.rows, x.dtype, activation, residual is not None, bool(pool)),
-        x=x.data_ptr(),
-        residual=_address(residual),
-        out=out.data_ptr(),
-        mean=mean.data_ptr(),
-        invstd=invstd.data_ptr(),
-        weight=_address(weight),
-        bias=_address(bias),
+        program.plan,
+        program.forward,
+        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0),
+        (mean.data_ptr(), 0, invstd.data_ptr(), _address(weight), _address(bias), 0, 0, 0, 0),
     )
     return out
 
@@ -214,9 +220,9 @@ def forward(
 
 
 class _Backward(NamedTuple):
-    """The tensors every backward kernel reads, in the layout of the plan."""
+    """The tensors every backward kernel reads, in one layout."""
 
-    plan: Plan
+    program: _Program
     grad: Tensor
     x: Tensor
     mean: Tensor
@@ -224,25 +230,21 @@ class _Backward(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     residual: Tensor | None
-    fixed: tuple[bool, torch.dtype, str | None, bool, bool]
 
     def linear(self, grad: Tensor) -> "_Backward":
         """The same layer without what follows the normalisation; ``grad`` is the gradient there."""
-        plan, fixed = plan_of(self.x, None), (*self.fixed[:2], None, False, False)
-        return self._replace(plan=plan, grad=grad, residual=None, fixed=fixed)
+        return self._replace(program=_program_of(self.x, None, None, None)[1], grad=grad, residual=None)
 
-    def launch(self, kernels: tuple[str, ...], **addresses: int) -> None:
+    def launch(
+        self, steps: tuple[Step, ...], dx: int, dresidual: int, sums: tuple[int, int, int, int]
+    ) -> None:
+        """Run; ``sums`` are the addresses of dweight, dbias, mean_dz and mean_dz_xhat."""
+        given = (self.mean.data_ptr(), 0, self.invstd.data_ptr(), _address(self.weight), _address(self.bias))
         _launch(
-            self.plan,
-            _steps(kernels, *self.fixed),
-            x=self.x.data_ptr(),
-            grad=self.grad.data_ptr(),
-            residual=_address(self.residual),
-            mean=self.mean.data_ptr(),
-            invstd=self.invstd.data_ptr(),
-            weight=_address(self.weight),
-            bias=_address(self.bias),
-            **addresses,
+            self.program.plan,
+            steps,
+            (self.x.data_ptr(), _address(self.residual), self.grad.data_ptr(), 0, dx, dresidual),
+            (*given, *sums),
         )
 
 
@@ -257,12 +259,10 @@ def _prepare(
     activation: str | None,
     pool: int | None,
 ) -> _Backward:
-    x = dense(x)
-    plan = plan_of(x, pool)
+    x, program = _program_of(x, residual, activation, pool)
     residual = None if residual is None else _beside(residual, x)
-    fixed = (plan.rows, x.dtype, activation, residual is not None, bool(pool))
-    weight, bias = _parameter(weight), _parameter(bias)
-    return _Backward(plan, _beside(grad, x), x, mean, invstd, weight, bias, residual, fixed)
+    given = (mean, invstd, _parameter(weight), _parameter(bias), residual)
+    return _Backward(program, _beside(grad, x), x, *given)
 
 
 def backward_reduce(
@@ -279,7 +279,7 @@ def backward_reduce(
     """Per channel Σdz and Σdz·xhat: the gradients of bias and weight."""
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
     sum_dz, sum_dz_xhat = _channelwise(x), _channelwise(x)
-    job.launch(("reduce", "finish_gradients"), dbias=sum_dz.data_ptr(), dweight=sum_dz_xhat.data_ptr())
+    job.launch(job.program.reduce, 0, 0, (sum_dz_xhat.data_ptr(), sum_dz.data_ptr(), 0, 0))
     return sum_dz, sum_dz_xhat
 
 
@@ -301,13 +301,8 @@ def backward_apply(
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
     dx = empty_like(job.x)
     dresidual = empty_like(job.x) if need_residual else None
-    job.launch(
-        ("apply",),
-        dx=dx.data_ptr(),
-        dresidual=_address(dresidual),
-        mean_dz=mean_dz.data_ptr(),
-        mean_dz_xhat=mean_dz_xhat.data_ptr(),
-    )
+    means = (mean_dz.data_ptr(), mean_dz_xhat.data_ptr())
+    job.launch(job.program.apply, dx.data_ptr(), _address(dresidual), (0, 0, *means))
     return dx, dresidual
 
 
@@ -327,20 +322,17 @@ def backward(
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
     dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
     dresidual = empty_like(job.x) if need_residual else None
-    means = torch.empty(2, x.shape[1])
-    addresses = {
-        "dx": dx.data_ptr(),
-        "dresidual": _address(dresidual),
-        "dweight": dweight.data_ptr(),
-        "dbias": dbias.data_ptr(),
-        "mean_dz": means.data_ptr(),
-        "mean_dz_xhat": means.data_ptr() + 4 * x.shape[1],
-    }
-    if job.plan.fused and (residual is None) == (dresidual is None):
-        job.launch(("backward",), **addresses)
+    means = torch.empty(2 * x.shape[1], dtype=torch.float32)
+    addresses = (dx.data_ptr(), _address(dresidual))
+    mean_dz = means.data_ptr()
+    sums = (dweight.data_ptr(), dbias.data_ptr(), mean_dz, mean_dz + 4 * x.shape[1])
+    program = job.program
+    if program.plan.fused and (residual is None) == (dresidual is None):
+        job.launch(program.backward, *addresses, sums)
     elif dresidual is None:
-        job.launch(("reduce", "finish_gradients", "apply"), **addresses)
+        job.launch(program.reduce + program.apply, *addresses, sums)
     else:  # the first pass has written dz
-        job.launch(("reduce", "finish_gradients"), **addresses)
-        job.linear(dresidual).launch(("apply",), **addresses | {"dresidual": 0})
+        job.launch(program.reduce, *addresses, sums)
+        linear = job.linear(dresidual)
+        linear.launch(linear.program.apply, dx.data_ptr(), 0, sums)
     return dx, dweight, dbias, dresidual

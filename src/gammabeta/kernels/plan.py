@@ -1,13 +1,10 @@
 """How the work on one tensor is cut: layout, threads, tiles, working memory. Depends on its shape alone."""
 
 import math
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-
-from .layout import is_rows
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
 _SCATTERED = 512  # elements of a plane below which a channel counts as scattered
@@ -19,16 +16,14 @@ _STREAMED = 12 << 20  # bytes of an output from which its start has left the cac
 class Plan(NamedTuple):
     """How one tensor is laid out and its work cut."""
 
-    rows: bool  # channels_last or (N, C)
-    channels: int
+    rows: bool  # the channels lie side by side: channels_last, (N, C), and one value a plane
     threads: int
-    image_parts: int
-    channel_parts: int
     fused: bool  # one part sees the whole of a channel, so that the backward pass is one kernel
     fused_forward: bool  # and so is the forward pass
+    parts: int
     sums_bytes: int
-    step: int  # bytes of working memory per part
-    sizes: tuple[int, ...]  # the slots from images to stream
+    bytes: int  # of working memory: the sums, then each part's own
+    sizes: tuple[int, ...]  # the slots from the working memory of a part to stream
 
 
 @cache
@@ -38,15 +33,11 @@ def _tile(channels: int) -> int:
     return tile * max(1, _TILE // tile)
 
 
-def plan_of(x: Tensor, pool: int | None) -> Plan:
-    """The plan for a dense tensor."""
-    return _plan(x.shape, x.element_size(), is_rows(x), pool, torch.get_num_threads())
-
-
-@lru_cache(1024)
-def _plan(shape: torch.Size, size: int, rows: bool, pool: int | None, most_threads: int) -> Plan:
+def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: bool, most_threads: int) -> Plan:
+    """The plan for dense tensors of this shape, ``size`` bytes an element, on so many threads at most."""
     images, channels = shape[0], shape[1]
     height, width = (shape[2], shape[3]) if pool else (1, math.prod(shape[2:]))
+    rows = not contiguous or height * width == 1
     threads = max(1, min(most_threads, math.prod(shape) // _GRAIN))
     image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
     tile = _tile(channels)
@@ -57,12 +48,12 @@ def _plan(shape: torch.Size, size: int, rows: bool, pool: int | None, most_threa
     run = width * channels if rows else width
     aligned = run % 16 == 0 or (rows and not pool)
     streamed = aligned and math.prod(shape) * size >= _STREAMED
-    sizes = (images, channels, height, width, tile, image_parts, channel_parts, streamed)
+    sizes = (step, images, channels, height, width, tile, image_parts, channel_parts, streamed)
     fused = not rows and image_parts == 1
     # A channel of short planes is scattered in memory; its second pass is faster in the order of addresses.
     fused_forward = fused and height * width >= _SCATTERED
-    cut = (threads, image_parts, channel_parts, fused, fused_forward)
-    return Plan(rows, channels, *cut, sums_bytes, step, sizes)
+    parts = image_parts * channel_parts
+    return Plan(rows, threads, fused, fused_forward, parts, sums_bytes, sums_bytes + parts * step, sizes)
 
 
 def _rounded(number: int, multiple: int) -> int:
