@@ -26,18 +26,22 @@ _FARTHEST = 4  # operations between two batch norms, at most
 _RESIDUAL = 3  # its place among what `_rule.save` keeps
 _SEEN = "gammabeta"
 _POOL = "MaxPool2DWithIndicesBackward0"
-# Operations that save an input: its name there, and the edge that leads to where it was made.
-_SAVED = {"ConvolutionBackward0": ("input", 0), "AddmmBackward0": ("mat1", 1), _POOL: ("self", 0)}
-# Operations that save none, and may stand in between: the edge to go on along.
-_PASSED = {"CatBackward0": -1, "AvgPool2DBackward0": 0}
+# By kind of node: the name of the input it saves, "" if none, and the edge to where that was made.
+_EDGES = {
+    "ConvolutionBackward0": ("input", 0),
+    "AddmmBackward0": ("mat1", 1),
+    _POOL: ("self", 0),
+    "AvgPool2DBackward0": ("", 0),
+    "CatBackward0": ("", -1),
+}
 
 
 class Output(NamedTuple):
-    """What a batch norm's node in the graph tells about its output."""
+    """What the node of a batch norm in the graph tells about its output, where it may be computed again."""
 
     address: int
     version: int
-    passes: int  # over a tensor, to compute it again; 0: it shall not be
+    passes: int  # over a tensor, to compute it; at most `_MOST_PASSES`
 
 
 def spare(out: Tensor, x: Tensor, residual: Any, recompute: bool) -> None:
@@ -51,12 +55,13 @@ def spare(out: Tensor, x: Tensor, residual: Any, recompute: bool) -> None:
     """
     if torch.compiler.is_compiling():
         return
-    node: Any = out.grad_fn
-    if getattr(node, "kernel", None) is None or not out.is_cpu or _hooked():
-        return
-    if x.grad_fn is not None:
-        _spare_before(x.grad_fn)
-    node.output = Output(out.data_ptr(), out._version, _passes(node, residual) if recompute else 0)
+    before: Any = x.grad_fn
+    if before is not None and x.is_cpu:
+        _spare_before(before)
+    if recompute:
+        node: Any = out.grad_fn
+        if getattr(node, "kernel", None) is not None and out.is_cpu and not _hooked():
+            _describe(node, out, residual)
 
 
 def _hooked() -> bool:
@@ -65,57 +70,55 @@ def _hooked() -> bool:
     return top is None or top(True) is not None  # an older torch cannot tell
 
 
-def _passes(node: Any, residual: Any) -> int:
-    """How many passes this output costs; its residual, where that was computed by us, is let go too."""
+def _describe(node: Any, out: Tensor, residual: Any) -> None:
+    """Leave word of an output with its node; its residual, where that is ours too, is let go."""
     only_added = node.settings[-1]
     if only_added:
-        return 0
+        return  # the residual is not saved
+    passes = 1
     before = getattr(getattr(residual, "grad_fn", None), "output", None)
-    if before is None or not before.passes:
-        return 1
-    if not _is_output(node.saved_tensors[_RESIDUAL], before):
-        return 1
-    node._raw_saved_tensors[_RESIDUAL].register_hooks(_forget, partial(_again, residual.grad_fn))
-    passes = 1 + before.passes
-    return passes if passes <= _MOST_PASSES else 0
+    if before is not None and _is_output(node.saved_tensors[_RESIDUAL], before):
+        node._raw_saved_tensors[_RESIDUAL].register_hooks(_forget, partial(_again, residual.grad_fn))
+        passes += before.passes
+    if passes <= _MOST_PASSES:
+        node.output = Output(out.data_ptr(), out._version, passes)
 
 
 def _spare_before(node: Any) -> None:
     """Follow the graph from a batch norm's input back to the batch norm before it."""
     for _ in range(_FARTHEST):
         kind = type(node).__name__
-        name, edge = _SAVED.get(kind) or ("", _PASSED.get(kind))
-        if edge is None or _SEEN in node.metadata:
+        found = _EDGES.get(kind)
+        if found is None:
             return
+        name, edge = found
         maker = node.next_functions[edge][0]
         output = getattr(maker, "output", None)
-        if output is not None:
-            if name and (kind == _POOL or output.passes):
-                _spare_saved(node, name, maker, output)
-            return
-        if maker is None:
+        if name and (output is not None or kind == _POOL) and _SEEN not in node.metadata:
+            _spare_saved(node, name, maker, output)
+        if output is not None or maker is None:
             return
         node = maker
 
 
-def _spare_saved(node: Any, name: str, maker: Any, output: Output) -> None:
-    """Replace the output of ``maker`` that ``node`` has saved."""
+def _spare_saved(node: Any, name: str, maker: Any, output: Output | None) -> None:
+    """Replace what ``node`` has saved: the output of ``maker``, or anything if only its shape matters."""
+    node.metadata[_SEEN] = True
+    if _hooked():
+        return
     try:
         saved = getattr(node, f"_saved_{name}")
-        if not _is_output(saved, output):
-            return
-        instead = _instead(saved, node, maker)
+        instead = _instead(saved, node, maker, output)
         if instead is not None:
             getattr(node, f"_raw_saved_{name}").register_hooks(_forget, instead)
-            node.metadata[_SEEN] = True
     except RuntimeError:  # changed in place, as the backward pass shall say; or hooks of the user's are there
         return
 
 
-def _instead(saved: Tensor, node: Any, maker: Any) -> Callable[[None], Tensor] | None:
+def _instead(saved: Tensor, node: Any, maker: Any, output: Output | None) -> Callable[[None], Tensor] | None:
     """What the backward pass calls for the tensor, or None to keep it."""
     if type(node).__name__ != _POOL:
-        return partial(_again, maker)
+        return partial(_again, maker) if output is not None and _is_output(saved, output) else None
     if not _only_shape_matters():
         return None
     shape, strides, dtype = saved.shape, saved.stride(), saved.dtype
