@@ -60,12 +60,14 @@ def irregular(
         return True
     if not isinstance(momentum, float | int | torch.SymFloat):
         return True
-    storage, device = x.dtype, x.device
+    storage, device, on_cpu = x.dtype, x.device, x.is_cpu
     kind = None
     for tensor in (running_mean, running_var, weight, bias):
         if tensor is None:
             continue
-        if tensor.dim() != 1 or tensor.shape[0] != channels or tensor.device != device:
+        if tensor.dim() != 1 or tensor.numel() != channels:
+            return True
+        if tensor.is_cpu is not on_cpu or not (on_cpu or tensor.device == device):
             return True
         if kind is None:
             kind = tensor.dtype

@@ -136,7 +136,7 @@ def _launch(plan: Plan, steps: tuple[Step, ...], tensors: _Six, channelwise: _Ni
         eps: added to the variance.
     """
     sums = _workspace(plan.bytes)
-    args = pack(*tensors, *channelwise, sums, sums + plan.sums_bytes, *plan.sizes, 0, eps, 0.0)
+    args = pack(*tensors, *channelwise, sums, sums + plan.own, *plan.sizes, 0, eps, 0.0)
     run(steps, args, plan.parts, plan.threads)
 
 
@@ -322,17 +322,16 @@ def backward(
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
     dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
     dresidual = empty_like(job.x) if need_residual else None
-    means = torch.empty(2 * x.shape[1], dtype=torch.float32)
-    addresses = (dx.data_ptr(), _address(dresidual))
-    mean_dz = means.data_ptr()
-    sums = (dweight.data_ptr(), dbias.data_ptr(), mean_dz, mean_dz + 4 * x.shape[1])
     program = job.program
+    addresses = (dx.data_ptr(), _address(dresidual))
+    mean_dz = _workspace(program.plan.bytes) + program.plan.means
+    sums = (dweight.data_ptr(), dbias.data_ptr(), mean_dz, mean_dz + 4 * x.shape[1])
     if program.plan.fused and (residual is None) == (dresidual is None):
         job.launch(program.backward, *addresses, sums)
     elif dresidual is None:
         job.launch(program.reduce + program.apply, *addresses, sums)
     else:  # the first pass has written dz
         job.launch(program.reduce, *addresses, sums)
-        linear = job.linear(dresidual)
+        linear = job.linear(dresidual)  # its working memory is no larger, and begins alike: the means stay
         linear.launch(linear.program.apply, dx.data_ptr(), 0, sums)
     return dx, dweight, dbias, dresidual

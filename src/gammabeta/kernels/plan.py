@@ -21,8 +21,9 @@ class Plan(NamedTuple):
     fused: bool  # one part sees the whole of a channel, so that the backward pass is one kernel
     fused_forward: bool  # and so is the forward pass
     parts: int
-    sums_bytes: int
-    bytes: int  # of working memory: the sums, then each part's own
+    means: int  # where in the working memory the two means of a backward pass are, after the sums
+    own: int  # and where what belongs to one part begins
+    bytes: int  # of working memory in all
     sizes: tuple[int, ...]  # the slots from the working memory of a part to stream
 
 
@@ -53,7 +54,8 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: bool, most_thr
     # A channel of short planes is scattered in memory; its second pass is faster in the order of addresses.
     fused_forward = fused and height * width >= _SCATTERED
     parts = image_parts * channel_parts
-    return Plan(rows, threads, fused, fused_forward, parts, sums_bytes, sums_bytes + parts * step, sizes)
+    shared = sums_bytes + _rounded(8 * channels, 64)
+    return Plan(rows, threads, fused, fused_forward, parts, sums_bytes, shared, shared + parts * step, sizes)
 
 
 def _rounded(number: int, multiple: int) -> int:

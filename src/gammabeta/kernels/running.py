@@ -27,9 +27,8 @@ def update_running(
     ``var`` is the batch's biased variance over ``count`` values; what is stored is the unbiased one. With
     ``skip_nonfinite`` a batch that has an infinite or NaN statistic changes nothing, and the answer is False.
     """
-    for running in (running_mean, running_var):
-        if running.dtype != torch.float32 or not running.is_contiguous():
-            return _update_by_torch(running_mean, running_var, mean, var, count, factor, skip_nonfinite)
+    if not (_plain(running_mean) and _plain(running_var)):
+        return _update_by_torch(running_mean, running_var, mean, var, count, factor, skip_nonfinite)
     done = ctypes.c_int64(0)
     batch = (mean.data_ptr(), var.data_ptr(), 0, 0, 0)
     running_pair = (running_mean.data_ptr(), running_var.data_ptr(), 0, 0)
@@ -37,6 +36,10 @@ def update_running(
     args = pack(0, 0, 0, 0, 0, 0, *batch, *running_pair, ctypes.addressof(done), 0, 0, *sizes, 0.0, factor)
     call(_UPDATE, args)
     return bool(done.value)
+
+
+def _plain(t: Tensor) -> bool:
+    return t.dtype is torch.float32 and t.is_contiguous()
 
 
 def _update_by_torch(
