@@ -133,12 +133,13 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
                 pass
         return self.weight, self.bias, self.running_mean, self.running_var
 
-    def _tracked(self, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor | None, Tensor | None, bool]:
+    def _tracked(self) -> tuple[Tensor | None, Tensor | None, bool]:
         """The running statistics that this forward pass may update, and whether it counts.
 
         It does not count when activation checkpointing repeats it inside a backward pass; then the statistics
         are copies, as checkpointing wants to see the same tensors saved as the first time.
         """
+        _, _, mean, var = self._tensors()
         if not self.training or not self.track_running_stats or mean is None or var is None:
             return None, None, False
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
@@ -182,7 +183,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
             return _step.evaluate(
                 x, running_mean, running_var, weight, bias, self.eps, activation, residual, pool, "auto"
             )
-        running_mean, running_var, counts = self._tracked(running_mean, running_var)
+        running_mean, running_var, counts = self._tracked()
         out, accepted = _step.train(
             x,
             running_mean,

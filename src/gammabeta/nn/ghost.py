@@ -101,7 +101,7 @@ class Ghost(Fused):
             out = torch.cat((out, more[0]))
             share = cut / x.shape[0]
             mean, var = mean * share + more[1] * (1 - share), var * share + more[2] * (1 - share)
-        running_mean, running_var, counts = self._tracked(self.running_mean, self.running_var)
+        running_mean, running_var, counts = self._tracked()
         if counts and running_mean is not None and running_var is not None:
             accepted = _running.update(
                 running_mean, running_var, mean, var, self._factor(), self.skip_nonfinite

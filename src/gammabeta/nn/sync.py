@@ -114,7 +114,7 @@ class SyncBatchNorm(Fused):
             apart: Any = torch.compiler.disable(self._normalise)
             out: Tensor = apart(x, residual, activation, pool)
             return out
-        running_mean, running_var, counts = self._tracked(self.running_mean, self.running_var)
+        running_mean, running_var, counts = self._tracked()
         out, accepted = _synced.train(
             x,
             running_mean,
