@@ -207,7 +207,7 @@ def test_what_is_put_over_a_module_s_call_is_called(folded, x, monkeypatch):
     monkeypatch.undo()
     folded.body.compile(backend="eager")
     with calls_of(folded) as made:
-        assert torch.equal(folded(x), wanted)
+        assert torch.allclose(folded(x), wanted, rtol=1e-5, atol=1e-6)  # by torch's operators
     assert len(made) == 1
     vars(folded.body).pop("_compiled_call_impl")
     seen, call = [], nn.Module.__call__

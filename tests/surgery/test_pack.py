@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import gammabeta as gb
-from gammabeta.surgery.fold import packed
-from gammabeta.surgery.fold.packed import PackedConv2d, PackedLinear, unavailable
+from gammabeta.surgery.fold import convolution, packed
+from gammabeta.surgery.fold.convolution import PackedConv2d
+from gammabeta.surgery.fold.packed import PackedLinear, unavailable
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason="this torch has no oneDNN")
 
@@ -31,13 +32,14 @@ def calls(monkeypatch):
     """Count the calls of oneDNN, and let it take the smallest."""
     counted = []
 
-    def counting(name):
-        function = getattr(packed, name)
-        monkeypatch.setattr(packed, name, lambda *args: counted.append(name) or function(*args))
+    def counting(module, name):
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: counted.append(name) or function(*args))
+        monkeypatch.setattr(module, "WORTH", 0)
 
-    counting("_convolve")
-    counting("_multiply")
-    monkeypatch.setattr(packed, "WORTH", 0)
+    counting(convolution, "_convolve")
+    counting(packed, "_multiply")
+    monkeypatch.setattr(convolution.serving, "unsupported", lambda activation: "left to oneDNN")
     return counted
 
 
@@ -74,6 +76,63 @@ def test_every_activation_is_computed_by_onednn(calls, activation):
     assert calls == ["_convolve", "_multiply"]
 
 
+@pytest.fixture
+def served(monkeypatch):
+    """Count the calls of our own kernel."""
+    if convolution.serving.unsupported("relu"):
+        pytest.skip(convolution.serving.unsupported("relu"))
+    counted, function = [], convolution.serving.convolve
+    monkeypatch.setattr(
+        convolution.serving, "convolve", lambda *args: counted.append(args[0].shape) or function(*args)
+    )
+    return counted
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("pool", [True, False])
+def test_what_our_kernel_convolves(served, activation, pool):
+    model, x = _network(activation, pool), torch.randn(3, 4, 13, 12)
+    folded = _fold(model)
+    served.clear()
+    with torch.no_grad():
+        for form in (
+            x,
+            x.contiguous(memory_format=torch.channels_last),
+            x[:1],
+            x.transpose(2, 3).contiguous().mT,
+        ):
+            assert _gap(folded(form), model, form) <= 1e-6
+    assert len(served) == (0 if activation in ("leaky", "gelu tanh") else 4)
+
+
+@pytest.mark.parametrize("conv", [{"padding": 1}, {"groups": 2}])
+def test_what_our_kernel_leaves(served, conv):
+    model, x = _network(**conv), torch.randn(3, 4, 13, 12)
+    with torch.no_grad():
+        assert _gap(_fold(model)(x), model, x) <= 1e-6
+    assert served == []
+
+
+@torch.no_grad()
+def test_memory_that_our_kernel_cannot_read(served):
+    model, x = _network(), torch.randn(3, 4, 13, 12)
+    folded = _fold(model)
+    served.clear()
+    negative = torch.complex(x, -x).conj().imag
+    assert negative.is_neg()
+    assert _gap(folded(negative), model, x) <= 1e-6
+    folded[0].bias = nn.Parameter(torch.randn(6, 2)[:, 0])
+    assert torch.allclose(folded(x), folded._call_impl(x.requires_grad_()), rtol=1e-4, atol=1e-5)
+    folded[0].bias = nn.Parameter(torch.randn(6).double())
+    with pytest.raises(RuntimeError, match="(?i)double"):
+        folded(x.detach())
+    folded[0].bias = None
+    folded[0].weight = nn.Parameter(torch.randn(7, 4, 3, 3))  # not what the Linear was made for
+    with pytest.raises(RuntimeError, match="shapes"):
+        folded(x.detach())
+    assert served == []
+
+
 @pytest.mark.parametrize("images", [1, 2, 7])
 @pytest.mark.parametrize(
     "conv",
@@ -89,8 +148,8 @@ def test_every_activation_is_computed_by_onednn(calls, activation):
     ids=str,
 )
 def test_every_setting_cropped_and_in_parts(calls, monkeypatch, conv, images):
-    monkeypatch.setattr(packed, "_LARGE_POOL", 0)
-    monkeypatch.setattr(packed, "_PART", 4 * 6 * 140 * 3)  # about three images at a time
+    monkeypatch.setattr(convolution, "_LARGE_POOL", 0)
+    monkeypatch.setattr(convolution, "_PART", 4 * 6 * 140 * 3)  # about three images at a time
     model, x = _network(**conv), torch.randn(images, 4, 13, 12)
     folded = _fold(model)
     for form in (x, x.contiguous(memory_format=torch.channels_last), x.transpose(2, 3).contiguous().mT):
@@ -264,10 +323,10 @@ def test_wrong_and_unusual_inputs_are_torch_s_affair():
 
 
 def test_without_our_kernels_torch_pools(monkeypatch):
-    monkeypatch.setattr(packed, "_LARGE_POOL", 0)
-    monkeypatch.setattr(packed, "_PART", 1)
+    monkeypatch.setattr(convolution, "_LARGE_POOL", 0)
+    monkeypatch.setattr(convolution, "_PART", 1)
     model, x = _network(), torch.randn(5, 4, 13, 12)
-    monkeypatch.setattr(packed._dispatch, "kernels", lambda name: "Numba is not installed")
+    monkeypatch.setattr(convolution._dispatch, "kernels", lambda name: "Numba is not installed")
     with torch.no_grad():
         assert _gap(_fold(model)(x), model, x) <= 1e-6
 
@@ -314,9 +373,10 @@ def test_nothing_moves_where_the_flow_is_not_every_input_s():
 
 def test_a_wrong_answer_ships_the_plain_fold(monkeypatch):
     model, x = _network(), torch.randn(2, 4, 13, 12)
-    right = packed._convolve
-    monkeypatch.setattr(packed, "WORTH", 0)
-    monkeypatch.setattr(packed, "_convolve", lambda *args: right(*args) * 1.001)
+    right = convolution._convolve
+    monkeypatch.setattr(convolution, "WORTH", 0)
+    monkeypatch.setattr(convolution.serving, "unsupported", lambda activation: "left to oneDNN")
+    monkeypatch.setattr(convolution, "_convolve", lambda *args: right(*args) * 1.001)
     report = gb.fold(model, x).fold_report
     assert report.packed == ()
     assert "moved by" in report.unpacked
@@ -326,7 +386,7 @@ def test_a_wrong_answer_ships_the_plain_fold(monkeypatch):
     def breaks(*args):
         raise RuntimeError("no such primitive")
 
-    monkeypatch.setattr(packed, "_convolve", breaks)
+    monkeypatch.setattr(convolution, "_convolve", breaks)
     folded = gb.fold(model, x)
     assert folded.fold_report.unpacked == "the packed model does not run: no such primitive"
     assert not any(isinstance(m, PackedConv2d | PackedLinear) for m in folded.modules())

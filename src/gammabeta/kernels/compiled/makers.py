@@ -1,10 +1,21 @@
 """From a kernel's key to the Python function that Numba compiles."""
 
-from . import convolution, memory, planes, planes_backward, rows, rows_backward, serial, stem, weight_gradient
+from . import (
+    convolution,
+    memory,
+    planes,
+    planes_backward,
+    rows,
+    rows_backward,
+    serial,
+    serving,
+    stem,
+    weight_gradient,
+)
 from .activations import ACTIVATIONS
 from .key import Key
 
-_MODULES = (serial, convolution, weight_gradient, stem, rows, rows_backward, planes, planes_backward)
+_MODULES = (serial, convolution, weight_gradient, stem, serving, rows, rows_backward, planes, planes_backward)
 
 
 def make(key: Key):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
 
+from .convolution import PackedConv2d
 from .links import links_of
-from .packed import PackedConv2d, PackedLinear, eager
+from .packed import PackedLinear, eager
 
 _FEWEST = 4  # modules from which on a chain saves more than it asks; measured
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .apply import put
+from .convolution import PackedConv2d
 from .layers import Tail
-from .packed import PackedConv2d, PackedLinear, Post
+from .packed import PackedLinear, Post
 from .plan import traces
 from .proof import Inputs
 from .sites import is_known_norm

@@ -1,0 +1,114 @@
+"""A convolution with the activation and 2x2 mean behind it, in one pass: z = Σ weight · patch + bias.
+
+A band of output rows is done at a time: its patches times a block of channels give z in working memory, which
+the cache holds, and that is activated, pooled and written. Where the values of a patch lie is in a table, so
+any layout, stride and dilation of the input is read in place.
+"""
+
+from .memory import float32, get_f32, get_i64, put_f32, put_i64
+from .products import tile_of
+from .serving_arguments import (
+    BAND,
+    BANDS,
+    BIAS,
+    BLOCKS,
+    COUNT,
+    HEIGHT,
+    IMAGE_STEP,
+    IMAGES,
+    OUT,
+    OUT_CHANNELS,
+    PARTS,
+    PIXEL_STEP,
+    ROW_STEP,
+    ROWS,
+    SCRATCH,
+    SCRATCH_STEP,
+    TAPS,
+    WEIGHT,
+    WIDTH,
+    X,
+)
+from .simd import inlined, splat
+from .tables import clear, cut
+
+_load, _store, _store_some = float32.load, float32.store, float32.store_some
+
+
+def serving_convolution(storage, activation, residual, pool, vectors):
+    """A part is a run of bands; the sums are the same however they are cut."""
+    rows, lanes = ROWS[vectors - 1], 16 * vectors
+    tile = tile_of(rows, vectors)
+    act = activation.forward
+    each = 2 if pool else 1  # rows and columns of z that one of the output takes
+
+    @inlined
+    def places(args, table, count, width):
+        """How far each patch of a band lies from its first; the last one again up to a whole tile."""
+        for pixel in range((count + rows - 1) // rows * rows):
+            known = min(pixel, count - 1)
+            down, right = known // width, known % width
+            put_i64(table, pixel, down * get_i64(args, ROW_STEP) + right * get_i64(args, PIXEL_STEP))
+
+    @inlined
+    def start(args, table):
+        """The bias, zeros beyond it."""
+        clear(table, lanes * get_i64(args, BLOCKS))
+        if get_i64(args, BIAS) != 0:
+            for o in range(get_i64(args, OUT_CHANNELS)):
+                put_f32(table, o, get_f32(get_i64(args, BIAS), o))
+
+    @inlined
+    def finished(line, pitch, pixel, v):
+        """One output value for each of sixteen channels."""
+        if not pool:
+            return act(_load(line, pixel * lanes + v))
+        left, right = 2 * pixel * lanes + v, (2 * pixel + 1) * lanes + v
+        upper = act(_load(line, left)) + act(_load(line, right))
+        lower = act(_load(line, pitch + left)) + act(_load(line, pitch + right))
+        return (upper + lower) * splat(0.25)
+
+    @inlined
+    def write(z, target, height, width, outs, left):
+        """Finish a block of z; ``left`` channels remain from the block's first on."""
+        pitch = each * width * lanes
+        for v in range(0, lanes, 16):
+            some = min(16, left - v)
+            for y in range(height):
+                line, row = z + 4 * each * y * pitch, y * width
+                if some == 16:
+                    for x in range(width):
+                        _store(target, (row + x) * outs + v, finished(line, pitch, x, v))
+                elif some > 0:
+                    for x in range(width):
+                        _store_some(target, (row + x) * outs + v, finished(line, pitch, x, v), some)
+
+    def kernel(args, part):
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        outs, taps, count = get_i64(args, OUT_CHANNELS), get_i64(args, TAPS), get_i64(args, COUNT)
+        band, bands = get_i64(args, BAND), get_i64(args, BANDS)
+        most = each * each * band * width
+        bias = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        z = bias + 4 * lanes * get_i64(args, BLOCKS)
+        table = z + 4 * lanes * (most + rows)
+        start(args, bias)
+        places(args, table, most, each * width)
+        units, parts = get_i64(args, IMAGES) * bands, get_i64(args, PARTS)
+        for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
+            image, first = unit // bands, unit % bands * band
+            some = min(band, height - first)
+            source = get_i64(args, X) + image * get_i64(args, IMAGE_STEP)
+            source += each * first * get_i64(args, ROW_STEP)
+            target = get_i64(args, OUT) + 4 * (image * height + first) * width * outs
+            for block in range(get_i64(args, BLOCKS)):
+                weights, first_sum = (
+                    get_i64(args, WEIGHT) + 4 * lanes * count * block,
+                    bias + 4 * lanes * block,
+                )
+                for pixel in range(0, each * each * some * width, rows):
+                    here, there = table + 8 * pixel, z + 4 * lanes * pixel
+                    tile(source, here, taps, count, weights, first_sum, 0, there, 4 * lanes)
+                left = outs - lanes * block
+                write(z, target + 4 * lanes * block, some, width, outs, left)
+
+    return kernel
