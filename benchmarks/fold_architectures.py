@@ -4,7 +4,7 @@ Run in an environment that has, beside gammabeta, any of: pytorchcv, monai, effi
 transformers, dcgan-pytorch (none needs torchvision when installed with ``--no-deps``). What is not installed
 is skipped, and said.
 
-    python benchmarks/fold_architectures.py [--docs docs/fold.md] [NAME ...]
+    python benchmarks/fold_architectures.py [--docs docs/fold.md] [--rounding INPUTS] [NAME ...]
 
 Weights are random; the running statistics come from training-mode passes over random inputs, and γ and β are
 drawn, so that no batch norm is the identity. Nothing is downloaded.
@@ -14,6 +14,7 @@ import argparse
 import copy
 import importlib
 import json
+import statistics
 import sys
 import time
 import warnings
@@ -180,6 +181,31 @@ def last_bit(model: nn.Module, example: torch.Tensor) -> float:
     return distance(run(twin, ((moved,), {})), run(twin, ((exact,), {})))
 
 
+def rounding(name: str, inputs: int) -> dict[str, float]:
+    """Where the distance from the truth in float64 comes from: medians over random inputs.
+
+    "weights alone": the folded weights rounded to float32, all arithmetic in float64.
+    """
+    _, build, shape = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other people's code
+        model, example = prepare(build(), shape)
+        plain, packed = gb.fold(model, example, pack=False), gb.fold(model, example)
+    truth, rounded = copy.deepcopy(model).double(), copy.deepcopy(plain).double()
+    found: dict[str, list[float]] = {}
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(inputs):
+        x = torch.randn(shape, generator=generator)
+        wanted = run(truth, ((x.double(),), {}))
+        for label, program in {"original": model, "folded": plain, "packed": packed}.items():
+            found.setdefault(label, []).append(distance(run(program, ((x,), {})), wanted))
+        alone = distance(run(rounded, ((x.double(),), {})), wanted)
+        found.setdefault("weights alone", []).append(alone)
+        found.setdefault("last bit of the input", []).append(last_bit(model, x))
+    return {label: statistics.median(distances) for label, distances in found.items()}
+
+
 def fx_folded(model: nn.Module) -> int | None:
     """Count the batch norms torch.fx's fuser removes; None if it does not trace the model."""
     from torch.fx.experimental import optimization  # warns at import
@@ -265,7 +291,13 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="architectures (default: all installed)")
     parser.add_argument("--docs", type=Path, help="document whose table to replace")
     parser.add_argument("--json", type=Path, help="file to write the rows to")
+    parser.add_argument("--rounding", type=int, metavar="INPUTS", help="say where the rounding comes from")
     options = parser.parse_args()
+    if options.rounding:
+        for name in options.names or ARCHITECTURES:
+            medians = rounding(name, options.rounding)
+            print(f"{name}: " + ", ".join(f"{label} {value:.1e}" for label, value in medians.items()))
+        return 0
     rows = []
     for name in options.names or ARCHITECTURES:
         try:
