@@ -19,15 +19,27 @@ ACTIVATIONS = {
 }
 
 
-def _serve(x, weight, bias=None, stride=(1, 1), dilation=(1, 1), activation=None, pool=False, threads=2):
+def _serve(
+    x,
+    weight,
+    bias=None,
+    stride=(1, 1),
+    dilation=(1, 1),
+    padding=(0, 0),
+    activation=None,
+    pool=False,
+    threads=2,
+):
     shape = tuple(weight.shape)
-    plan = serving.plan_of(x.shape, x.stride(), shape, stride, dilation, activation, pool, threads)
+    plan = serving.plan_of(x.shape, x.stride(), shape, padding, stride, dilation, activation, pool, threads)
     return serving.convolve(x, serving.lay_out(weight), bias, plan)
 
 
-def _reference(x, weight, bias=None, stride=(1, 1), dilation=(1, 1), activation=None, pool=False):
+def _reference(
+    x, weight, bias=None, stride=(1, 1), dilation=(1, 1), padding=(0, 0), activation=None, pool=False
+):
     bias = None if bias is None else bias.double()
-    z = ACTIVATIONS[activation](F.conv2d(x.double(), weight.double(), bias, stride, 0, dilation))
+    z = ACTIVATIONS[activation](F.conv2d(x.double(), weight.double(), bias, stride, padding, dilation))
     return F.avg_pool2d(z, 2) if pool else z
 
 
@@ -78,6 +90,34 @@ def test_sizes_strides_and_layouts(size, options, pool, monkeypatch):
     ):
         options = {**options, "pool": pool}
         _assert_close(_serve(x, weight, **options), _reference(x, weight, **options), 16)
+    serving.plan_of.cache_clear()
+
+
+@pytest.mark.parametrize("pool", [False, True])
+@pytest.mark.parametrize("size", [(3, 2), (4, 9), (33, 29)])
+@pytest.mark.parametrize("channels", [1, 3, 16])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": (1, 1)},
+        {"padding": (0, 2)},
+        {"padding": (3, 0), "stride": (2, 1)},
+        {"padding": (2, 2), "stride": (3, 3)},
+        {"padding": (2, 1), "dilation": (2, 1)},
+    ],
+    ids=str,
+)
+def test_zeros_around_the_image(size, channels, options, pool, monkeypatch):
+    monkeypatch.setattr(serving, "_BAND", 4 * 16 * 100)
+    serving.plan_of.cache_clear()
+    torch.manual_seed(0)
+    x = torch.randn(3, channels, *size).contiguous(memory_format=torch.channels_last)
+    weight, bias = torch.randn(4, channels, 3, 2), torch.randn(4)
+    wanted = F.conv2d(
+        x, weight, bias, options.get("stride", 1), options["padding"], options.get("dilation", 1)
+    )
+    options = {**options, "pool": pool and min(wanted.shape[2:]) > 1}
+    _assert_close(_serve(x, weight, bias, **options), _reference(x, weight, bias, **options), 6 * channels)
     serving.plan_of.cache_clear()
 
 

@@ -1,7 +1,7 @@
 """A convolution, an activation and a 2x2 mean as one, from weights laid out beforehand; AVX-512 on a CPU.
 
 A call of oneDNN through torch costs 20 µs, and writes what is pooled next. This one costs a quarter of that,
-and writes the result alone. Stride and dilation are free; zeros around the image are not known here.
+and writes the result alone.
 """
 
 from functools import lru_cache
@@ -54,18 +54,20 @@ def plan_of(
     images: torch.Size,
     strides: tuple[int, ...],
     kernel: tuple[int, int, int, int],
+    padding: Pair,
     stride: Pair,
     dilation: Pair,
     activation: str | None,
     pool: bool,
     threads: int,
 ) -> Plan:
-    """Plan for inputs ``(N, C, H, W)`` at least as large as the kernel.
+    """Plan for inputs ``(N, C, H, W)`` that with the padding are at least as large as the kernel.
 
     Args:
         images: The shape of the input.
-        strides: Its strides, in elements; any.
+        strides: Its strides, in elements; any without padding, else those of channels_last.
         kernel: ``(O, C, KH, KW)``.
+        padding: Zeros above and below an image, and to its left and right.
         stride: Of the convolution.
         dilation: Of the convolution.
         activation: One of ``ACTIVATIONS``.
@@ -74,9 +76,13 @@ def plan_of(
     """
     outs, channels, *window = kernel
     each = 2 if pool else 1
+    sheet = padding != (0, 0)
+    row = (images[3] + 2 * padding[1]) * channels
+    if sheet:
+        strides = (images[2] * images[3] * channels, 1, row, channels)
     height, width = (
-        ((size - spread * (taps - 1) - 1) // step + 1) // each
-        for size, taps, step, spread in zip(images[2:], window, stride, dilation, strict=True)
+        ((size + 2 * zeros - spread * (taps - 1) - 1) // step + 1) // each
+        for size, taps, zeros, step, spread in zip(images[2:], window, padding, stride, dilation, strict=True)
     )
     vectors = min(-(-outs // 16), _MOST_VECTORS)
     blocks, lanes = -(-outs // (16 * vectors)), 16 * vectors
@@ -89,10 +95,12 @@ def plan_of(
     bands = -(-height // band)
     parts = min(threads, images[0] * bands)
     rounded = pixels * band + ROWS[vectors - 1]
-    step = 4 * lanes * (blocks + rounded) + 8 * rounded
+    reach = (each * band - 1) * stride[0] + dilation[0] * (window[0] - 1) + 1
+    step = 4 * lanes * (blocks + rounded) + 8 * rounded + sheet * 4 * (reach * row + 16)
     sizes = (
         *(4 * strides[0], 4 * strides[2] * stride[0], 4 * strides[3] * stride[1]),
         *(taps.numel(), blocks, images[0], height, width, outs, band, bands, step, parts),
+        *(images[3] * channels, sheet * row, padding[1] * channels, images[2], padding[0], reach),
     )
     steps = (Step(Key("serving_convolution", False, activation, False, pool, vectors), once=False),)
     return Plan((images[0], outs, height, width), taps, sizes, parts * step, parts, steps)

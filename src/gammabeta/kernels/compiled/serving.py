@@ -2,7 +2,8 @@
 
 A band of output rows is done at a time: its patches times a block of channels give z in working memory, which
 the cache holds, and that is activated, pooled and written. Where the values of a patch lie is in a table, so
-any layout, stride and dilation of the input is read in place.
+any layout, stride and dilation of the input is read in place. With zeros around an image, what a band reads
+is first copied between zeros; the image is channels_last then.
 """
 
 from .memory import float32, get_f32, get_i64, put_f32, put_i64
@@ -16,15 +17,21 @@ from .serving_arguments import (
     HEIGHT,
     IMAGE_STEP,
     IMAGES,
+    IN_HEIGHT,
+    IN_ROW,
+    LEFT,
     OUT,
     OUT_CHANNELS,
     PARTS,
     PIXEL_STEP,
+    REACH,
     ROW_STEP,
     ROWS,
     SCRATCH,
     SCRATCH_STEP,
+    SHEET_ROW,
     TAPS,
+    TOP,
     WEIGHT,
     WIDTH,
     X,
@@ -32,7 +39,8 @@ from .serving_arguments import (
 from .simd import inlined, splat
 from .tables import clear, cut
 
-_load, _store, _store_some = float32.load, float32.store, float32.store_some
+_load, _load_some = float32.load, float32.load_some
+_store, _store_some = float32.store, float32.store_some
 
 
 def serving_convolution(storage, activation, residual, pool, vectors):
@@ -57,6 +65,21 @@ def serving_convolution(storage, activation, residual, pool, vectors):
         if get_i64(args, BIAS) != 0:
             for o in range(get_i64(args, OUT_CHANNELS)):
                 put_f32(table, o, get_f32(get_i64(args, BIAS), o))
+
+    @inlined
+    def surround(args, image, first, sheet):
+        """Copy the rows that a band reads, from row ``first`` on, with the zeros around them."""
+        row, pitch, left = get_i64(args, IN_ROW), get_i64(args, SHEET_ROW), get_i64(args, LEFT)
+        full = row - row % 16
+        for i in range(get_i64(args, REACH)):
+            line, y = sheet + 4 * i * pitch, first + i
+            clear(line, (pitch + 15) // 16 * 16)  # what is cleared beyond it is written next, or not read
+            if 0 <= y < get_i64(args, IN_HEIGHT):
+                source = image + 4 * y * row
+                for j in range(0, full, 16):
+                    _store(line, left + j, _load(source, j))
+                if full < row:
+                    _store_some(line, left + full, _load_some(source, full, row - full), row - full)
 
     @inlined
     def finished(line, pitch, pixel, v):
@@ -91,6 +114,7 @@ def serving_convolution(storage, activation, residual, pool, vectors):
         bias = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         z = bias + 4 * lanes * get_i64(args, BLOCKS)
         table = z + 4 * lanes * (most + rows)
+        sheet = table + 8 * (most + rows)
         start(args, bias)
         places(args, table, most, each * width)
         units, parts = get_i64(args, IMAGES) * bands, get_i64(args, PARTS)
@@ -98,7 +122,12 @@ def serving_convolution(storage, activation, residual, pool, vectors):
             image, first = unit // bands, unit % bands * band
             some = min(band, height - first)
             source = get_i64(args, X) + image * get_i64(args, IMAGE_STEP)
-            source += each * first * get_i64(args, ROW_STEP)
+            if get_i64(args, SHEET_ROW) == 0:
+                source += each * first * get_i64(args, ROW_STEP)
+            else:
+                down = get_i64(args, ROW_STEP) // (4 * get_i64(args, SHEET_ROW))  # the stride
+                surround(args, source, each * first * down - get_i64(args, TOP), sheet)
+                source = sheet
             target = get_i64(args, OUT) + 4 * (image * height + first) * width * outs
             for block in range(get_i64(args, BLOCKS)):
                 weights, first_sum = (

@@ -17,10 +17,13 @@ COUNT, BLOCKS = 9, 10  # T, and the number of blocks
 IMAGES, HEIGHT, WIDTH, OUT_CHANNELS = range(11, 15)  # of the output
 BAND, BANDS = 15, 16  # output rows done at once, and how many such bands an image has
 SCRATCH_STEP, PARTS = 17, 18  # the bytes of working memory that each part has
+# Of an image with zeros around it, in values: a row without them, a row with them (0: there are none),
+# those to the left; in rows: the image, the zeros above it, what a band reads.
+IN_ROW, SHEET_ROW, LEFT, IN_HEIGHT, TOP, REACH = range(19, 25)
 
 ROWS = (9, 9, 5, 5)  # of the tile of sums that 1, 2, 3 and 4 vectors of channels leave registers for
 
-_PACKER = struct.Struct("=19q")
+_PACKER = struct.Struct("=25q")
 
 
 def pack(*values: int) -> bytes:

@@ -74,7 +74,7 @@ class PackedConv2d(Packed, nn.Conv2d):
         made.pool, made._plans = pool, {}
         made.settings = (layer.padding, layer.stride, layer.dilation, layer.groups, *post)
         kernel = tuple(layer.weight.shape)
-        made.served = (kernel, layer.stride, layer.dilation, _ACTIVATIONS.get(post), pool)
+        made.served = (kernel, layer.padding, layer.stride, layer.dilation, _ACTIVATIONS.get(post), pool)
         return made
 
     def serve(self, input: Tensor) -> Tensor:
@@ -110,6 +110,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         if held.laid_out is None:
             with torch.inference_mode(False), torch.no_grad():
                 held.laid_out = serving.lay_out(held.weight.detach())
+        if self.padding != (0, 0):
+            x = x.contiguous(memory_format=torch.channels_last)
         plan = serving.plan_of(x.shape, x.stride(), *self.served, torch.get_num_threads())
         return serving.convolve(x, held.laid_out, bias, plan)
 
@@ -175,11 +177,11 @@ class PackedConv2d(Packed, nn.Conv2d):
 
     def _is_ours(self, products: int, height: int, width: int) -> bool:
         """Tell whether our kernel can convolve, and quicker; ``height`` and ``width`` before pooling."""
-        if self.groups != 1 or self.padding != (0, 0) or min(height, width) < (2 if self.pool else 1):
+        if self.groups != 1 or min(height, width) < (2 if self.pool else 1):
             return False
         if self.post not in _ACTIVATIONS or not (self.pool or products <= _SERVED):
             return False
-        return not isinstance(_dispatch.kernels("cpu"), str) and serving.unsupported(self.served[3]) is None
+        return not isinstance(_dispatch.kernels("cpu"), str) and serving.unsupported(self.served[4]) is None
 
     def _size(self, shape: torch.Size) -> tuple[int, int]:
         """Height and width of what the convolution gives."""
