@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .compiled.key import Key
-from .compiled.serving_arguments import ROWS, pack
+from .compiled.registers import ROWS
+from .compiled.serving_arguments import pack
 from .limits import ACTIVATIONS
 from .threads import Step, run
 

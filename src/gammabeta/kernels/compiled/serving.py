@@ -8,6 +8,7 @@ is first copied between zeros; the image is channels_last then.
 
 from .memory import float32, get_f32, get_i64, put_f32, put_i64
 from .products import tile_of
+from .registers import ROWS
 from .serving_arguments import (
     BAND,
     BANDS,
@@ -26,7 +27,6 @@ from .serving_arguments import (
     PIXEL_STEP,
     REACH,
     ROW_STEP,
-    ROWS,
     SCRATCH,
     SCRATCH_STEP,
     SHEET_ROW,

@@ -21,8 +21,6 @@ SCRATCH_STEP, PARTS = 17, 18  # the bytes of working memory that each part has
 # those to the left; in rows: the image, the zeros above it, what a band reads.
 IN_ROW, SHEET_ROW, LEFT, IN_HEIGHT, TOP, REACH = range(19, 25)
 
-ROWS = (9, 9, 5, 5)  # of the tile of sums that 1, 2, 3 and 4 vectors of channels leave registers for
-
 _PACKER = struct.Struct("=25q")
 
 
