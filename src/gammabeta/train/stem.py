@@ -150,7 +150,7 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         settings = (self.eps, activation, pool, dtype)
         function: Any = _Stem.apply
         out: Tensor = function(x, convolution.weight, weight, bias, settings, found)
-        running_mean, running_var, counts = self._tracked(running_mean, running_var)
+        running_mean, running_var, counts = self._tracked()
         if counts and running_mean is not None and running_var is not None:
             mean, var = found[0][:2]
             if convolution.bias is not None:
