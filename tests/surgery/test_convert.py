@@ -392,6 +392,17 @@ def test_parts_still_mean_what_they_meant():
     torch.testing.assert_close(converted.body[1](x), model.body[1](x))
 
 
+def test_a_part_of_a_sequential_is_a_plain_one():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval()
+    x = torch.randn(2, 3, 5, 5)
+    fused = gb.convert(model)
+    assert fused[1] is next(m for m in fused.modules() if isinstance(m, gb.nn.BatchNorm2d))
+    for part in (slice(0, 2), slice(1, 3), slice(2, None), slice(None)):
+        assert type(fused[part]) is nn.Sequential
+        given = fused[: part.start or 0](x)
+        torch.testing.assert_close(fused[part](given), model[part](given))
+
+
 def test_lone_layer_shared_layer_and_own_class():
     assert type(gb.convert(nn.BatchNorm3d(4))) is gb.nn.BatchNorm3d
     bn = nn.BatchNorm1d(4)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.fx import Graph
 from torch.fx.graph_module import _format_import_block
-from torch.nn import Module
+from torch.nn import Module, Sequential
 from torch.package.importer import sys_importer
 
 _CLASSES: dict[Any, type] = {}
@@ -33,6 +33,16 @@ class Rewritten:
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _restore, (self._base, self._source, self._imports), self.__getstate__()
+
+
+class _RewrittenSequential(Rewritten):
+    def __getitem__(self, place: Any) -> Any:
+        """A module, or for a slice a ``Sequential`` of some, whose ``forward`` is not the whole's."""
+        inherited: Any = super()
+        found = inherited.__getitem__(place)
+        if isinstance(place, slice):
+            undo(found)
+        return found
 
 
 def _restore(base: type[Module], source: str, imports: str) -> Module:
@@ -62,7 +72,8 @@ def _class(base: type[Module], source: str, imports: str, scope: dict[str, Any])
             "_imports": imports,
             "_kept": scope,
         }
-        _CLASSES[key] = type(f"Fused{base.__name__}", (Rewritten, base), body)
+        mark = _RewrittenSequential if issubclass(base, Sequential) else Rewritten
+        _CLASSES[key] = type(f"Fused{base.__name__}", (mark, base), body)
     return _CLASSES[key]
 
 
