@@ -48,10 +48,10 @@ def fold(
             1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
         memory_format: store weights so: ``torch.channels_last`` makes most convolutional networks faster on a
             CPU, whatever the layout of their input.
-        pack: serve float32 on the CPU from weights kept in oneDNN's own order as well, each convolution and
-            Linear computing the activation (and a convolution the 2x2 mean) behind it; ``PackedConv2d`` says
-            more. None: where the output keeps its strides; True: also where it becomes channels_last; False:
-            nowhere.
+        pack: serve float32 on the CPU from weights kept in the order that they are computed in as well, each
+            convolution and Linear computing the activation (and a convolution the 2x2 mean) behind it;
+            ``PackedConv2d`` says more. None: where the output keeps its strides; True: also where it becomes
+            channels_last; False: nowhere.
 
     Returns:
         The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new

@@ -30,8 +30,7 @@ class FoldReport:
     ``native_error``: of the folded model as it is, its weights rounded, in its own dtype, against the
     original in float64. ``original_error``: the original's own, in its own dtype. ``evidence``: "graph"
     (torch.fx traces the model, so every input flows this way) or "example" (the flow is the one seen on the
-    example). ``packed``: the layers that serve from weights in oneDNN's order; ``unpacked``: why there are
-    none.
+    example). ``packed``: the layers that serve from reordered weights; ``unpacked``: why there are none.
     """
 
     layers: tuple[FoldedLayer, ...]
