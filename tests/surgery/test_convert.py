@@ -3,6 +3,8 @@
 import copy
 import pickle
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -489,3 +491,31 @@ def test_optimiser_made_before_trains_the_converted_model():
     converted(torch.randn(X)).square().sum().backward()
     optimiser.step()
     assert not torch.equal(converted.bn.weight, before)
+
+
+def _extend_in_place(model: nn.Sequential) -> None:
+    model += nn.Sequential(nn.Tanh())
+
+
+CHANGES: list[Callable[[nn.Sequential], Any]] = [
+    lambda model: model.append(nn.Tanh()),
+    lambda model: model.insert(0, nn.Tanh()),
+    lambda model: model.extend([nn.Tanh()]),
+    lambda model: model.pop(2),
+    lambda model: model.__delitem__(2),
+    lambda model: model.__setitem__(2, nn.Tanh()),
+    lambda model: model.__setitem__(1, nn.Identity()),
+    _extend_in_place,
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_sequential_that_is_changed_does_what_stands_in_it(change: Callable[[nn.Sequential], Any]) -> None:
+    torch.manual_seed(3)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    fused, x = gb.convert(plain, to="fused"), torch.randn(2, 3, 8, 8)
+    assert type(fused) is not nn.Sequential
+    change(plain)
+    change(fused)
+    assert len(fused) == len(plain)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-5, atol=1e-5)

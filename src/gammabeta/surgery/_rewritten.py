@@ -7,6 +7,7 @@ methods, children, hooks and state dict, and taking the subclass away again undo
 import copy
 import itertools
 import linecache
+from collections.abc import Callable
 from typing import Any
 
 from torch.fx import Graph
@@ -35,7 +36,21 @@ class Rewritten:
         return _restore, (self._base, self._source, self._imports), self.__getstate__()
 
 
+def _changing(name: str) -> Callable[..., Any]:
+    def change(self: Any, *args: Any, **kwargs: Any) -> Any:
+        undo(self)
+        return getattr(self, name)(*args, **kwargs)
+
+    return change
+
+
 class _RewrittenSequential(Rewritten):
+    """Has its own ``forward`` again once its modules change: the generated one is of those it had."""
+
+    append, insert, extend, pop = map(_changing, ("append", "insert", "extend", "pop"))
+    __setitem__, __delitem__ = map(_changing, ("__setitem__", "__delitem__"))
+    __iadd__, __imul__ = map(_changing, ("__iadd__", "__imul__"))
+
     def __getitem__(self, place: Any) -> Any:
         """A module, or for a slice a ``Sequential`` of some, whose ``forward`` is not the whole's."""
         inherited: Any = super()
