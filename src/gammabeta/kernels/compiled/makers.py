@@ -10,12 +10,24 @@ from . import (
     serial,
     serving,
     stem,
+    stem_statistics,
     weight_gradient,
 )
 from .activations import ACTIVATIONS
 from .key import Key
 
-_MODULES = (serial, convolution, weight_gradient, stem, serving, rows, rows_backward, planes, planes_backward)
+_MODULES = (
+    serial,
+    convolution,
+    weight_gradient,
+    stem,
+    stem_statistics,
+    serving,
+    rows,
+    rows_backward,
+    planes,
+    planes_backward,
+)
 
 
 def make(key: Key):
