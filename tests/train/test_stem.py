@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
@@ -138,6 +139,10 @@ def _with_hook(model: nn.Sequential) -> None:
     model[0].register_forward_hook(lambda _module, _inputs, out: out * 2)
 
 
+def _with_a_backward_pre_hook(model: nn.Sequential) -> None:
+    model[1].register_full_backward_pre_hook(lambda _module, _grad: None)
+
+
 def _with_training_bias(model: nn.Sequential) -> None:
     model[0].bias = nn.Parameter(torch.ones(5))
 
@@ -152,6 +157,7 @@ def _in_evaluation(model: nn.Sequential) -> None:
 
 REASONS: list[Callable[[nn.Sequential], None]] = [
     _with_hook,
+    _with_a_backward_pre_hook,
     _with_training_bias,
     _with_wide_patches,
     _in_evaluation,
@@ -172,6 +178,18 @@ def test_what_it_is_not_for_is_done_by_the_two_layers(
         out = model(x)
         assert not is_one(out)
     torch.testing.assert_close(out, model(x))
+
+
+def test_a_hook_on_all_modules_sees_what_the_convolution_gives() -> None:
+    seen: list[tuple[int, ...]] = []
+    model, x = network(), torch.randn(SHAPE)
+    with one_stem(model):
+        handle = register_module_forward_hook(lambda _module, _inputs, out: seen.append(tuple(out.shape)))
+        try:
+            model(x)
+        finally:
+            handle.remove()
+    assert seen == [(6, 5, 12, 15)] * 3
 
 
 def test_an_input_with_a_gradient_gets_one() -> None:

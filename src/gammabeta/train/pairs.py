@@ -5,11 +5,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import fx, nn
+from torch.nn.modules import module as torch_module
 
 from .. import nn as gbnn
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _FROZEN = (gbnn.FrozenBatchNorm1d, gbnn.FrozenBatchNorm2d, gbnn.FrozenBatchNorm3d)
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ON_ALL_MODULES = tuple(getattr(torch_module, f"_global{name}") for name in _HOOKS)
 
 Pair = tuple[Any, nn.modules.batchnorm._BatchNorm]  # a plain convolution of torch's, and what follows it
 
@@ -39,7 +43,7 @@ def convolutions_before_batch_norm(model: nn.Module) -> list[Pair]:
     owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     found = []
     for node, module in modules.items():
-        if type(module) not in _CONVOLUTIONS or _hooked(module) or len(node.users) != 1:
+        if type(module) not in _CONVOLUTIONS or hooked(module) or len(node.users) != 1:
             continue
         own = [id(tensor) for tensor in module._parameters.values() if tensor is not None]
         alone = not used_elsewhere & {*own} and all(owners[name] == 1 for name in own)
@@ -67,7 +71,7 @@ def _normalizes(module: nn.Module, source: fx.Node, user: fx.Node) -> bool:
     if (
         not isinstance(module, nn.modules.batchnorm._BatchNorm)
         or isinstance(module, _FROZEN)
-        or _hooked(module)
+        or hooked(module)
     ):
         return False
     own_code = not type(module).__module__.startswith(("torch.nn.", "gammabeta.nn."))
@@ -75,5 +79,6 @@ def _normalizes(module: nn.Module, source: fx.Node, user: fx.Node) -> bool:
     return not own_code and user.args[:1] == (source,) and source not in others
 
 
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
+def hooked(module: nn.Module) -> bool:
+    """Tell whether anything is called with what goes in or comes out of a module, or with its gradients."""
+    return any(map(vars(module).get, _HOOKS)) or any(_ON_ALL_MODULES)

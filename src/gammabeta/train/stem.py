@@ -17,7 +17,7 @@ from .. import nn as gbnn
 from ..functional._dispatch import kernels, traced
 from ..functional._running import update_fused
 from .layers import Convolution, replaceable
-from .pairs import convolutions_before_batch_norm
+from .pairs import convolutions_before_batch_norm, hooked
 
 #: What a convolution gives that has left its work to its batch norm. Empty, so that nothing else can use it.
 _LEFT = torch.empty(0)
@@ -104,7 +104,7 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
     def takes(self, convolution: StemConvolution, x: Tensor) -> bool:
         """Tell whether this call can be done in one, as far as the convolution can see."""
         tensors = (*self._tensors(), convolution.bias)
-        if not _plain(x) or _hooked(self) or _hooked(convolution) or not all(map(_float32, tensors)):
+        if not _plain(x) or hooked(self) or hooked(convolution) or not all(map(_float32, tensors)):
             return False
         if not torch.is_grad_enabled():
             return self._batch_statistics() == self.training
@@ -210,10 +210,6 @@ def _values(x: Tensor, convolution: nn.Conv2d) -> int:
     """How many values of each channel the convolution gives."""
     kernel = convolution.kernel_size
     return len(x) * (x.shape[2] - kernel[0] + 1) * (x.shape[3] - kernel[1] + 1)
-
-
-def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
 @contextmanager
