@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from .compiled import weight_gradient_arguments
-from .compiled.convolution_arguments import COLUMNS, GROUP, PIXELS, pack
+from .compiled.convolution_arguments import COLUMNS, GROUP, LAID_OUT, PIXELS, pack
 from .compiled.key import Key
 from .compiled.registers import ROWS
 from .threads import Step, run
@@ -50,7 +49,7 @@ def input_gradient(grad: Tensor, weight: Tensor, images: tuple[int, ...], paddin
     columns = -(-kernel_height * kernel_width * channels // COLUMNS) * COLUMNS
     steps = outs // 2 if grad.dtype == torch.bfloat16 else outs
     sheet = channels * (height + 2 * padding[0]) * (width + 2 * padding[1])
-    step = 4 * (columns * (steps + GROUP + PIXELS) + -(-sheet // 16) * 16)
+    step = 4 * (columns * (steps + GROUP + PIXELS) + COLUMNS + -(-sheet // 16) * 16) + 8 * (PIXELS + steps)
     parts = max(1, min(torch.get_num_threads(), count))
     memory = torch.empty(parts * step, dtype=torch.uint8)
     addresses = (grad.data_ptr(), weight.data_ptr(), dx.data_ptr())
@@ -77,14 +76,14 @@ def weight_gradient(grad: Tensor, x: Tensor, kernel: tuple[int, int], padding: t
     padded = -(-channels * kernel[0] * kernel[1] // rows) * rows
     sheet = channels * (height + 2 * padding[0]) * (width + 2 * padding[1])
     sums = -(-outs // lanes) * padded * lanes
-    step = 4 * (sums + weight_gradient_arguments.PIXELS * lanes + sheet + 16)
+    step = 4 * (sums + LAID_OUT * lanes + sheet + 16)
     step = -(-(step + 8 * (padded + out_height * out_width)) // 64) * 64
     parts = max(1, min(torch.get_num_threads(), (count + 1) // 2))
     memory = torch.empty(parts * step + 64, dtype=torch.uint8)
     sizes = (count, channels, height, width, outs, *kernel, *padding)
     scratch = -(-memory.data_ptr() // 64) * 64
-    addresses = (x.data_ptr(), grad.data_ptr(), dweight.data_ptr())
-    args = weight_gradient_arguments.pack(*addresses, *sizes, scratch, step, parts)
+    addresses = (grad.data_ptr(), dweight.data_ptr(), x.data_ptr())
+    args = pack(*addresses, *sizes, scratch, step, parts)
     steps = tuple(
         Step(Key(name, True, vectors=vectors), once)
         for name, once in (("weight_gradient", False), ("finish_weight_gradient", True))

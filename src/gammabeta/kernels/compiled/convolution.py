@@ -6,14 +6,13 @@ of pixels are a matrix product whose columns fill whole vectors at any C. A row 
 side by side in the patch and in the image alike, so the patches are added up, in float32, in an image of
 working memory. Grad is read and dx written once; all else stays in the core's caches.
 
-A tile is six pixels by four vectors: 24 sums in registers. Its weights lie side by side in working memory. In
-bfloat16 two output channels are multiplied at once (AVX-512 BF16); sums are float32.
+A tile is six pixels by four vectors: 24 sums in registers (``products``). Its weights lie side by side in
+working memory. In bfloat16 two output channels are multiplied at once (AVX-512 BF16); sums are float32.
 """
 
 from .convolution_arguments import (
     CHANNELS,
     COLUMNS,
-    DX,
     GRAD,
     GROUP,
     HEIGHT,
@@ -29,9 +28,11 @@ from .convolution_arguments import (
     SCRATCH_STEP,
     WEIGHT,
     WIDTH,
+    X,
 )
-from .memory import bfloat16, float32, get_f32, get_i64
-from .simd import dot_pairs, fma, inlined, pair, splat
+from .memory import bfloat16, float32, get_i64, put_i64
+from .products import tile_of
+from .simd import inlined, pair
 from .tables import clear, cut
 
 _load, _store = float32.load, float32.store
@@ -42,7 +43,7 @@ def input_gradient(storage, activation, residual, pool):
     """A part is a run of images; the order of additions is the same however they are cut."""
     load_some, store, store_some, size = storage.load_some, storage.store, storage.store_some, storage.size
     paired = storage is bfloat16
-    multiply_add = dot_pairs if paired else fma
+    tile = tile_of(PIXELS, COLUMNS // 16, paired)
     each = 2 if paired else 1  # output channels that one step of a tile takes
 
     @inlined
@@ -59,51 +60,6 @@ def input_gradient(storage, activation, residual, pool):
                     if paired:
                         values = pair(values, load_some(weight, at + width, some))
                     _store(target, (block * (outs // each)) + (o // each) * COLUMNS + v, values)
-
-    @inlined
-    def tile(grad, outs, weights, rows, stride):
-        """``rows[i, :64] = grad[i] @ weights`` for six pixels; ``grad`` in pairs where two go at once."""
-        zero = splat(0.0)
-        a0, a1, a2, a3 = zero, zero, zero, zero
-        b0, b1, b2, b3 = zero, zero, zero, zero
-        c0, c1, c2, c3 = zero, zero, zero, zero
-        d0, d1, d2, d3 = zero, zero, zero, zero
-        e0, e1, e2, e3 = zero, zero, zero, zero
-        f0, f1, f2, f3 = zero, zero, zero, zero
-        for o in range(outs):
-            w0, w1 = _load(weights, o * COLUMNS), _load(weights, o * COLUMNS + 16)
-            w2, w3 = _load(weights, o * COLUMNS + 32), _load(weights, o * COLUMNS + 48)
-            g = splat(get_f32(grad, o))
-            a0, a1 = multiply_add(g, w0, a0), multiply_add(g, w1, a1)
-            a2, a3 = multiply_add(g, w2, a2), multiply_add(g, w3, a3)
-            g = splat(get_f32(grad, outs + o))
-            b0, b1 = multiply_add(g, w0, b0), multiply_add(g, w1, b1)
-            b2, b3 = multiply_add(g, w2, b2), multiply_add(g, w3, b3)
-            g = splat(get_f32(grad, 2 * outs + o))
-            c0, c1 = multiply_add(g, w0, c0), multiply_add(g, w1, c1)
-            c2, c3 = multiply_add(g, w2, c2), multiply_add(g, w3, c3)
-            g = splat(get_f32(grad, 3 * outs + o))
-            d0, d1 = multiply_add(g, w0, d0), multiply_add(g, w1, d1)
-            d2, d3 = multiply_add(g, w2, d2), multiply_add(g, w3, d3)
-            g = splat(get_f32(grad, 4 * outs + o))
-            e0, e1 = multiply_add(g, w0, e0), multiply_add(g, w1, e1)
-            e2, e3 = multiply_add(g, w2, e2), multiply_add(g, w3, e3)
-            g = splat(get_f32(grad, 5 * outs + o))
-            f0, f1 = multiply_add(g, w0, f0), multiply_add(g, w1, f1)
-            f2, f3 = multiply_add(g, w2, f2), multiply_add(g, w3, f3)
-        put(rows, 0, a0, a1, a2, a3)
-        put(rows, stride, b0, b1, b2, b3)
-        put(rows, 2 * stride, c0, c1, c2, c3)
-        put(rows, 3 * stride, d0, d1, d2, d3)
-        put(rows, 4 * stride, e0, e1, e2, e3)
-        put(rows, 5 * stride, f0, f1, f2, f3)
-
-    @inlined
-    def put(rows, at, v0, v1, v2, v3):
-        _store(rows, at, v0)
-        _store(rows, at + 16, v1)
-        _store(rows, at + 32, v2)
-        _store(rows, at + 48, v3)
 
     @inlined
     def add(source, target, count):
@@ -140,9 +96,17 @@ def input_gradient(storage, activation, residual, pool):
         images, parts = get_i64(args, IMAGES), get_i64(args, PARTS)
         weights = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         rows = weights + 4 * columns * steps
-        sheet = rows + 4 * columns * (GROUP + PIXELS)
+        zeros = rows + 4 * columns * (GROUP + PIXELS)
+        pixel_places = zeros + 4 * COLUMNS
+        steps_on = pixel_places + 8 * PIXELS
+        sheet = steps_on + 8 * steps
         end = weights + get_i64(args, SCRATCH_STEP)
         packed(args, weights)
+        clear(zeros, COLUMNS)
+        for i in range(PIXELS):
+            put_i64(pixel_places, i, i * outs * size)
+        for i in range(steps):
+            put_i64(steps_on, i, 4 * i)
         for image in range(cut(images, parts, part), cut(images, parts, part + 1)):
             clear(sheet, (end - sheet) // 4)
             grad = get_i64(args, GRAD) + image * pixels * outs * size
@@ -152,13 +116,23 @@ def input_gradient(storage, activation, residual, pool):
                     for pixel in range(start, stop, PIXELS):
                         first = min(pixel, stop - PIXELS)  # the last tile may take some pixels again
                         row = rows + 4 * ((first - start + PIXELS) * columns + block)
-                        tile(grad + first * outs * size, steps, weights + 4 * block * steps, row, columns)
+                        tile(
+                            grad + first * outs * size,
+                            pixel_places,
+                            steps_on,
+                            steps,
+                            weights + 4 * block * steps,
+                            zeros,
+                            0,
+                            row,
+                            4 * columns,
+                        )
                 for pixel in range(start, stop):
                     oy, ox = pixel // out_width, pixel % out_width
                     row = rows + 4 * (pixel - start + PIXELS) * columns
                     for ky in range(kernel_height):
                         add(row + 4 * ky * line, sheet + 4 * ((oy + ky) * padded + ox) * channels, line)
-            target = get_i64(args, DX) + image * height * width * channels * size
+            target = get_i64(args, X) + image * height * width * channels * size
             for y in range(height):
                 first = sheet + 4 * ((y + pad_height) * padded + pad_width) * channels
                 copy(first, target + y * width * channels * size, width * channels)

@@ -1,9 +1,10 @@
-"""What the kernel of ``convolution`` is handed: the address of these 64-bit slots."""
+"""What the kernels of a convolution's gradients are handed: the address of these 64-bit slots."""
 
 import struct
 
-# tensors in the storage type: (N, OH, OW, O), (O, KH, KW, C) and (N, H, W, C)
-GRAD, WEIGHT, DX = range(3)
+# the gradient at the output (N, OH, OW, O); the weight (O, KH, KW, C) and the input (N, H, W, C), one of
+# which is the gradient that is asked for
+GRAD, WEIGHT, X = range(3)
 # sizes of the images, channels of the output, of the kernel, and the zeros around an image on each side
 IMAGES, CHANNELS, HEIGHT, WIDTH, OUT_CHANNELS = range(3, 8)
 KERNEL_HEIGHT, KERNEL_WIDTH, PAD_HEIGHT, PAD_WIDTH = range(8, 12)
@@ -13,6 +14,7 @@ SCRATCH, SCRATCH_STEP, PARTS = range(12, 15)
 PIXELS = 6  # of the output that a tile takes at a time
 GROUP = 24  # pixels whose patches are held before they are added up
 COLUMNS = 64  # of the patches that a tile takes at a time
+LAID_OUT = 96  # pixels whose gradients lie side by side for the weight's, to stay in the first cache
 
 _PACKER = struct.Struct("=15q")
 

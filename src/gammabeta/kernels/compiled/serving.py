@@ -6,6 +6,7 @@ any layout, stride and dilation of the input is read in place. With zeros around
 is first copied between zeros; the image is channels_last then.
 """
 
+from .finishing import writer
 from .memory import float32, get_f32, get_i64, put_f32, put_i64
 from .products import tile_of
 from .registers import ROWS
@@ -36,7 +37,7 @@ from .serving_arguments import (
     WIDTH,
     X,
 )
-from .simd import inlined, splat
+from .simd import inlined
 from .tables import clear, cut
 
 _load, _load_some = float32.load, float32.load_some
@@ -47,7 +48,7 @@ def serving_convolution(storage, activation, residual, pool, vectors):
     """A part is a run of bands; the sums are the same however they are cut."""
     rows, lanes = ROWS[vectors - 1], 16 * vectors
     tile = tile_of(rows, vectors)
-    act = activation.forward
+    write = writer(storage, activation, pool, lanes)
     each = 2 if pool else 1  # rows and columns of z that one of the output takes
 
     @inlined
@@ -82,29 +83,13 @@ def serving_convolution(storage, activation, residual, pool, vectors):
                     _store_some(line, left + full, _load_some(source, full, row - full), row - full)
 
     @inlined
-    def finished(line, pitch, pixel, v):
-        """One output value for each of sixteen channels."""
-        if not pool:
-            return act(_load(line, pixel * lanes + v))
-        left, right = 2 * pixel * lanes + v, (2 * pixel + 1) * lanes + v
-        upper = act(_load(line, left)) + act(_load(line, right))
-        lower = act(_load(line, pitch + left)) + act(_load(line, pitch + right))
-        return (upper + lower) * splat(0.25)
-
-    @inlined
-    def write(z, target, height, width, outs, left):
+    def write_block(z, target, height, width, outs, left):
         """Finish a block of z; ``left`` channels remain from the block's first on."""
         pitch = each * width * lanes
-        for v in range(0, lanes, 16):
+        for v in range(0, min(lanes, left), 16):
             some = min(16, left - v)
             for y in range(height):
-                line, row = z + 4 * each * y * pitch, y * width
-                if some == 16:
-                    for x in range(width):
-                        _store(target, (row + x) * outs + v, finished(line, pitch, x, v))
-                elif some > 0:
-                    for x in range(width):
-                        _store_some(target, (row + x) * outs + v, finished(line, pitch, x, v), some)
+                write(z + 4 * each * y * pitch, pitch, target + 4 * y * width * outs, width, outs, v, some)
 
     def kernel(args, part):
         height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
@@ -138,6 +123,6 @@ def serving_convolution(storage, activation, residual, pool, vectors):
                     here, there = table + 8 * pixel, z + 4 * lanes * pixel
                     tile(source, here, taps, count, weights, first_sum, 0, there, 4 * lanes)
                 left = outs - lanes * block
-                write(z, target + 4 * lanes * block, some, width, outs, left)
+                write_block(z, target + 4 * lanes * block, some, width, outs, left)
 
     return kernel

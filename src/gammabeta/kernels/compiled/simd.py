@@ -168,18 +168,6 @@ def pair(typingctx, a, b):
 
 
 @intrinsic
-def dot_pairs(typingctx, a, b, c):
-    """``a₀ b₀ + a₁ b₁ + c``, lanes of ``a`` and ``b`` being pairs of bf16; needs AVX-512 BF16."""
-
-    def codegen(context, builder, sig, args):
-        name = "llvm.x86.avx512bf16.dpbf16ps.512"
-        pairs = [builder.bitcast(value, PAIRS) for value in args[:2]]
-        return call_intrinsic(builder, name, V32, [args[2], *pairs])
-
-    return vector(vector, vector, vector), codegen
-
-
-@intrinsic
 def select(typingctx, which, a, b):
     """Lane by lane: ``a`` where ``which``, else ``b``."""
 

@@ -7,6 +7,7 @@ the sums over all pixels of dz and of dz times the patch, and from these all gra
 kernels.stem`` has the mathematics).
 """
 
+from .finishing import writer
 from .memory import float32, float64, get_f32, get_f64, get_i64, put_f32, put_f64, put_i64
 from .products import tile_of
 from .registers import ROWS
@@ -108,18 +109,7 @@ def _tools(pool, vectors):
 def stem_forward(storage, activation, residual, pool, vectors):
     """``pool(activation(z))``, z being the convolution's output normalised."""
     _, lanes, _, scaled, convolved, steps, size = _tools(pool, vectors)
-    store, store_some, bytes_each = storage.store, storage.store_some, storage.size
-    act = activation.forward
-
-    @inlined
-    def finished(line, pitch, pixel, v):
-        """One output value for each of sixteen channels."""
-        if not pool:
-            return act(_load(line, pixel * lanes + v))
-        left, right = 2 * pixel * lanes + v, (2 * pixel + 1) * lanes + v
-        upper = act(_load(line, left)) + act(_load(line, right))
-        lower = act(_load(line, pitch + left)) + act(_load(line, pitch + right))
-        return (upper + lower) * splat(0.25)
+    write, bytes_each = writer(storage, activation, pool, lanes), storage.size
 
     def kernel(args, part):
         patch, outs = patch_size(args), get_i64(args, OUT_CHANNELS)
@@ -143,13 +133,7 @@ def stem_forward(storage, activation, residual, pool, vectors):
                     convolved(row, pixels, places, patch, weights, z + 4 * i * pitch, each * width)
                 target = get_i64(args, OUT) + (image * height + y) * width * outs * bytes_each
                 for v in range(0, lanes, 16):
-                    some = min(16, outs - v)
-                    if some == 16:
-                        for pixel in range(width):
-                            store(target, pixel * outs + v, finished(z, pitch, pixel, v))
-                    else:
-                        for pixel in range(width):
-                            store_some(target, pixel * outs + v, finished(z, pitch, pixel, v), some)
+                    write(z, pitch, target, width, outs, v, min(16, outs - v))
 
     return kernel
 

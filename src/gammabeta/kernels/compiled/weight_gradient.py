@@ -6,29 +6,29 @@ out side by side in working memory once, where they serve every place of the ker
 a patch by up to 64 output channels; its sums stay in registers for all pixels that are laid out.
 """
 
-from .memory import bfloat16, float32, get_f32, get_i64, put_f32, put_i64
-from .products import tile_of
-from .registers import ROWS
-from .simd import inlined, pair, splat
-from .tables import clear, cut
-from .weight_gradient_arguments import (
+from .convolution_arguments import (
     CHANNELS,
-    DWEIGHT,
     GRAD,
     HEIGHT,
     IMAGES,
     KERNEL_HEIGHT,
     KERNEL_WIDTH,
+    LAID_OUT,
     OUT_CHANNELS,
     PAD_HEIGHT,
     PAD_WIDTH,
     PARTS,
-    PIXELS,
     SCRATCH,
     SCRATCH_STEP,
+    WEIGHT,
     WIDTH,
     X,
 )
+from .memory import bfloat16, float32, get_f32, get_i64, put_f32, put_i64
+from .products import tile_of
+from .registers import ROWS
+from .simd import inlined, pair, splat
+from .tables import clear, cut
 
 _store, _store_some = float32.store, float32.store_some
 _load, _load_some = bfloat16.load, bfloat16.load_some
@@ -89,11 +89,11 @@ def weight_gradient(storage, activation, residual, pool, vectors):
         pixels, blocks = out_height * out_width, (outs + lanes - 1) // lanes
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         grads = table + 4 * blocks * padded * lanes
-        sheet = grads + 4 * PIXELS * lanes
+        sheet = grads + 4 * LAID_OUT * lanes
         places = sheet + 4 * ((height * line + 15) // 16 * 16)
         steps = places + 8 * padded
         clear(table, blocks * padded * lanes)
-        clear(grads, PIXELS * lanes)
+        clear(grads, LAID_OUT * lanes)
         clear(sheet, (height * line + 15) // 16 * 16)
         for k in range(padded):
             inside = min(k, patch - 1)
@@ -108,8 +108,8 @@ def weight_gradient(storage, activation, residual, pool, vectors):
             lay_images(args, sheet, one, 0 if alone else one + image_bytes, line)
             grad = get_i64(args, GRAD) + 4 * couple * pixels * outs
             for block in range(blocks):
-                for first in range(0, pixels, PIXELS):
-                    count, here = min(PIXELS, pixels - first), grad + 2 * first * outs
+                for first in range(0, pixels, LAID_OUT):
+                    count, here = min(LAID_OUT, pixels - first), grad + 2 * first * outs
                     other = 0 if alone else here + 2 * pixels * outs
                     lay_gradients(grads, here, other, count, outs, block * lanes)
                     for k in range(0, padded, rows):
@@ -143,6 +143,6 @@ def finish_weight_gradient(storage, activation, residual, pool, vectors):
                 value = 0.0
                 for p in range(get_i64(args, PARTS)):
                     value += get_f32(scratch + p * step, first + k * lanes)
-                put_f32(get_i64(args, DWEIGHT), o * patch + k, value)
+                put_f32(get_i64(args, WEIGHT), o * patch + k, value)
 
     return kernel
