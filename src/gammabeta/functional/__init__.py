@@ -3,12 +3,13 @@
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from ..kernels.layout import MaxPool, Pool
 from . import _ops as _ops
 from . import _step
 from ._checks import check_extras
 from ._dispatch import Explanation, explain
 
-__all__ = ["Explanation", "batch_norm", "explain"]
+__all__ = ["Explanation", "MaxPool", "batch_norm", "explain"]
 
 
 def batch_norm(
@@ -23,7 +24,7 @@ def batch_norm(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
-    pool: int | None = None,
+    pool: Pool = None,
     backend: str = "auto",
     skip_nonfinite: bool = False,
 ) -> Tensor:
@@ -45,13 +46,13 @@ def batch_norm(
         eps: added to the variance.
         activation: None, "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "hardswish" or "gelu" (exact).
         residual: added before the activation; the shape of ``x``, or one that broadcasts with it.
-        pool: None, or 2: mean over 2x2 windows; a last odd row or column is dropped, as by
-            ``avg_pool2d(out, 2)``.
+        pool: None; or 2: the mean over 2x2 windows, a last odd row or column dropped, as by
+            ``avg_pool2d(out, 2)``; or ``MaxPool(kernel, stride, padding)``, as ``max_pool2d``.
         backend: "auto", or one by name: "cpu" (Numba), "gpu" (Triton), "torch".
         skip_nonfinite: leave the running statistics as they are when the batch's hold an infinity or NaN.
 
     Returns:
-        ``(N, C, *spatial)``, halved by ``pool``, in the memory layout of ``x``.
+        ``(N, C, *spatial)``, smaller by ``pool``, in the memory layout of ``x``.
 
     Raises:
         UsageError: an activation, pool or backend that does not exist.

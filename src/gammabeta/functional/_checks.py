@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
+from ..kernels.layout import MaxPool, Pool
 from ._composition import ACTIVATIONS
 
 BACKENDS = ("auto", "cpu", "gpu", "torch")
 
 
-def check_settings(activation: str | None, pool: int | None) -> None:
+def check_settings(activation: str | None, pool: Pool) -> None:
     """Refuse an activation or a pool that does not exist.
 
     Raises:
@@ -19,11 +20,22 @@ def check_settings(activation: str | None, pool: int | None) -> None:
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise UsageError(f"activation must be None or one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    if pool is not None and pool != 2:
-        raise UsageError(f"pool must be None or 2 (the 2x2 mean), got {pool!r}")
+    if isinstance(pool, MaxPool):
+        _check_windows(pool)
+    elif pool is not None and pool != 2:
+        raise UsageError(f"pool must be None, 2 (the 2x2 mean) or a MaxPool, got {pool!r}")
 
 
-def check_extras(x: Tensor, activation: str | None, pool: int | None, backend: str = "auto") -> None:
+def _check_windows(pool: MaxPool) -> None:
+    kernel, stride, padding = pool
+    if any(type(n) is not int for n in pool) or kernel < 1 or stride < 1 or not 0 <= padding <= kernel // 2:
+        raise UsageError(
+            "MaxPool needs kernel and stride of at least 1 and padding of at most half the kernel, "
+            f"got kernel={kernel!r}, stride={stride!r}, padding={padding!r}"
+        )
+
+
+def check_extras(x: Tensor, activation: str | None, pool: Pool, backend: str = "auto") -> None:
     """The same for a call: the pool's input, and the backend, too.
 
     Raises:
@@ -31,7 +43,7 @@ def check_extras(x: Tensor, activation: str | None, pool: int | None, backend: s
     """
     check_settings(activation, pool)
     if pool is not None and x.dim() != 4:
-        raise UsageError(f"pool=2 needs a 4D input (N, C, H, W), got {x.dim()}D input")
+        raise UsageError(f"pool={pool} needs a 4D input (N, C, H, W), got {x.dim()}D input")
     if backend not in BACKENDS:
         raise UsageError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..kernels.layout import MaxPool, Pool
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "relu6": F.relu6,
@@ -21,18 +23,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def finish(out: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+def finish(out: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
     """``pool(activation(out + residual))``; broadcasting and type promotion are torch's."""
     if residual is not None:
         out = out + residual
     if activation is not None:
         out = ACTIVATIONS[activation](out)
-    if pool is not None:
-        out = F.avg_pool2d(out, pool)
-    return out
+    return pooled(out, pool)
 
 
-def finish_in_place(out: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+def pooled(out: Tensor, pool: Pool) -> Tensor:
+    """The mean over squares, or the greatest of windows."""
+    if isinstance(pool, MaxPool):
+        found: Tensor = F.max_pool2d(out, pool.kernel, pool.stride, pool.padding)
+        return found
+    return out if pool is None else F.avg_pool2d(out, pool)
+
+
+def finish_in_place(out: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
     """The same in the memory of ``out``, which nobody else holds, where autograd and the shapes allow it."""
     if isinstance(residual, Tensor) and residual.shape == out.shape and residual.dtype is out.dtype:
         out += residual
@@ -53,7 +61,7 @@ def batch_norm(
     eps: float,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
 ) -> Tensor:
     """Exactly ``F.batch_norm``, running statistics included, then ``finish``."""
     out = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
@@ -67,7 +75,7 @@ def train(
     residual: Any,
     eps: float,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's own statistics and return them: ``(out, mean, unbiased var)``.
 
@@ -92,7 +100,7 @@ def affine(
     bias: Tensor | None,
     residual: Any,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> Tensor:
     """Normalise with statistics that are given, in the dtype of ``x``: differentiable any number of times."""
     shape = (1, -1, *[1] * (x.dim() - 2))

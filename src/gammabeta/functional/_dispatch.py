@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..errors import UnavailableError
-from ..kernels.layout import dense, like
+from ..kernels.layout import MaxPool, Pool, dense, like
 from ._checks import check_extras, irregular
 
 _LOADED: dict[str, ModuleType | str] = {}
@@ -52,7 +52,12 @@ def traced(x: Tensor) -> str | None:
     return None
 
 
-def unfit(x: Tensor, residual: Any, pool: int | None) -> str | None:
+def pools_apart(x: Tensor, pool: Pool, backend: str) -> bool:
+    """Whether max pooling is left to torch's operator, after what the kernels do: theirs is for eager CPU."""
+    return isinstance(pool, MaxPool) and (not x.is_cpu or backend == "gpu" or torch.compiler.is_compiling())
+
+
+def unfit(x: Tensor, residual: Any, pool: Pool) -> str | None:
     """Why no kernel may be asked for these tensors: what all kernels have in common."""
     if x.dtype not in _WIDENED:
         return f"{x.dtype} has no kernel; kernels compute in float32"
@@ -63,7 +68,7 @@ def unfit(x: Tensor, residual: Any, pool: int | None) -> str | None:
             return "the residual is a number, not a tensor"
         if residual.shape != x.shape or residual.dtype is not x.dtype or residual.device != x.device:
             return "the residual's shape, dtype or device is not the input's, so torch broadcasts or promotes"
-    if pool is not None and min(x.shape[2:]) < 2:
+    if pool == 2 and min(x.shape[2:]) < 2:
         return "the input is smaller than the 2x2 pool"
     return None
 
@@ -74,7 +79,7 @@ SMALL_TRAIN = [98304, 98304, 65536]
 SMALL_EVAL = [1 << 20, 1 << 18, 1 << 16]
 
 
-def is_small(x: Tensor, training: bool, activation: str | None, residual: Any, pool: int | None) -> bool:
+def is_small(x: Tensor, training: bool, activation: str | None, residual: Any, pool: Pool) -> bool:
     """Whether a regular eager call on the CPU is too small for a kernel to pay."""
     size = x.numel()
     extras = (activation is not None) + (residual is not None) + (pool is not None)
@@ -84,7 +89,7 @@ def is_small(x: Tensor, training: bool, activation: str | None, residual: Any, p
 
 
 def select(
-    x: Tensor, residual: Any, activation: str | None, pool: int | None, backend: str
+    x: Tensor, residual: Any, activation: str | None, pool: Pool, backend: str
 ) -> tuple[ModuleType | str, Tensor, Any]:
     """The kernels for a regular call, or the reason for torch's road; the tensors in a layout it can read.
 
@@ -117,7 +122,7 @@ def select(
 _TRITON = find_spec("triton") is not None
 
 
-def select_compiled(x: Tensor, residual: Any, pool: int | None, backend: str) -> str | None:
+def select_compiled(x: Tensor, residual: Any, pool: Pool, backend: str) -> str | None:
     """While ``torch.compile`` traces: why torch's road is taken, or None for the operator of ``_ops``.
 
     Reads nothing but metadata and loads nothing, so that it can be traced; the operator finds its kernels
@@ -167,7 +172,7 @@ def explain(
     *,
     activation: str | None = None,
     residual: Tensor | None = None,
-    pool: int | None = None,
+    pool: Pool = None,
     backend: str = "auto",
 ) -> Explanation:
     """Say which road ``batch_norm`` takes for the same arguments, and why; nothing is computed.
@@ -193,6 +198,8 @@ def explain(
         UnavailableError: a backend was named and cannot serve the call.
     """
     check_extras(x, activation, pool, backend)
+    apart = pools_apart(x, pool, backend)
+    pool = None if apart else pool
     if backend == "auto" and is_small(x, training, activation, residual, pool):
         return Explanation("torch", "a small input: torch's operators are quicker than a kernel's call")
     if irregular(x, running_mean, running_var, weight, bias, training, momentum, eps):
@@ -205,4 +212,4 @@ def explain(
     name = chosen.__name__.rpartition(".")[2]
     asked = "chosen for this device and dtype" if backend == "auto" else f"backend={backend!r} was asked for"
     made = {"cpu": "the fused Numba kernels", "gpu": "the fused Triton kernels"}[name]
-    return Explanation(name, f"{made}; {asked}")
+    return Explanation(name, f"{made}; {asked}" + "; max pooling by torch's operator" * apart)

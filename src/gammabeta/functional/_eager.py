@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernels.layout import Pool
 from . import _rule
 from ._rule import single
 
@@ -22,19 +23,20 @@ class _Train(torch.autograd.Function):
         statistics: list[Tensor],
         eps: float,
         activation: str | None,
-        pool: int | None,
+        pool: Pool,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
         out: Tensor
+        codes = _rule.codes_of(kernel, x, pool)
         out, mean, var, invstd = kernel.forward_train(
-            x, single(weight), single(bias), residual, eps, activation, pool
+            x, single(weight), single(bias), residual, eps, activation, pool, **codes
         )
         statistics += (mean, var)
         ctx.kernel, ctx.output = kernel, None
-        _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, True, eps)
+        _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, True, eps, **codes)
         return out
 
     @staticmethod
@@ -53,17 +55,18 @@ class _Apply(torch.autograd.Function):
         mean: Tensor,
         invstd: Tensor,
         activation: str | None,
-        pool: int | None,
+        pool: Pool,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
+        codes = _rule.codes_of(kernel, x, pool)
         out: Tensor = kernel.forward(
-            x, mean, invstd, single(weight), single(bias), residual, activation, pool
+            x, mean, invstd, single(weight), single(bias), residual, activation, pool, **codes
         )
         ctx.kernel, ctx.output = kernel, None
-        _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, False, 0.0)
+        _rule.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, False, 0.0, **codes)
         return out
 
     @staticmethod
@@ -84,7 +87,7 @@ def train(
     residual: Tensor | None,
     eps: float,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(out, mean, biased var)``; only ``out`` is differentiable."""
     if not _needs_graph(x, weight, bias, residual):
@@ -108,7 +111,7 @@ def apply(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> Tensor:
     """Normalise with the statistics given: float32, constants."""
     out: Tensor

@@ -95,7 +95,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x = dense(x)
     residual = None if residual is None else like(residual, x)
-    saved = (x, weight, bias, residual, mean, invstd)
+    saved = (x, weight, bias, residual, mean, invstd, None)
     found = _rule.first_order(
         _kernel(x, residual, activation, pool),
         grad,
@@ -180,7 +180,7 @@ for _name, _real, _fake in (
 
 def _in_graph(operator: Any, grad: Tensor, saved: _rule.Saved, *settings: Any) -> tuple[Tensor, ...]:
     """``_rule.first_order`` as an operator, so that a traced backward pass is one node."""
-    found: tuple[Tensor, ...] = operator(grad, *saved, *settings)
+    found: tuple[Tensor, ...] = operator(grad, *saved[:6], *settings)
     return found
 
 

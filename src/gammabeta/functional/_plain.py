@@ -6,6 +6,7 @@ Same functions, same meaning as ``gammabeta.kernels``; statistics are float64 fo
 import torch
 from torch import Tensor
 
+from ..kernels.layout import Pool
 from . import _composition
 
 
@@ -17,7 +18,7 @@ def _axes(x: Tensor) -> list[int]:
     return [0, *range(2, x.dim())]
 
 
-def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None) -> str | None:
+def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: Pool) -> str | None:
     """Nothing is unsupported."""
     return None
 
@@ -36,7 +37,7 @@ def forward(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> Tensor:
     """Normalise with the statistics given."""
     with torch.no_grad():
@@ -50,7 +51,7 @@ def forward_train(
     residual: Tensor | None,
     eps: float,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Normalise with the batch's statistics: ``(out, mean, biased var, invstd)``."""
     with torch.no_grad():
@@ -68,7 +69,7 @@ def _dz(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, Tensor]:
     """The gradient at ``z``, by differentiating what follows it; and ``xhat``. Both in wide dtype."""
     shape = (1, -1, *[1] * (x.dim() - 2))
@@ -91,7 +92,7 @@ def backward_reduce(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, Tensor]:
     """The two sums of the backward pass, the gradients of bias and weight."""
     with torch.no_grad():
@@ -108,7 +109,7 @@ def backward_apply(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     mean_dz: Tensor,
     mean_dz_xhat: Tensor,
     need_residual: bool,
@@ -131,7 +132,7 @@ def backward(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     need_residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Both steps in one: ``(dx, dweight, dbias, dresidual)``."""

@@ -139,7 +139,7 @@ def _again(node: Any, _: None) -> Tensor:
     Holding it until the batch norm's own backward pass would save a pass or two in a residual network, and
     cost at the peak what a block's output takes.
     """
-    x, weight, bias, residual, mean, invstd = node.saved_tensors
+    x, weight, bias, residual, mean, invstd, _ = node.saved_tensors
     activation, pool = node.settings[:2]
     with torch.no_grad():
         again: Tensor = node.kernel.forward(

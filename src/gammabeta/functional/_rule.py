@@ -1,7 +1,7 @@
 """The autograd rule, one for every backend: what is saved, how it is differentiated once, and twice.
 
-Saved are ``x``, the per-channel statistics and parameters, and the residual where an activation needs it to
-recompute its mask. The first derivative is the kernels'. The second, asked for with ``create_graph=True``,
+Saved are ``x``, the per-channel statistics and parameters, the residual where an activation needs it to
+recompute its mask, and for max pooling a byte an output: which of its window it is. The first derivative is the kernels'. The second, asked for with ``create_graph=True``,
 is that of torch's operators, rebuilt from what was saved.
 """
 
@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.layout import like
+from ..kernels.layout import MaxPool, Pool, like
 from . import _composition
 
-Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor]
+# x, weight, bias, residual, mean, invstd, codes
+Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
@@ -30,29 +31,30 @@ def first_order(
     grad: Tensor,
     saved: Saved,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     training: bool,
     need_x: bool,
     need_affine: bool,
     need_residual: bool,
 ) -> Gradients:
     """The gradients of ``x``, weight, bias and residual from one backend's kernels; None where not needed."""
-    x, weight, bias, residual, mean, invstd = saved
+    x, weight, bias, residual, mean, invstd, codes = saved
     kind = mean.dtype
     grad = like(grad, x)
     w, b = single(weight, kind), single(bias, kind)
     dx = dweight = dbias = dresidual = None
+    more = {} if codes is None else {"codes": codes}  # no other backend knows of them
     if training and (need_x or need_residual):
         dx, dweight, dbias, dresidual = kernel.backward(
-            grad, x, mean, invstd, w, b, residual, activation, pool, need_residual
+            grad, x, mean, invstd, w, b, residual, activation, pool, need_residual, **more
         )
     else:
         call = (grad, x, mean, invstd, w, b, residual, activation, pool)
         if need_affine or training:
-            dbias, dweight = kernel.backward_reduce(*call)
+            dbias, dweight = kernel.backward_reduce(*call, **more)
         if not training and (need_x or need_residual):
             zero = torch.zeros_like(mean)
-            dx, dresidual = kernel.backward_apply(*call, zero, zero, need_residual)
+            dx, dresidual = kernel.backward_apply(*call, zero, zero, need_residual, **more)
     if w is not weight and dweight is not None:
         dweight = dweight.to(weight.dtype)  # type: ignore[union-attr]
     if b is not bias and dbias is not None:
@@ -64,13 +66,13 @@ def second_order(
     grad: Tensor,
     saved: Saved,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     training: bool,
     eps: float,
     needs: tuple[bool, bool, bool, bool],
 ) -> list[Tensor | None]:
     """The same gradients with a graph behind them: torch's operators, recomputed and differentiated."""
-    x, weight, bias, residual, mean, invstd = saved
+    x, weight, bias, residual, mean, invstd, _ = saved
     if training:
         out = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
         out = _composition.finish(out, residual, activation, pool)
@@ -82,6 +84,11 @@ def second_order(
     return [None if t is None else next(found) for t in wanted]
 
 
+def codes_of(kernel: Any, x: Tensor, pool: Pool) -> dict[str, Tensor]:
+    """Memory for what max pooling passes on to its backward pass, by name; nothing for other calls."""
+    return {"codes": kernel.codes_of(x, pool)} if isinstance(pool, MaxPool) else {}
+
+
 def save(
     ctx: Any,
     x: Tensor,
@@ -91,13 +98,14 @@ def save(
     mean: Tensor,
     invstd: Tensor,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     training: bool,
     eps: float,
+    codes: Tensor | None = None,
 ) -> None:
     """Keep what ``backward`` reads; not a residual that is only added: its gradient is the upstream one."""
     only_added = residual is not None and activation is None and pool is None
-    ctx.save_for_backward(x, weight, bias, None if only_added else residual, mean, invstd)
+    ctx.save_for_backward(x, weight, bias, None if only_added else residual, mean, invstd, codes)
     ctx.settings = (activation, pool, training, eps, only_added)
 
 

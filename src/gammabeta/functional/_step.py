@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.layout import dense, like
+from ..kernels.layout import MaxPool, Pool, dense, like
 from . import _composition, _eager, _running
 from ._checks import irregular
-from ._dispatch import is_small, select, select_compiled
+from ._dispatch import is_small, pools_apart, select, select_compiled
 
 
 def _settle(
-    x: Tensor, residual: Any, activation: str | None, pool: int | None, backend: str
+    x: Tensor, residual: Any, activation: str | None, pool: Pool, backend: str
 ) -> tuple[Any, Tensor, Any]:
     """The road (kernels, ``"compiled"`` or ``"torch"``), and the tensors in a layout it can read."""
     if torch.compiler.is_compiling():
@@ -35,7 +35,7 @@ def train(
     eps: float,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
     backend: str,
     skip_nonfinite: bool,
 ) -> tuple[Tensor, bool | Tensor]:
@@ -45,6 +45,10 @@ def train(
         The output, and whether the batch was counted: a bool, or a boolean tensor where reading it would
         make a device wait.
     """
+    if pools_apart(x, pool, backend):
+        call = (x, running_mean, running_var, weight, bias, factor, eps, activation, residual)
+        out, accepted = train(*call, None, backend, skip_nonfinite)
+        return _composition.pooled(out, pool), accepted
     tail = (activation, residual, pool)
     if backend == "auto" and is_small(x, True, *tail) and not isinstance(factor, Tensor):
         return _small(x, running_mean, running_var, weight, bias, factor, eps, skip_nonfinite, *tail)
@@ -80,7 +84,7 @@ def _normalise(
     eps: float,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(out, mean, biased var)`` by kernels, called directly or as an operator in a graph."""
     if road == "compiled":
@@ -98,10 +102,13 @@ def with_statistics(
     eps: float,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's statistics: ``(out, mean, unbiased var)``, the last two without gradient."""
+    if pools_apart(x, pool, backend):
+        out, mean, var = with_statistics(x, weight, bias, eps, activation, residual, None, backend)
+        return _composition.pooled(out, pool), mean, var
     road: Any = "torch"
     if not irregular(x, None, None, weight, bias, True, 0.0, eps):
         road, x, residual = _settle(x, residual, activation, pool, backend)
@@ -123,7 +130,7 @@ def _small(
     skip_nonfinite: bool,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, bool | Tensor]:
     """A small input on the CPU: torch's operator, with as little around it as can be."""
     if x.numel() == x.shape[1] or eps <= 0.0:
@@ -149,7 +156,7 @@ def _torch(
     skip_nonfinite: bool,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
 ) -> tuple[Tensor, bool | Tensor]:
     """The same through torch's operators; the running statistics are torch's own to the last bit."""
     tail = (activation, residual, pool)
@@ -177,10 +184,13 @@ def evaluate(
     eps: float,
     activation: str | None,
     residual: Any,
-    pool: int | None,
+    pool: Pool,
     backend: str,
 ) -> Tensor:
     """Normalise with the running statistics, which are constants."""
+    if pools_apart(x, pool, backend):
+        given = (x, running_mean, running_var, weight, bias, eps, activation, residual)
+        return _composition.pooled(evaluate(*given, None, backend), pool)
     if backend == "auto" and is_small(x, False, activation, residual, pool):
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises

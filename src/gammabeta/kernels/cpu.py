@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .compiled.arguments import pack
 from .compiled.key import Key
-from .layout import dense, empty, like, pooled
+from .layout import MaxPool, Pool, dense, empty, like, pooled
 from .limits import unfit
 from .pages import empty_like
 from .plan import Plan, plan_of
@@ -24,6 +24,7 @@ __all__ = [
     "backward",
     "backward_apply",
     "backward_reduce",
+    "codes_of",
     "forward",
     "forward_train",
     "statistics",
@@ -35,18 +36,18 @@ _DTYPES = (torch.float32, torch.bfloat16)
 _NOTHING: tuple[Tensor, int, int] = (torch.empty(0), 0, 0)
 _local = threading.local()
 
-_Six = tuple[int, int, int, int, int, int]
+_Seven = tuple[int, int, int, int, int, int, int]
 _Nine = tuple[int, int, int, int, int, int, int, int, int]
 
 
 # --- what this backend takes ------------------------------------------------------------------------------
 
 
-def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None) -> str | None:
+def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: Pool) -> str | None:
     """Why these kernels cannot take the tensors, None if they can."""
     if x.device.type != "cpu":
         return f"the tensor is on {x.device}, not on the CPU"
-    return unfit(x, residual, activation, pool, _DTYPES)
+    return unfit(x, residual, activation, pool, _DTYPES, windows=True)
 
 
 class _Program(NamedTuple):
@@ -62,14 +63,14 @@ class _Program(NamedTuple):
 
 
 def _program_of(
-    x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None
+    x: Tensor, residual: Tensor | None, activation: str | None, pool: Pool
 ) -> tuple[Tensor, _Program]:
     """``x`` in a layout that a kernel reads, and its program."""
     contiguous = x.is_contiguous()
     if not contiguous:
         x = dense(x)
         contiguous = x.is_contiguous()
-    options = (activation, residual is not None, pool is not None)
+    options = (activation, residual is not None, pool)
     return x, _program(x.shape, x.dtype, contiguous, *options, torch.get_num_threads())
 
 
@@ -80,14 +81,15 @@ def _program(
     contiguous: bool,
     activation: str | None,
     residual: bool,
-    pool: bool,
+    pool: Pool,
     threads: int,
 ) -> _Program:
     plan = plan_of(shape, dtype.itemsize, contiguous, pool, threads)
     layout, bf16 = "rows_" if plan.rows else "planes_", dtype == torch.bfloat16
+    compiled_pool = tuple(pool) if isinstance(pool, MaxPool) else pool is not None
 
     def step(name: str) -> tuple[Step, ...]:
-        return (Step(Key(layout + name, bf16, activation, residual, pool), once=False),)
+        return (Step(Key(layout + name, bf16, activation, residual, compiled_pool), once=False),)
 
     statistics = (
         Step(Key(layout + "statistics", bf16), once=False),
@@ -125,13 +127,13 @@ def _workspace(nbytes: int) -> int:
     return held[1]
 
 
-def _launch(plan: Plan, steps: tuple[Step, ...], tensors: _Six, channelwise: _Nine, eps: float = 0.0) -> None:
+def _launch(plan: Plan, steps: tuple[Step, ...], tensors: _Seven, channelwise: _Nine, eps: float = 0.0) -> None:
     """Run steps one after the other on the same slots.
 
     Args:
         plan: how the work is cut.
         steps: the kernels.
-        tensors: addresses of x, residual, grad, out, dx and dresidual.
+        tensors: addresses of x, residual, grad, out, dx, dresidual and codes.
         channelwise: of mean, var, invstd, weight, bias, dweight, dbias, mean_dz and mean_dz_xhat.
         eps: added to the variance.
     """
@@ -144,8 +146,15 @@ def _channelwise(x: Tensor) -> Tensor:
     return torch.empty(x.shape[1], dtype=torch.float32)
 
 
-def _output(x: Tensor, pool: int | None) -> Tensor:
+def _output(x: Tensor, pool: Pool) -> Tensor:
     return empty_like(x) if pool is None else empty(pooled(x.shape, pool), x)
+
+
+def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
+    """What a forward pass writes and the backward pass reads besides: which element of a window won."""
+    if not isinstance(pool, MaxPool):
+        return None
+    return empty(pooled(x.shape, pool), x, torch.uint8)
 
 
 # --- forward ----------------------------------------------------------------------------------------------
@@ -158,7 +167,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     _launch(
         program.plan,
         program.statistics,
-        (x.data_ptr(), 0, 0, 0, 0, 0),
+        (x.data_ptr(), 0, 0, 0, 0, 0, 0),
         (mean.data_ptr(), var.data_ptr(), 0, 0, 0, 0, 0, 0, 0),
     )
     return mean, var
@@ -171,7 +180,8 @@ def forward_train(
     residual: Tensor | None,
     eps: float,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
+    codes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased."""
     x, program = _program_of(x, residual, activation, pool)
@@ -183,7 +193,7 @@ def forward_train(
     _launch(
         program.plan,
         program.train,
-        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0),
+        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
         (*found, _address(weight), _address(bias), 0, 0, 0, 0),
         eps,
     )
@@ -198,8 +208,9 @@ def forward(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     out: Tensor | None = None,
+    codes: Tensor | None = None,
 ) -> Tensor:
     """The output under the statistics given, as in evaluation; in ``out``, laid out as ``x`` is, if given."""
     x, program = _program_of(x, residual, activation, pool)
@@ -210,7 +221,7 @@ def forward(
     _launch(
         program.plan,
         program.forward,
-        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0),
+        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
         (mean.data_ptr(), 0, invstd.data_ptr(), _address(weight), _address(bias), 0, 0, 0, 0),
     )
     return out
@@ -230,10 +241,11 @@ class _Backward(NamedTuple):
     weight: Tensor | None
     bias: Tensor | None
     residual: Tensor | None
+    codes: Tensor | None
 
     def linear(self, grad: Tensor) -> "_Backward":
         """The same layer without what follows the normalisation; ``grad`` is the gradient there."""
-        return self._replace(program=_program_of(self.x, None, None, None)[1], grad=grad, residual=None)
+        return self._replace(program=_program_of(self.x, None, None, None)[1], grad=grad, residual=None, codes=None)
 
     def launch(
         self, steps: tuple[Step, ...], dx: int, dresidual: int, sums: tuple[int, int, int, int]
@@ -243,7 +255,15 @@ class _Backward(NamedTuple):
         _launch(
             self.program.plan,
             steps,
-            (self.x.data_ptr(), _address(self.residual), self.grad.data_ptr(), 0, dx, dresidual),
+            (
+                self.x.data_ptr(),
+                _address(self.residual),
+                self.grad.data_ptr(),
+                0,
+                dx,
+                dresidual,
+                _address(self.codes),
+            ),
             (*given, *sums),
         )
 
@@ -257,11 +277,12 @@ def _prepare(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
+    codes: Tensor | None,
 ) -> _Backward:
     x, program = _program_of(x, residual, activation, pool)
     residual = None if residual is None else _beside(residual, x)
-    given = (mean, invstd, _parameter(weight), _parameter(bias), residual)
+    given = (mean, invstd, _parameter(weight), _parameter(bias), residual, codes)
     return _Backward(program, _beside(grad, x), x, *given)
 
 
@@ -274,10 +295,11 @@ def backward_reduce(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
+    codes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Per channel Σdz and Σdz·xhat: the gradients of bias and weight."""
-    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
+    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
     sum_dz, sum_dz_xhat = _channelwise(x), _channelwise(x)
     job.launch(job.program.reduce, 0, 0, (sum_dz_xhat.data_ptr(), sum_dz.data_ptr(), 0, 0))
     return sum_dz, sum_dz_xhat
@@ -292,13 +314,14 @@ def backward_apply(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     mean_dz: Tensor,
     mean_dz_xhat: Tensor,
     need_residual: bool,
+    codes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """``dx``, and the residual's gradient if wanted; both means are zero where the statistics were given."""
-    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
+    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
     dx = empty_like(job.x)
     dresidual = empty_like(job.x) if need_residual else None
     means = (mean_dz.data_ptr(), mean_dz_xhat.data_ptr())
@@ -315,11 +338,12 @@ def backward(
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     need_residual: bool,
+    codes: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """``(dx, dweight, dbias, dresidual)``, the batch's own statistics differentiated."""
-    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool)
+    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
     dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
     dresidual = empty_like(job.x) if need_residual else None
     program = job.program

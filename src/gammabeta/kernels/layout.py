@@ -1,8 +1,25 @@
 """Memory layouts: a kernel reads contiguous ``(N, C, S)`` or channels_last ``(N, S, C)``, nothing else."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
+
+
+
+class MaxPool(NamedTuple):
+    """Max pooling over square windows, as ``torch.nn.MaxPool2d(kernel, stride, padding)``.
+
+    A last window that would reach beyond the padding is left out (``ceil_mode=False``).
+    """
+
+    kernel: int
+    stride: int
+    padding: int = 0
+
+
+Pool = int | MaxPool | None  # 2: the mean over 2x2 windows
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -40,16 +57,19 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
 
 
-def pooled(shape: tuple[int, ...], pool: int | None) -> tuple[int, ...]:
-    """The shape of the output; a last odd row or column is dropped."""
-    return shape if pool is None else (*shape[:2], shape[2] // pool, shape[3] // pool)
+def pooled(shape: tuple[int, ...], pool: Pool) -> tuple[int, ...]:
+    """The shape of the output; rows and columns that fill no window are dropped."""
+    if pool is None:
+        return shape
+    kernel, stride, padding = pool if isinstance(pool, MaxPool) else (pool, pool, 0)
+    return (*shape[:2], *((side + 2 * padding - kernel) // stride + 1 for side in shape[2:]))
 
 
-def empty(shape: tuple[int, ...], x: Tensor) -> Tensor:
-    """An uninitialised tensor of this shape in the layout, dtype and device of ``x``."""
+def empty(shape: tuple[int, ...], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """An uninitialised tensor of this shape in the layout and device of ``x``, and in its dtype if None."""
     if x.is_contiguous():
-        return x.new_empty(shape)
+        return x.new_empty(shape, dtype=dtype)
     form = _CHANNELS_LAST.get(x.dim())
     if form is not None:
-        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
-    return x.new_empty((shape[0], *shape[2:], shape[1])).movedim(-1, 1)
+        return torch.empty(shape, dtype=dtype or x.dtype, device=x.device, memory_format=form)
+    return x.new_empty((shape[0], *shape[2:], shape[1]), dtype=dtype).movedim(-1, 1)

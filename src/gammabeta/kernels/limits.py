@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+from .layout import MaxPool, Pool, pooled
+
+LARGEST_WINDOW = 256  # elements: which of them was the greatest is kept in a byte
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
 
 
@@ -10,10 +13,15 @@ def unfit(
     x: Tensor,
     residual: Tensor | None,
     activation: str | None,
-    pool: int | None,
+    pool: Pool,
     dtypes: tuple[torch.dtype, ...],
+    *,
+    windows: bool = False,
 ) -> str | None:
-    """Why a backend that stores ``dtypes`` cannot take the tensors, None if it can."""
+    """Why a backend that stores ``dtypes`` cannot take the tensors, None if it can.
+
+    ``windows`` says whether it has max pooling.
+    """
     if x.dtype not in dtypes:
         stored = ", ".join(_name(dtype) for dtype in dtypes)
         return f"the kernels store {stored}, not {_name(x.dtype)}"
@@ -25,14 +33,29 @@ def unfit(
         return "the tensor is empty"
     if activation not in ACTIVATIONS:
         return f"no kernel has the activation {activation!r}"
-    if pool is not None and (pool != 2 or x.dim() != 4 or min(x.shape[2:]) < 2):
-        return "pooling is 2×2, over the last two of four dimensions"
+    if pool is not None:
+        why = _unpooled(x, pool, windows)
+        if why is not None:
+            return why
     if residual is not None:
         if residual.shape != x.shape:
             return "the residual's shape is not the input's"
         if residual.dtype != x.dtype or residual.device != x.device:
             return "the residual's dtype or device is not the input's"
     return None
+
+
+def _unpooled(x: Tensor, pool: Pool, windows: bool) -> str | None:
+    if x.dim() != 4:
+        return "pooling is over the last two of four dimensions"
+    if isinstance(pool, MaxPool):
+        if not windows:
+            return "these kernels have no max pooling"
+        if pool.kernel**2 > LARGEST_WINDOW:
+            return f"a window has more than {LARGEST_WINDOW} elements"
+    elif pool != 2:
+        return "the mean is that of 2×2"
+    return None if min(pooled(x.shape, pool)[2:]) > 0 else "the input is smaller than the pool's window"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from .layout import MaxPool, Pool
+
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
 _SCATTERED = 512  # elements of a plane below which a channel counts as scattered
 _TABLES = 48  # bytes of working memory per element of a tile
@@ -34,19 +36,37 @@ def _tile(channels: int) -> int:
     return tile * max(1, _TILE // tile)
 
 
-def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: bool, most_threads: int) -> Plan:
+def _phase(window: MaxPool, width: int) -> int:
+    """Elements of a row's phase (``compiled/windows.py``), and what vectors reach beyond them."""
+    kernel, stride, padding = window
+    return _rounded((width + 2 * padding) // stride + kernel // stride + 34, 16)
+
+
+def _window_bytes(window: MaxPool, rows: bool, phase: int, height: int, width: int, channels: int) -> int:
+    """Working memory of a part: a ring of activated rows; contiguous a row and a plane's gradient too."""
+    if rows:
+        return window.kernel * (4 * width * channels + 64)
+    return 4 * (window.kernel * window.stride * phase + width + 48 + height * width + 48)
+
+
+def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_threads: int) -> Plan:
     """The plan for dense tensors of this shape, ``size`` bytes an element, on so many threads at most."""
     images, channels = shape[0], shape[1]
+    window = pool if isinstance(pool, MaxPool) else None
     height, width = (shape[2], shape[3]) if pool else (1, math.prod(shape[2:]))
     rows = not contiguous or height * width == 1
     threads = max(1, min(most_threads, math.prod(shape) // _GRAIN))
     image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
     tile = _tile(channels)
     sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
-    line = _rounded(4 * width * channels, 64) if rows and pool else 0
-    step = _TABLES * tile + line if rows else 0
+    step = _TABLES * tile if rows else 0
+    if window is not None:
+        tile = tile if rows else _phase(window, width)
+        step += _rounded(_window_bytes(window, rows, tile, height, width, channels), 64)
+    elif rows and pool:
+        step += _rounded(4 * width * channels, 64)
     # What is streamed is whole aligned vectors: so every run of elements that a kernel starts anew must be.
-    run = width * channels if rows else width
+    run = width * (channels if rows else height if window else 1)
     aligned = run % 16 == 0 or (rows and not pool)
     streamed = aligned and math.prod(shape) * size >= _STREAMED
     sizes = (step, images, channels, height, width, tile, image_parts, channel_parts, streamed)

@@ -12,6 +12,7 @@ from ..errors import UsageError
 from ..functional import _recompute, _step
 from ..functional._checks import check_extras, check_settings
 from ..functional._dispatch import traced
+from ..kernels.layout import Pool
 
 _TAKES_BIAS = "bias" in inspect.signature(torch.nn.BatchNorm2d.__init__).parameters
 _SKIPPED = (
@@ -38,7 +39,8 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         bias: whether there is a bias, if ``affine``.
         activation: what follows in the same pass: "relu", "relu6", "leaky_relu", "silu", "hardswish",
             "gelu", or None.
-        pool: 2 for the mean over 2x2 windows after the activation (4D input only), or None.
+        pool: after the activation (4D input only): 2 for the mean over 2x2 windows, ``MaxPool(kernel, stride,
+            padding)`` for the greatest of each window as ``torch.nn.MaxPool2d`` has it, or None.
         skip_nonfinite: leave a batch whose statistics hold an infinity or NaN out of the running ones and
             out of ``num_batches_tracked``. It warns where that costs nothing (eager, on the CPU); on a GPU
             and in a compiled graph it happens without a word, as no device is made to wait.
@@ -59,7 +61,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
 
     # Class defaults too: a layer that `convert` adopts from PyTorch has not been through `__init__`.
     activation: str | None = None
-    pool: int | None = None
+    pool: Pool = None
     skip_nonfinite: bool = True
     initialize: str | None = None
     recompute: bool = False
@@ -76,7 +78,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         *,
         bias: bool = True,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
         skip_nonfinite: bool = True,
         initialize: str | None = None,
         recompute: bool = False,
@@ -90,7 +92,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
     def _set_extras(
         self,
         activation: str | None,
-        pool: int | None,
+        pool: Pool,
         skip_nonfinite: bool,
         initialize: str | None,
         recompute: bool,
@@ -177,7 +179,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         elif seen is not None:
             seen.add_(1)
 
-    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
         weight, bias, running_mean, running_var = self._tensors()
         if not self._batch_statistics():
             return _step.evaluate(
@@ -208,7 +210,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         residual: Any = None,
         *,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
     ) -> Tensor:
         """Return ``pool(activation(bn(input) + residual))``.
 
@@ -232,7 +234,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         _recompute.spare(out, input, residual, self.recompute)
         return out
 
-    def _record(self, x: Any, residual: Any, activation: str | None, pool: int | None) -> Any:
+    def _record(self, x: Any, residual: Any, activation: str | None, pool: Pool) -> Any:
         """While ``torch.fx`` traces symbolically: one node, as for PyTorch's own layers."""
         tracer: Any = (x if isinstance(x, Proxy) else residual).tracer
         given = {"residual": residual, "activation": activation, "pool": pool}
@@ -255,7 +257,7 @@ class FusedLazy(Fused):
         *,
         bias: bool = True,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
         skip_nonfinite: bool = True,
         initialize: str | None = None,
         recompute: bool = False,

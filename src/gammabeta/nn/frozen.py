@@ -5,6 +5,7 @@ from typing import Any, Self
 import torch
 
 from ..errors import UsageError
+from ..kernels.layout import Pool
 from ._layer import Fused
 
 
@@ -45,7 +46,7 @@ class Frozen(Fused):
         bias: bool = True,
         train_affine: bool = False,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
     ) -> None:
         if not track_running_stats:
             raise UsageError("a frozen batch norm normalises with its running statistics: keep track of them")

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..functional import _running, _step
+from ..kernels.layout import Pool
 from ._layer import Fused
 
 
@@ -59,7 +60,7 @@ class Ghost(Fused):
         bias: bool = True,
         virtual_batch_size: int = 32,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
         skip_nonfinite: bool = True,
         initialize: str | None = None,
     ) -> None:
@@ -85,7 +86,7 @@ class Ghost(Fused):
         """Add the size of a ghost batch."""
         return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
 
-    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
         groups = max(1, x.shape[0] // self.virtual_batch_size)
         if groups == 1 or not self._batch_statistics() or x.numel() == 0:
             return super()._normalise(x, residual, activation, pool)
@@ -110,7 +111,7 @@ class Ghost(Fused):
         return out
 
     def _ghosts(
-        self, x: Tensor, residual: Any, groups: int, activation: str | None, pool: int | None
+        self, x: Tensor, residual: Any, groups: int, activation: str | None, pool: Pool
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ghost batches of one size: ``(out, mean of their means, mean of their unbiased variances)``."""
         N, C, *spatial = x.shape

@@ -8,6 +8,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..functional import _synced
+from ..functional._composition import pooled
+from ..kernels.layout import MaxPool, Pool
 from ._layer import Fused
 
 
@@ -63,7 +65,7 @@ class SyncBatchNorm(Fused):
         *,
         bias: bool = True,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
         skip_nonfinite: bool = True,
         initialize: str | None = None,
     ) -> None:
@@ -107,9 +109,11 @@ class SyncBatchNorm(Fused):
             and dist.get_world_size(self.process_group) > 1
         )
 
-    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: int | None) -> Tensor:
+    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
         if not self._others():
             return super()._normalise(x, residual, activation, pool)
+        if isinstance(pool, MaxPool):
+            return pooled(self._normalise(x, residual, activation, None), pool)
         if torch.compiler.is_compiling():  # an exchange has no place in a graph: break it here
             apart: Any = torch.compiler.disable(self._normalise)
             out: Tensor = apart(x, residual, activation, pool)

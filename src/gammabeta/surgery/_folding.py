@@ -6,7 +6,7 @@ from torch.nn import Module
 
 from ..nn._layer import Fused
 from ._frames import NotAGraph, has_hooks, trace
-from ._patterns import find, follows, is_add, module_of, moved_past_a_change, rewrite
+from ._patterns import activates, find, follows, is_add, module_of, moved_past_a_change, pools, rewrite
 from ._rewritten import install
 
 # What happened to a layer: what was folded, the name of the module rewritten for it, why no more.
@@ -86,7 +86,7 @@ def _fold_one(node: Node, layer: Fused, graph: Graph, module: Module) -> tuple[s
 
 
 def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
-    """The children whose last act is a batch norm that could take in what follows the child here."""
+    """The children that end in a batch norm, or its activation, and what follows here could be taken in."""
     through: set[Module] = set()
     taken: set[Node] = set()
     for node in reversed(list(graph.nodes)):
@@ -98,8 +98,8 @@ def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
             continue
         if is_add(user) and any(_is_batch_norm(a, root) for a in user.all_input_nodes):
             continue
-        tail = _tail(child)
-        if tail:
+        tail, activated = _tail(child)
+        if tail and (not activated or pools(user, node, root)):
             through |= set(tail)
             taken.add(user)
     return through
@@ -109,22 +109,28 @@ def _is_batch_norm(node: Node, root: Module) -> bool:
     return isinstance(module_of(node, root), Fused) and len(node.users) == 1
 
 
-def _tail(module: Module) -> list[Module]:
-    """The modules to look through, from this one inwards, to see the batch norm that computes its output."""
+def _tail(module: Module) -> tuple[list[Module], bool]:
+    """The modules to look through, from this one inwards, to see the batch norm that computes its output.
+
+    And whether an activation comes after that batch norm.
+    """
     if has_hooks(module) or type(module).__call__ is not Module.__call__ or not _holds_batch_norm(module):
-        return []
+        return [], False
     try:
         graph = trace(module, set())
     except NotAGraph:
-        return []
+        return [], False
     (out,) = (node for node in graph.nodes if node.op == "output")
-    last = out.args[0]
+    last, activated = out.args[0], False
+    if isinstance(last, Node) and last.args and isinstance(last.args[0], Node):
+        activated = len(last.users) == 1 and activates(last, last.args[0], module)
+        last = last.args[0] if activated else last
     if not isinstance(last, Node) or len(last.users) != 1:
-        return []
+        return [], False
     child = module_of(last, module)
     if child is None:
-        return []
+        return [], False
     if isinstance(child, Fused):
-        return [module]
-    deeper = _tail(child)
-    return [module, *deeper] if deeper else []
+        return [module], activated
+    deeper, earlier = _tail(child)
+    return ([module, *deeper], activated or earlier) if deeper and not (activated and earlier) else ([], False)

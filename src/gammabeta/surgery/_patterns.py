@@ -1,4 +1,4 @@
-"""What may be folded into a batch norm: ``+ residual``, an activation, a 2x2 mean pool.
+"""What may be folded into a batch norm: ``+ residual``, an activation, a 2x2 mean pool or max pooling.
 
 Each only where it is the sole use of what comes before it, and where nothing in between can change an input.
 """
@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
+from ..kernels.layout import MaxPool, Pool
+from ..kernels.limits import LARGEST_WINDOW
 from ._frames import IN_PLACE_OPERATORS, has_hooks
 
 _MODULES: dict[type, str] = {
@@ -51,7 +53,7 @@ class Chain:
     last: Node
     residual: Node | None = None
     activation: str | None = None
-    pool: int | None = None
+    pool: Pool = None
     folded: list[Node] = field(default_factory=list)
     why_not_more: str = ""
 
@@ -62,7 +64,11 @@ class Chain:
         """What is folded, in order."""
         parts = ["residual"] if self.residual is not None else []
         parts += [self.activation] if self.activation else []
-        return " + ".join([*parts, "2x2 mean pool"] if self.pool else parts)
+        if isinstance(self.pool, MaxPool):
+            parts.append("{0}x{0} max pool".format(self.pool.kernel))
+        elif self.pool:
+            parts.append("2x2 mean pool")
+        return " + ".join(parts)
 
 
 def module_of(node: Node, root: nn.Module) -> nn.Module | None:
@@ -98,28 +104,51 @@ def _activation(node: Node, value: Node, root: nn.Module) -> str | None:
     return None if given else name
 
 
-def _halves(node: Node, value: Node, root: nn.Module) -> bool:
-    """Whether ``node`` is the 2x2 mean pool of ``value``, stride 2, no padding."""
+_MEAN_SETTINGS = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+_MAX_SETTINGS = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_POOLS = {
+    nn.AvgPool2d: _MEAN_SETTINGS,
+    F.avg_pool2d: _MEAN_SETTINGS,
+    torch._C._nn.avg_pool2d: _MEAN_SETTINGS,
+    nn.MaxPool2d: _MAX_SETTINGS,
+    F.max_pool2d: _MAX_SETTINGS,
+    torch.max_pool2d: _MAX_SETTINGS[:5],
+}
+
+
+def _pool(node: Node, value: Node, root: nn.Module) -> Pool:
+    """The pooling of ``value`` that ``node`` does, if it is one we have."""
     if not node.args or node.args[0] is not value:
-        return False
+        return None
     module = module_of(node, root)
-    names = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-    if module is not None:
-        if type(module) is not nn.AvgPool2d or has_hooks(module) or len(node.args) != 1 or node.kwargs:
-            return False
-        given: dict[str, Any] = {name: getattr(module, name) for name in names}
-    elif node.op == "call_function" and node.target in (F.avg_pool2d, torch._C._nn.avg_pool2d):
+    kind: Any = node.target if module is None else type(module)
+    names = _POOLS.get(kind)
+    if names is None or (module is None and node.op != "call_function"):
+        return None
+    if module is None:
         given = {**dict(zip(names, node.args[1:], strict=False)), **node.kwargs}
+    elif has_hooks(module) or len(node.args) != 1 or node.kwargs:
+        return None
     else:
-        return False
-    stride = given.get("stride")
-    return (
-        given.get("kernel_size") in (2, (2, 2), [2, 2])
-        and (stride is None or stride in (2, (2, 2), [2, 2], [], ()))
-        and given.get("padding", 0) in (0, (0, 0), [0, 0])
-        and not given.get("ceil_mode", False)
-        and given.get("divisor_override") is None
-    )
+        given = {name: getattr(module, name) for name in names}
+    if given.get("ceil_mode", False):
+        return None
+    kernel = _side(given.get("kernel_size"))
+    stride, padding = _side(given.get("stride") or kernel), _side(given.get("padding", 0))
+    if names is _MEAN_SETTINGS:
+        halves = (kernel, stride, padding) == (2, 2, 0) and given.get("divisor_override") is None
+        return 2 if halves else None
+    if kernel is None or stride is None or padding is None or given.get("return_indices", False):
+        return None
+    plain = _side(given.get("dilation", 1)) == 1 and kernel**2 <= LARGEST_WINDOW
+    return MaxPool(kernel, stride, padding) if plain else None
+
+
+def _side(size: Any) -> int | None:
+    """The one number of a size that is the same in height and width."""
+    sides = set(size) if isinstance(size, tuple | list) else {size}
+    (side,) = sides if len(sides) == 1 else (None,)
+    return side if type(side) is int else None
 
 
 def is_add(node: Node) -> bool:
@@ -138,12 +167,20 @@ def _residual(node: Node, value: Node) -> Node | None:
     return other if isinstance(other, Node) else None
 
 
+def activates(node: Node, value: Node, root: nn.Module) -> bool:
+    """Whether ``node`` is an activation of ``value`` that could be folded."""
+    return _activation(node, value, root) is not None
+
+
+def pools(node: Node, value: Node, root: nn.Module) -> bool:
+    """Whether ``node`` is a pooling of ``value`` that could be folded."""
+    return _pool(node, value, root) is not None
+
+
 def follows(node: Node, value: Node, root: nn.Module) -> bool:
     """Whether ``node`` is something that could be folded into a batch norm whose output is ``value``."""
     return (
-        _residual(node, value) is not None
-        or _activation(node, value, root) is not None
-        or _halves(node, value, root)
+        _residual(node, value) is not None or activates(node, value, root) or pools(node, value, root)
     )
 
 
@@ -160,11 +197,11 @@ def find(bn: Node, root: nn.Module, images: bool) -> Chain:
         chain.activation = _activation(node, value, root)
         return chain.activation is not None
 
-    def halve(node: Node, value: Node) -> bool:
-        chain.pool = 2 if images and _halves(node, value, root) else None
+    def pool(node: Node, value: Node) -> bool:
+        chain.pool = _pool(node, value, root) if images else None
         return chain.pool is not None
 
-    steps = [add, act, halve]
+    steps = [add, act, pool]
     while steps:
         if len(chain.last.users) != 1:
             chain.why_not_more = "its output is used in several places"

@@ -8,6 +8,7 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 
 from ..functional._composition import ACTIVATIONS
+from ..kernels.layout import MaxPool
 from ..nn._layer import Fused
 from ._frames import NotAGraph, trace
 from ._patterns import module_of
@@ -59,7 +60,9 @@ def _write_out(node: Node, layer: Fused, graph: Graph) -> bool:
             last = graph.call_function(operator.add, (last, residual))
         if activation is not None:
             last = graph.call_function(ACTIVATIONS[str(activation)], (last,))
-        if pool is not None:
+        if isinstance(pool, MaxPool):
+            last = graph.call_function(F.max_pool2d, (last, *pool))
+        elif pool is not None:
             last = graph.call_function(F.avg_pool2d, (last, pool))
     node.replace_all_uses_with(last)
     graph.erase_node(node)

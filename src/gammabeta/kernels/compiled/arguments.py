@@ -8,26 +8,28 @@ import struct
 
 # (N, C, S) tensors in the storage type
 X, RESIDUAL, GRAD, OUT, DX, DRESIDUAL = range(6)
+# one byte for each element of OUT: which of its window it is (``windows``)
+CODES = 6
 # (C,) float32
-MEAN, VAR, INVSTD, WEIGHT, BIAS, DWEIGHT, DBIAS, MEAN_DZ, MEAN_DZ_XHAT = range(6, 15)
+MEAN, VAR, INVSTD, WEIGHT, BIAS, DWEIGHT, DBIAS, MEAN_DZ, MEAN_DZ_XHAT = range(7, 16)
 # float64 (image_parts, 2, C) partial sums, then (C,): the value every channel was shifted by
-SUMS = 15
+SUMS = 16
 # working memory, and the bytes of it that each part has
-SCRATCH, SCRATCH_STEP = 16, 17
+SCRATCH, SCRATCH_STEP = 17, 18
 # sizes; without pooling height is 1 and width is all of S
-IMAGES, CHANNELS, HEIGHT, WIDTH = range(18, 22)
-# channels_last only: elements in a tile, a whole number of pixels
-TILE = 22
+IMAGES, CHANNELS, HEIGHT, WIDTH = range(19, 23)
+# channels_last: elements in a tile, a whole number of pixels; contiguous: elements in a row's phase (``windows``)
+TILE = PHASE = 23
 # how the work is cut: part = image_part * channel_parts + channel_part
-IMAGE_PARTS, CHANNEL_PARTS = 23, 24
+IMAGE_PARTS, CHANNEL_PARTS = 24, 25
 # 1: write the output past the caches
-STREAM = 25
+STREAM = 26
 # 1: statistics that are not finite update nothing
-SKIP = 26
-EPS = 27
-FACTOR = 28
+SKIP = 27
+EPS = 28
+FACTOR = 29
 
-_PACKER = struct.Struct("=27q2d")
+_PACKER = struct.Struct("=28q2d")
 
 
 def pack(*values: float) -> bytes:

@@ -12,12 +12,14 @@ from numba.core import types
 from .simd import (
     F32,
     F64,
+    I8,
     I16,
     I32,
     I64,
     LANES,
     V32,
     V64,
+    VI8,
     VI16,
     VI32,
     call_intrinsic,
@@ -29,7 +31,7 @@ from .simd import (
 
 
 def _pointer(builder, element, address, index):
-    size = {F32: 4, F64: 8, I16: 2, I64: 8}[element]
+    size = {F32: 4, F64: 8, I8: 1, I16: 2, I64: 8}[element]
     where = builder.add(address, builder.mul(index, ir.Constant(I64, size)))
     return builder.inttoptr(where, ir.PointerType())
 
@@ -54,8 +56,9 @@ def _narrow_bf16(builder, value):
 
 def _masked(builder, kind, element, pointer, count, value=None):
     """LLVM's masked load (or store of ``value``) of ``count`` elements."""
-    lanes, suffix = ir.VectorType(element, LANES), {F32: "v16f32", F64: "v16f64", I16: "v16i16"}[element]
-    align = ir.Constant(I32, {F32: 4, F64: 8, I16: 2}[element])
+    lanes = ir.VectorType(element, LANES)
+    suffix = {F32: "v16f32", F64: "v16f64", I8: "v16i8", I16: "v16i16"}[element]
+    align = ir.Constant(I32, {F32: 4, F64: 8, I8: 1, I16: 2}[element])
     some = first_mask(builder, count)
     if kind == "load":
         zeros = ir.Constant(lanes, [0] * LANES)
@@ -67,7 +70,7 @@ def _masked(builder, kind, element, pointer, count, value=None):
 
 def _memory(element, lanes, after_load, before_store, get):
     """Loads and stores of one storage type: whole vectors, the first ``count`` lanes, scalars, streaming."""
-    align = {F32: 4, F64: 8, I16: 2}[element]
+    align = {F32: 4, F64: 8, I8: 1, I16: 2}[element]
     loaded = wide if element == F64 else vector
 
     @intrinsic
@@ -186,6 +189,24 @@ def get_bf16(typingctx, address, index):
     return types.float32(types.int64, types.int64), codegen
 
 
+@intrinsic
+def get_byte(typingctx, address, index):
+    """One byte as a float32."""
+
+    def codegen(context, builder, sig, args):
+        return builder.uitofp(builder.load(_pointer(builder, I8, *args), align=1, typ=I8), F32)
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+def _widen_byte(builder, bytes_):
+    return builder.uitofp(bytes_, V32)
+
+
+def _narrow_byte(builder, value):
+    return builder.fptoui(value, VI8)
+
+
 def _same(builder, value):
     return value
 
@@ -193,3 +214,4 @@ def _same(builder, value):
 float32 = _memory(F32, V32, _same, _same, get_f32)
 bfloat16 = _memory(I16, VI16, _widen_bf16, _narrow_bf16, get_bf16)
 float64 = _memory(F64, V64, _same, _same, get_f64)
+byte = _memory(I8, VI8, _widen_byte, _narrow_byte, get_byte)  # whole numbers below 256

@@ -11,6 +11,7 @@ from .arguments import (
     BIAS,
     CHANNEL_PARTS,
     CHANNELS,
+    CODES,
     EPS,
     HEIGHT,
     IMAGE_PARTS,
@@ -18,6 +19,7 @@ from .arguments import (
     INVSTD,
     MEAN,
     OUT,
+    PHASE,
     RESIDUAL,
     STREAM,
     SUMS,
@@ -29,6 +31,7 @@ from .arguments import (
 from .memory import fence, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
 from .pointwise import forward
 from .simd import even_lanes, first_lane, first_lanes, fma, inlined, odd_lanes, select, splat, total
+from .windows import out_plane_of, pool_plane_of, window_of
 
 PIECE = 8192  # elements of a plane that one part takes at a time
 READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
@@ -48,6 +51,12 @@ def scale_and_bias(args, c):
     if weight != 0:
         scale *= get_f32(weight, c)
     return scale, (get_f32(bias, c) if bias != 0 else 0.0)
+
+
+@inlined
+def no_memory(args, part):
+    """Where a part needs no working memory of its own."""
+    return 0
 
 
 NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
@@ -156,14 +165,16 @@ def planes_statistics(storage, activation, residual, pool):
 
 
 def _plane_forward(storage, activation, residual, pool):
-    """``out = pool(activation((x - mean) * scale + bias + residual))`` over one plane."""
+    """``out = pool(activation((x - mean) * scale + bias + residual))`` over one plane.
+
+    Before it, what prepares the working memory of a part and gives its address.
+    """
     store, store_some, size, stream = storage.store, storage.store_some, storage.size, storage.stream
 
     one, one_some = forward(storage, activation, residual)
 
     @inlined
-    def plain(x, res, out, height, width, mean, scale, bias, streamed):
-        m, s, b = splat(mean), splat(scale), splat(bias)
+    def plain(x, res, out, height, width, m, s, b, streamed):
         plane = height * width
         i = 0
         while i + 64 <= plane:
@@ -184,8 +195,7 @@ def _plane_forward(storage, activation, residual, pool):
             store_some(out, i, one_some(x, res, i, plane - i, m, s, b), plane - i)
 
     @inlined
-    def pooled(x, res, out, height, width, mean, scale, bias, streamed):
-        m, s, b = splat(mean), splat(scale), splat(bias)
+    def pooled(x, res, out, height, width, m, s, b, streamed):
         quarter = splat(0.25)
         pairs = width // 2
         for row in range(height // 2):
@@ -202,34 +212,50 @@ def _plane_forward(storage, activation, residual, pool):
                 y = (even_lanes(p, q) + odd_lanes(p, q)) * quarter
                 store_some(out, row * pairs + i, y, min(16, pairs - i))
 
-    return pooled if pool else plain
+    window = window_of(pool)
+    if window is not None:
+        prepare, pool_plane = pool_plane_of(storage, window, one, one_some)
 
+        @inlined
+        def over(args, x, res, there, scratch, height, width, m, s, b):
+            codes = get_i64(args, CODES)
+            if codes != 0:
+                codes += there
+            out, phase = get_i64(args, OUT) + there * size, get_i64(args, PHASE)
+            pool_plane(x, res, out, codes, scratch, phase, height, width, m, s, b)
 
-@inlined
-def out_plane(height, width, pool):
-    """Elements of a plane of the output."""
-    return (height // 2) * (width // 2) if pool else height * width
+    else:
+        prepare, flat = no_memory, pooled if pool else plain
+
+        @inlined
+        def over(args, x, res, there, scratch, height, width, m, s, b):
+            out, streamed = get_i64(args, OUT) + there * size, get_i64(args, STREAM) != 0
+            flat(x, res, out, height, width, m, s, b, streamed)
+
+    out_plane = out_plane_of(pool)
+
+    @inlined
+    def plane_forward(args, p, scratch):
+        height, width, c = get_i64(args, HEIGHT), get_i64(args, WIDTH), p % get_i64(args, CHANNELS)
+        scale, bias = scale_and_bias(args, c)
+        here, there = p * height * width * size, p * out_plane(height, width)
+        x, res, m = get_i64(args, X) + here, get_i64(args, RESIDUAL) + here, get_f32(get_i64(args, MEAN), c)
+        over(args, x, res, there, scratch, height, width, splat(m), splat(scale), splat(bias))
+
+    return prepare, plane_forward
 
 
 def planes_forward(storage, activation, residual, pool):
     """Every plane by itself, with the statistics given."""
-    plane_forward, size = _plane_forward(storage, activation, residual, pool), storage.size
+    prepare, plane_forward = _plane_forward(storage, activation, residual, pool)
 
     def kernel(args, part):
-        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
-        channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        mean, streamed = get_i64(args, MEAN), get_i64(args, STREAM) != 0
         parts = get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
-        planes = get_i64(args, IMAGES) * channels
-        plane, out_size = height * width, out_plane(height, width, pool)
+        planes = get_i64(args, IMAGES) * get_i64(args, CHANNELS)
+        scratch = prepare(args, part)
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
-            c = p % channels
-            scale, bias = scale_and_bias(args, c)
-            here = p * plane * size
-            there = out + p * out_size * size
-            m = get_f32(mean, c)
-            plane_forward(x + here, res + here, there, height, width, m, scale, bias, streamed)
-        if streamed:
+            plane_forward(args, p, scratch)
+        if get_i64(args, STREAM) != 0:
             fence()
 
     return kernel
@@ -238,15 +264,13 @@ def planes_forward(storage, activation, residual, pool):
 def planes_train(storage, activation, residual, pool):
     """Statistics and forward of one channel after the other."""
     channel_sums = _channel_sums(storage)
-    plane_forward, size = _plane_forward(storage, activation, residual, pool), storage.size
+    prepare, plane_forward = _plane_forward(storage, activation, residual, pool)
 
     def kernel(args, part):
-        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
-        images, channels = get_i64(args, IMAGES), get_i64(args, CHANNELS)
-        height, width, parts = get_i64(args, HEIGHT), get_i64(args, WIDTH), get_i64(args, CHANNEL_PARTS)
+        x, images, channels = get_i64(args, X), get_i64(args, IMAGES), get_i64(args, CHANNELS)
+        plane, parts = get_i64(args, HEIGHT) * get_i64(args, WIDTH), get_i64(args, CHANNEL_PARTS)
         mean, var, invstd = get_i64(args, MEAN), get_i64(args, VAR), get_i64(args, INVSTD)
-        eps, streamed = get_f64(args, EPS), get_i64(args, STREAM) != 0
-        plane, out_size = height * width, out_plane(height, width, pool)
+        eps, scratch = get_f64(args, EPS), prepare(args, part)
         units, count = images * ((plane + PIECE - 1) // PIECE), float(images * plane)
         for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
             s, q, first = channel_sums(x, channels, plane, c, 0, units)
@@ -257,13 +281,9 @@ def planes_train(storage, activation, residual, pool):
             put_f32(mean, c, first + off)
             put_f32(var, c, v)
             put_f32(invstd, c, 1.0 / math.sqrt(v + eps))
-            scale, bias = scale_and_bias(args, c)
-            m = get_f32(mean, c)
             for image in range(images):
-                here = (image * channels + c) * plane * size
-                there = out + (image * channels + c) * out_size * size
-                plane_forward(x + here, res + here, there, height, width, m, scale, bias, streamed)
-        if streamed:
+                plane_forward(args, image * channels + c, scratch)
+        if get_i64(args, STREAM) != 0:
             fence()
 
     return kernel

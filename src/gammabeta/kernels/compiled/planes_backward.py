@@ -28,7 +28,7 @@ from .arguments import (
     WIDTH,
     X,
 )
-from .memory import fence, get_f32, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .memory import fence, float32, get_f32, get_i64, prefetch, prefetch_write, put_f32, put_f64
 from .planes import (
     NEAR,
     PIECE,
@@ -36,19 +36,24 @@ from .planes import (
     WRITE_AHEAD,
     cut,
     fetch_ahead,
-    out_plane,
+    no_memory,
     scale_and_bias,
 )
-from .simd import first_lanes, fma, inlined, select, splat, total, twice_high, twice_low
+from .simd import first_lanes, fma, inlined, mixed_high, mixed_low, select, splat, total
+from .windows import out_plane_of, spread_plane_of, window_of
 
 
 def _walk(storage, activation, residual, pool, visit):
     """A walk over a plane, unit by unit, that hands ``x - mean`` and ``dz`` to ``visit`` sixteen at a time.
 
-    A unit is a piece of the plane; with pooling a pair of rows, whose gradient is taken apart lane by lane.
-    ``out`` is whatever ``visit`` needs, and ``sums`` what it adds up.
+    A unit is a piece of the plane; with the mean of 2x2 a pair of rows, whose gradient is taken apart lane by
+    lane. That of windows comes spread, as a float32 plane. ``out`` is whatever ``visit`` needs, and ``sums``
+    what it adds up.
     """
     load, load_some, size = storage.load, storage.load_some, storage.size
+    windowed = window_of(pool) is not None
+    grads = float32 if windowed else storage
+    grad_load, grad_load_some, quartered = grads.load, grads.load_some, pool and not windowed
     activation_backward = activation.backward
 
     @inlined
@@ -72,11 +77,11 @@ def _walk(storage, activation, residual, pool, visit):
         z = fma(centred, s, b)
         if residual:
             z = z + load(res, at)
-        return visit(centred, activation_backward(z, load(grad, at)), at, 16, constants, out, sums)
+        return visit(centred, activation_backward(z, grad_load(grad, at)), at, 16, constants, out, sums)
 
     @inlined
     def units(height, width):
-        return (height + 1) // 2 if pool else (height * width + PIECE - 1) // PIECE
+        return (height + 1) // 2 if quartered else (height * width + PIECE - 1) // PIECE
 
     @inlined
     def plain(unit, x, res, grad, height, width, constants, out, sums):
@@ -92,7 +97,7 @@ def _walk(storage, activation, residual, pool, visit):
             at += 16
         if at < stop:
             left = stop - at
-            two = some(x, res, load_some(grad, at, left), at, left, constants, out, two)
+            two = some(x, res, grad_load_some(grad, at, left), at, left, constants, out, two)
         return (one, two), stop - unit * PIECE
 
     @inlined
@@ -105,14 +110,34 @@ def _walk(storage, activation, residual, pool, visit):
             g = load_some(grad, unit * pairs + i // 2, here) * splat(0.25)
             for row in range(rows):
                 at = (2 * unit + row) * width + i
-                one = some(x, res, twice_low(g, g), at, min(16, width - i), constants, out, one)
+                one = some(x, res, mixed_low(g, g), at, min(16, width - i), constants, out, one)
                 if width > i + 16:
                     two = some(
-                        x, res, twice_high(g, g), at + 16, min(16, width - i - 16), constants, out, two
+                        x, res, mixed_high(g, g), at + 16, min(16, width - i - 16), constants, out, two
                     )
         return (one, two), rows * width
 
-    return pooled if pool else plain, units
+    return pooled if quartered else plain, units
+
+
+def _gradient(storage, pool):
+    """What prepares a part's working memory, and what gives the address of a plane's gradient."""
+    window, size, out_plane = window_of(pool), storage.size, out_plane_of(pool)
+    if window is not None:
+        prepare, spread_plane = spread_plane_of(storage, window)
+
+        @inlined
+        def gradient(args, grad, p, scratch, height, width):
+            return spread_plane(args, grad, p * out_plane(height, width), scratch, height, width)
+
+    else:
+        prepare = no_memory
+
+        @inlined
+        def gradient(args, grad, p, scratch, height, width):
+            return grad + p * out_plane(height, width) * size
+
+    return prepare, gradient
 
 
 def _channel_reduce(storage, activation, residual, pool):
@@ -132,26 +157,28 @@ def _channel_reduce(storage, activation, residual, pool):
         return sums[0] + dz, fma(dz, centred, sums[1])
 
     walk, units = _walk(storage, activation, residual, pool, add)
-    size = storage.size
+    size, out_plane = storage.size, out_plane_of(pool)
+    prepare, gradient = _gradient(storage, pool)
 
     @inlined
-    def channel_reduce(args, c, start, stop):
+    def channel_reduce(args, c, start, stop, scratch):
         x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
         channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
         dres = get_i64(args, DRESIDUAL)
         scale, bias = scale_and_bias(args, c)
         zero = splat(0.0)
         constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), zero, zero)
-        plane, grad_plane = height * width, out_plane(height, width, pool)
+        plane, grad_plane = height * width, out_plane(height, width)
         sums = ((zero, zero), (zero, zero))
         s, q, pending, count = 0.0, 0.0, 0, units(height, width)
         for image in range(start, stop):
             here = (image * channels + c) * plane * size
-            there = grad + (image * channels + c) * grad_plane * size
             out = dres + here if dres != 0 else 0
             if plane <= NEAR:
                 fetch_ahead(x + here, channels * plane * size, plane * size)
+                there = grad + (image * channels + c) * grad_plane * size
                 fetch_ahead(there, channels * grad_plane * size, grad_plane * size)
+            there = gradient(args, grad, image * channels + c, scratch, height, width)
             for unit in range(count):
                 sums, done = walk(unit, x + here, res + here, there, height, width, constants, out, sums)
                 pending += done
@@ -162,7 +189,7 @@ def _channel_reduce(storage, activation, residual, pool):
                     pending = 0
         return s, q
 
-    return channel_reduce
+    return prepare, channel_reduce
 
 
 def _plane_apply(storage, activation, residual, pool):
@@ -186,9 +213,10 @@ def _plane_apply(storage, activation, residual, pool):
         return sums
 
     walk, units = _walk(storage, activation, residual, pool, put)
+    prepare, gradient = _gradient(storage, pool)
 
     @inlined
-    def plane_apply(args, grad, p, mean_dz, mean_dz_xhat):
+    def plane_apply(args, grad, p, mean_dz, mean_dz_xhat, scratch):
         x, res, streamed = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, STREAM) != 0
         dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)
         channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
@@ -198,25 +226,26 @@ def _plane_apply(storage, activation, residual, pool):
         a, k = splat(scale * mean_dz), splat(scale * invstd * mean_dz_xhat)
         constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), a, k)
         here = p * height * width * size
-        there = grad + p * out_plane(height, width, pool) * size
+        there = gradient(args, grad, p, scratch, height, width)
         out = (dx + here, dres + here if dres != 0 else 0, streamed)
         for unit in range(units(height, width)):
             walk(unit, x + here, res + here, there, height, width, constants, out, (0, 0))
 
-    return plane_apply
+    return prepare, plane_apply
 
 
 def planes_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) of each part."""
-    channel_reduce = _channel_reduce(storage, activation, residual, pool)
+    prepare, channel_reduce = _channel_reduce(storage, activation, residual, pool)
 
     def kernel(args, part):
         images, channels, sums = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, SUMS)
+        scratch = prepare(args, part)
         image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
         mine, span = part // channel_parts, part % channel_parts
         start, stop = cut(images, image_parts, mine), cut(images, image_parts, mine + 1)
         for c in range(cut(channels, channel_parts, span), cut(channels, channel_parts, span + 1)):
-            s, q = channel_reduce(args, c, start, stop)
+            s, q = channel_reduce(args, c, start, stop, scratch)
             put_f64(sums, 2 * mine * channels + c, s)
             put_f64(sums, (2 * mine + 1) * channels + c, q)
 
@@ -225,15 +254,17 @@ def planes_reduce(storage, activation, residual, pool):
 
 def planes_apply(storage, activation, residual, pool):
     """Every plane by itself, with the means given."""
-    plane_apply = _plane_apply(storage, activation, residual, pool)
+    prepare, plane_apply = _plane_apply(storage, activation, residual, pool)
 
     def kernel(args, part):
+        scratch = prepare(args, part)
         channels, parts = get_i64(args, CHANNELS), get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
         mean_dz, mean_dz_xhat = get_i64(args, MEAN_DZ), get_i64(args, MEAN_DZ_XHAT)
         planes = get_i64(args, IMAGES) * channels
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
             c = p % channels
-            plane_apply(args, get_i64(args, GRAD), p, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c))
+            grad = get_i64(args, GRAD)
+            plane_apply(args, grad, p, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c), scratch)
         if get_i64(args, STREAM) != 0:
             fence()
 
@@ -245,24 +276,25 @@ def planes_backward(storage, activation, residual, pool):
 
     A residual is one that wants its gradient: the second pass takes dz from there.
     """
-    channel_reduce = _channel_reduce(storage, activation, residual, pool)
+    prepare, channel_reduce = _channel_reduce(storage, activation, residual, pool)
     if residual:
-        plane_apply = _plane_apply(storage, ACTIVATIONS[None], False, False)
+        _, plane_apply = _plane_apply(storage, ACTIVATIONS[None], False, False)
     else:
-        plane_apply = _plane_apply(storage, activation, False, pool)
+        _, plane_apply = _plane_apply(storage, activation, False, pool)
 
     def kernel(args, part):
         images, channels, parts = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, CHANNEL_PARTS)
         dweight, dbias, invstd = get_i64(args, DWEIGHT), get_i64(args, DBIAS), get_i64(args, INVSTD)
         count = float(images * get_i64(args, HEIGHT) * get_i64(args, WIDTH))
         grad = get_i64(args, DRESIDUAL) if residual else get_i64(args, GRAD)
+        scratch = prepare(args, part)
         for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
-            s, q = channel_reduce(args, c, 0, images)
+            s, q = channel_reduce(args, c, 0, images, scratch)
             q *= get_f32(invstd, c)
             put_f32(dbias, c, s)
             put_f32(dweight, c, q)
             for image in range(images):
-                plane_apply(args, grad, image * channels + c, s / count, q / count)
+                plane_apply(args, grad, image * channels + c, s / count, q / count, scratch)
         if get_i64(args, STREAM) != 0:
             fence()
 

@@ -12,6 +12,7 @@ processor's own prefetching wants, so each group asks for the next in that order
 
 from .arguments import (
     CHANNELS,
+    CODES,
     HEIGHT,
     IMAGE_PARTS,
     IMAGES,
@@ -29,6 +30,7 @@ from .memory import fence, float32, float64, get_f32, get_i64, prefetch, prefetc
 from .pointwise import forward
 from .simd import first_lanes, fma, inlined, select, splat, splat_wide, widen
 from .tables import clear, cut, fold, spread
+from .windows import along, pool_row_of, window_of
 
 TOGETHER = 4  # tiles that share one reading of the tables
 SUMMED = 8  # tiles that share one reading of the sums
@@ -140,10 +142,12 @@ def rows_statistics(storage, activation, residual, pool):
 def rows_forward(storage, activation, residual, pool):
     """``out = pool(activation((x - mean) * scale + bias + residual))``.
 
-    With pooling, two rows of pixels are activated and added into a line of working memory, whose neighbouring
-    pixels are then added.
+    With the mean of 2x2, two rows of pixels are activated and added into a line of working memory, whose
+    neighbouring pixels are then added. With windows the rows that one reaches are activated into a ring.
     """
-    store, store_some = (float32.store, float32.store_some) if pool else (storage.store, storage.store_some)
+    window, lined = window_of(pool), bool(pool)
+    pool = lined and window is None
+    store, store_some = (float32.store, float32.store_some) if lined else (storage.store, storage.store_some)
     store_out, store_out_some, stream = storage.store, storage.store_some, storage.stream
     size = storage.size
 
@@ -154,7 +158,7 @@ def rows_forward(storage, activation, residual, pool):
         y = one(x, res, at, mean, scale, bias)
         if pool:
             y = y + one(x, res, at + below, mean, scale, bias)
-        if not pool and streamed:
+        if not lined and streamed:
             stream(out, at, y)
         else:
             store(out, at, y)
@@ -168,7 +172,7 @@ def rows_forward(storage, activation, residual, pool):
 
     @inlined
     def run(x, res, below, out, elements, table, tile, streamed):
-        """Elements from 0 on of ``out``; with pooling each is the sum of itself and the one ``below`` it."""
+        """Elements from 0 on of ``out``; pooled as means each is the sum of itself and the one ``below``."""
         at = 0
         while at + TOGETHER * tile <= elements:
             for v in range(0, tile, 16):
@@ -180,7 +184,7 @@ def rows_forward(storage, activation, residual, pool):
                         prefetch(res + line)
                     if pool:
                         prefetch(x + below * size + line)
-                    elif not streamed:
+                    elif not lined and not streamed:
                         prefetch_write(out + line)
                     put(x, res, below, out, at + j * tile + v, m, s, b, streamed)
             at += TOGETHER * tile
@@ -238,4 +242,29 @@ def rows_forward(storage, activation, residual, pool):
             run(x + first, res + first, width * channels, line, 2 * pairs * channels, table, tile, False)
             pixel_pairs(line, out + unit * pairs * channels * size, pairs, channels)
 
-    return pooled if pool else flat
+    if window is None:
+        return pooled if pool else flat
+    size_of_ring, (span, side), pool_row = window[0], along(window), pool_row_of(storage, window)
+
+    def windowed(args, part):
+        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        x, res, out, codes = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT), get_i64(args, CODES)
+        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        spread(args, table, tile)
+        ring, row = table + 48 * tile, width * channels
+        rows, columns, current, done = side(height), side(width), -1, 0
+        units = get_i64(args, IMAGES) * rows
+        for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
+            image, i = unit // rows, unit % rows
+            first, stop = span(i, height)
+            done = max(first, done if image == current else 0)
+            current = image
+            for r in range(done, stop):
+                here = (image * height + r) * row * size
+                line = ring + r % size_of_ring * (4 * row + 64)
+                run(x + here, res + here, 0, line, row, table, tile, False)
+            done = stop
+            pool_row(ring, 4 * row + 64, out, codes, unit * columns * channels, i, height, width, channels)
+
+    return windowed

@@ -25,6 +25,7 @@ from .memory import fence, float32, float64, get_i64, prefetch, prefetch_write
 from .rows import TOGETHER, ahead
 from .simd import fma, inlined, splat, widen
 from .tables import clear, cut, fold, spread, spread_means
+from .windows import spread_row_of, window_of
 
 _load, _store = float32.load, float32.store
 _load_some, _store_some = float32.load_some, float32.store_some
@@ -36,8 +37,8 @@ def _gradients(storage, activation, residual, pool):
 
     A pooled gradient comes spread, as a float32 line, which is near already.
     """
-    load, load_some = storage.load, storage.load_some
-    grad_load, grad_load_some = (_load, _load_some) if pool else (load, load_some)
+    lined, load, load_some = bool(pool), storage.load, storage.load_some
+    grad_load, grad_load_some = (_load, _load_some) if lined else (load, load_some)
     activation_backward = activation.backward
 
     @inlined
@@ -59,10 +60,25 @@ def _gradients(storage, activation, residual, pool):
         prefetch(x)
         if residual:
             prefetch(res)
-        if not pool:
+        if not lined:
             prefetch(grad)
 
     return dz, dz_some, fetch
+
+
+def _spread_of(storage, pool):
+    """``(rows, fill)``: a line of float32 gradients serves so many rows of pixels, and how it is filled."""
+    window = window_of(pool)
+    if window is None:
+        return 2, _spread_pair(storage)
+    spread_row = spread_row_of(storage, window)
+
+    @inlined
+    def fill(args, grad, line, image, row, height, width, channels):
+        spread_row(args, grad, line, image, row, height, width, channels)
+        return 1
+
+    return 1, fill
 
 
 def _spread_pair(storage):
@@ -90,7 +106,7 @@ def _spread_pair(storage):
                 _store_some(line, (width - 1) * channels + v, splat(0.0), min(16, channels - v))
 
     @inlined
-    def spread_pair(grad, line, image, row, height, width, channels):
+    def spread_pair(args, grad, line, image, row, height, width, channels):
         """Fill the line and return how many rows it is for: an odd last row was not pooled at all."""
         if 2 * row + 1 == height:
             for v in range(0, width * channels, 16):
@@ -114,7 +130,7 @@ def rows_reduce(storage, activation, residual, pool):
     load, load_some, size = storage.load, storage.load_some, storage.size
     store, store_some = storage.store, storage.store_some
     dz, dz_some, fetch = _gradients(storage, activation, residual, pool)
-    spread_pair = _spread_pair(storage)
+    lined, (most, fill) = bool(pool), _spread_of(storage, pool)
 
     @inlined
     def add(x, res, grad, dres, at, v, table, tile):
@@ -193,15 +209,15 @@ def rows_reduce(storage, activation, residual, pool):
         spread(args, table, tile)
         clear(table + 20 * tile, 2 * tile)
         clear(table + 32 * tile, 4 * tile)
-        if pool:
+        if lined:
             line = table + 48 * tile
-            row_elements, pairs, pending = width * channels, (height + 1) // 2, 0
-            units = images * pairs
+            row_elements, lines, pending = width * channels, (height + most - 1) // most, 0
+            units = images * lines
             for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
-                image, row = unit // pairs, unit % pairs
-                rows = spread_pair(grad, line, image, row, height, width, channels)
+                image, row = unit // lines, unit % lines
+                rows = fill(args, grad, line, image, row, height, width, channels)
                 for which in range(rows):
-                    here = (image * height + 2 * row + which) * row_elements * size
+                    here = (image * height + most * row + which) * row_elements * size
                     there = dres + here if dres != 0 else 0
                     pending = run(x + here, res + here, line, there, row_elements, table, tile, pending)
         else:
@@ -226,7 +242,7 @@ def rows_apply(storage, activation, residual, pool):
     load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
     size, stream = storage.size, storage.stream
     dz, dz_some, fetch = _gradients(storage, activation, residual, pool)
-    spread_pair = _spread_pair(storage)
+    lined, (most, fill) = bool(pool), _spread_of(storage, pool)
 
     @inlined
     def put(x, res, grad, dx, dres, at, m, s, b, a, k, streamed):
@@ -283,15 +299,15 @@ def rows_apply(storage, activation, residual, pool):
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         spread(args, table, tile)
         spread_means(args, table, tile)
-        if pool:
+        if lined:
             line = table + 48 * tile
-            row_elements, pairs = width * channels, (height + 1) // 2
-            units = images * pairs
+            row_elements, lines = width * channels, (height + most - 1) // most
+            units = images * lines
             for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
-                image, row = unit // pairs, unit % pairs
-                rows = spread_pair(grad, line, image, row, height, width, channels)
+                image, row = unit // lines, unit % lines
+                rows = fill(args, grad, line, image, row, height, width, channels)
                 for which in range(rows):
-                    here = (image * height + 2 * row + which) * row_elements * size
+                    here = (image * height + most * row + which) * row_elements * size
                     there = dres + here if dres != 0 else 0
                     run(x + here, res + here, line, dx + here, there, row_elements, table, tile, streamed)
         else:

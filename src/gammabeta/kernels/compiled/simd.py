@@ -21,15 +21,16 @@ intrinsic: Any = extending.intrinsic  # its own annotations describe the undecor
 _options: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 inlined: Any = njit(forceinline=True, **_options)
 
-F32, F64, I1, I16, I32, I64 = (
+F32, F64, I1, I8, I16, I32, I64 = (
     ir.FloatType(),
     ir.DoubleType(),
     ir.IntType(1),
+    ir.IntType(8),
     ir.IntType(16),
     ir.IntType(32),
     ir.IntType(64),
 )
-V32, V64, VB, VI16, VI32 = (ir.VectorType(t, LANES) for t in (F32, F64, I1, I16, I32))
+V32, V64, VB, VI8, VI16, VI32 = (ir.VectorType(t, LANES) for t in (F32, F64, I1, I8, I16, I32))
 
 
 class LanesType(types.Type):
@@ -91,6 +92,8 @@ _operator(operator.lt, vector, mask, lambda b, x, y: b.fcmp_ordered("<", x, y))
 _operator(operator.le, vector, mask, lambda b, x, y: b.fcmp_ordered("<=", x, y))
 _operator(operator.gt, vector, mask, lambda b, x, y: b.fcmp_ordered(">", x, y))
 _operator(operator.ge, vector, mask, lambda b, x, y: b.fcmp_ordered(">=", x, y))
+_operator(operator.eq, vector, mask, lambda b, x, y: b.fcmp_ordered("==", x, y))
+_operator(operator.ne, vector, mask, lambda b, x, y: b.fcmp_unordered("!=", x, y))
 _operator(operator.or_, mask, mask, lambda b, x, y: b.or_(x, y))
 _operator(operator.and_, mask, mask, lambda b, x, y: b.and_(x, y))
 
@@ -256,13 +259,11 @@ def _shuffle(name, lanes, doc):
     return intrinsic(typed)
 
 
-_half = LANES // 2
 even_lanes = _shuffle("even_lanes", list(range(0, 2 * LANES, 2)), "Lanes 0, 2, 4, … of two Vectors in a row.")
 odd_lanes = _shuffle("odd_lanes", list(range(1, 2 * LANES, 2)), "Lanes 1, 3, 5, … of two Vectors in a row.")
-twice_low = _shuffle("twice_low", [i // 2 for i in range(LANES)], "The lower eight lanes, each twice.")
-twice_high = _shuffle(
-    "twice_high", [_half + i // 2 for i in range(LANES)], "The upper eight lanes, each twice."
-)
+_mixed = [lane for i in range(LANES) for lane in (i, LANES + i)]
+mixed_low = _shuffle("mixed_low", _mixed[:LANES], "The lower lanes of two Vectors in turn: a0, b0, a1, b1, …")
+mixed_high = _shuffle("mixed_high", _mixed[LANES:], "The upper lanes of two Vectors in turn: a8, b8, a9, b9, …")
 
 
 @intrinsic

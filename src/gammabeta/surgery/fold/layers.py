@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...functional._composition import finish
+from ...kernels.layout import Pool
 from ...nn._layer import Fused
 from .affine import Affine
 
@@ -43,7 +44,7 @@ class ChannelAffine(nn.Module):
 class Tail(nn.Module):
     """What a fused batch norm does after its map: ``pool(activation(x + residual))``."""
 
-    def __init__(self, activation: str | None, pool: int | None) -> None:
+    def __init__(self, activation: str | None, pool: Pool) -> None:
         super().__init__()
         self.activation, self.pool = activation, pool
 
@@ -53,7 +54,7 @@ class Tail(nn.Module):
         residual: Tensor | None = None,
         *,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
     ) -> Tensor:
         """Add, activate, pool: ``x`` and ``residual`` are (N, C, *). A call may ask for more.
 

@@ -121,7 +121,7 @@ def _take(site: Site, module: nn.Module) -> bool:
     fresh = site.post == Post() and not site.pool
     pools = isinstance(site.layer, nn.Conv2d) and not site.pool
     if type(module) is Tail:
-        if not fresh or (module.pool and not pools):
+        if not fresh or module.pool not in (None, 2) or (module.pool and not pools):
             return False
         site.post, site.pool = _POSTS[module.activation] if module.activation else Post(), bool(module.pool)
         return True
