@@ -43,6 +43,49 @@ def test_gradcheck(activation, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_max_pool_second_order(training, monkeypatch):
+    """By the kernels, and with a graph behind the gradients."""
+    monkeypatch.setattr("gammabeta.functional._dispatch.SMALL_TRAIN", [0, 0, 0])
+    monkeypatch.setattr("gammabeta.functional._dispatch.SMALL_EVAL", [0, 0, 0])
+    window = gb.functional.MaxPool(3, 2, 1)
+    x, weight, bias = torch.randn(4, 3, 9, 9), torch.rand(3) + 0.5, torch.randn(3)
+    upstream, direction = torch.randn(4, 3, 5, 5), torch.randn(x.shape)
+
+    def orders(kind, function):
+        leaves = [t.to(kind, copy=True).requires_grad_() for t in (x, weight, bias)]
+        mean, var = torch.zeros(3, dtype=kind), torch.ones(3, dtype=kind)
+        out = function(leaves[0], mean, var, leaves[1], leaves[2])
+        first = torch.autograd.grad(out, leaves, upstream.to(kind), retain_graph=True)
+        (again,) = torch.autograd.grad(out, leaves[0], upstream.to(kind), create_graph=True)
+        return [*first, *torch.autograd.grad((again * direction.to(kind)).sum(), leaves[:2])]
+
+    def ours(x, *rest):
+        return batch_norm(x, *rest, training, activation="silu", pool=window)
+
+    def exact(x, *rest):
+        return F.max_pool2d(F.silu(F.batch_norm(x, *rest, training)), *window)
+
+    for found, expected in zip(orders(torch.float32, ours), orders(torch.float64, exact), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 6, 6), (4, 3, 40, 40)])
+def test_max_pool_under_functorch(shape):
+    window = gb.functional.MaxPool(2, 2)
+    x, tangent = torch.randn(shape), torch.randn(shape)
+
+    def ours(x):
+        return batch_norm(x, None, None, training=True, activation="relu", pool=window).square().sum()
+
+    def theirs(x):
+        return F.max_pool2d(F.relu(F.batch_norm(x, None, None, training=True)), 2).square().sum()
+
+    torch.testing.assert_close(
+        torch.func.jvp(ours, (x,), (tangent,)), torch.func.jvp(theirs, (x,), (tangent,))
+    )
+
+
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("activation", [None, "relu"])
 def test_kernels_against_float64_first_and_second(activation, residual, training):

@@ -95,6 +95,32 @@ def test_pool(shape, backend, training):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (20, 5, 10)])
+def test_max_pool(window, backend, training, monkeypatch):
+    monkeypatch.setattr("gammabeta.functional._dispatch.SMALL_TRAIN", [0, 0, 0])
+    if window == (20, 5, 10) and backend == "cpu":
+        pytest.skip("a window of 400 elements is torch's")
+    pool = gb.functional.MaxPool(*window)
+    for x in (torch.randn(3, 4, 11, 13), channels_last(torch.randn(3, 4, 11, 13))):
+        ours = outcome(
+            lambda x, m, v, w, b, t: batch_norm(
+                x, m, v, w, b, t, activation="relu", pool=pool, backend=backend
+            ),
+            x,
+            None,
+            training,
+        )
+        theirs = outcome(
+            lambda x, m, v, w, b, t: F.max_pool2d(F.relu(F.batch_norm(x, m, v, w, b, t)), *window),
+            x,
+            None,
+            training,
+        )
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("training", [True, False])
 def test_other_dtypes(dtype, training):
@@ -226,12 +252,18 @@ def test_refusals_of_our_own():
     for settings, words in (
         ({"activation": "tanh"}, "hardswish"),
         ({"pool": 3}, "2x2"),
+        ({"pool": gb.functional.MaxPool(3, 2, 2)}, "half the kernel"),
+        ({"pool": gb.functional.MaxPool(3, 0)}, "at least 1"),
+        ({"pool": gb.functional.MaxPool(2.0, 2)}, "kernel=2.0"),
         ({"backend": "cuda"}, "auto, cpu, gpu, torch"),
     ):
         with pytest.raises(gb.errors.UsageError, match=words):
             batch_norm(x, mean, var, **settings)
-    with pytest.raises(gb.errors.UsageError, match="4D"):
-        batch_norm(x[..., 0], mean, var, pool=2)
+    for pool in (2, gb.functional.MaxPool(2, 2)):
+        with pytest.raises(gb.errors.UsageError, match="4D"):
+            batch_norm(x[..., 0], mean, var, pool=pool)
+    with pytest.raises(RuntimeError, match="too small"):  # torch's own error
+        batch_norm(x, mean, var, pool=gb.functional.MaxPool(6, 1))
 
 
 def test_a_named_backend_runs_or_says_why_not():

@@ -48,10 +48,10 @@ def test_operators_in_float64_and_without_parameters():
 
 
 class Net(torch.nn.Module):
-    def __init__(self, residual):
+    def __init__(self, residual, pool=2):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
-        self.bn = gb.nn.BatchNorm2d(3, activation="relu", pool=2)
+        self.bn = gb.nn.BatchNorm2d(3, activation="relu", pool=pool)
         self.residual = residual
 
     def forward(self, x):
@@ -67,9 +67,11 @@ def train_step(model, x):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("residual", [False, True])
-def test_compile_fullgraph(residual, backend):
-    eager = Net(residual)
+@pytest.mark.parametrize(
+    ("residual", "pool"), [(False, 2), (True, 2), (False, gb.functional.MaxPool(3, 2, 1))]
+)
+def test_compile_fullgraph(residual, pool, backend):
+    eager = Net(residual, pool)
     compiled_net = copy.deepcopy(eager)
     compiled = torch.compile(compiled_net, fullgraph=True, backend=backend)
     for training in (True, False):
@@ -106,14 +108,15 @@ def test_compile_frozen_and_ghost():
             torch.testing.assert_close(twin.state_dict(), layer.state_dict())
 
 
-def test_compiled_graph_holds_our_operator_and_an_exported_one_does_not():
+@pytest.mark.parametrize("pool", [2, gb.functional.MaxPool(3, 2, 1)])
+def test_compiled_graph_holds_our_operator_and_an_exported_one_does_not(pool):
     seen = []
 
     def backend(graph, inputs):
         seen.extend(str(node.target) for node in graph.graph.nodes)
         return graph
 
-    model, x = Net(False), torch.randn(4, 3, 8, 8)
+    model, x = Net(False, pool), torch.randn(4, 3, 8, 8)
     torch.compile(model, fullgraph=True, backend=backend)(x)
     assert any("batch_norm_train" in target for target in seen)
     for training in (True, False):

@@ -42,10 +42,16 @@ class Block(nn.Module):
         return F.relu(y + self.bn3(self.shortcut(x)))
 
 
-def residual():
-    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+def residual(ceil_mode=True):
+    """With ``ceil_mode`` the pooling stays an operation of its own."""
+    pool = nn.MaxPool2d(3, 2, 1, ceil_mode=ceil_mode)
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), pool)
     blocks = [Block(8, 8, False), Block(8, 8, False), Block(8, 8, False), Block(8, 16, True)]
     return nn.Sequential(stem, *blocks, Block(16, 16, False), nn.Flatten(), nn.LazyLinear(5))
+
+
+def windowed():
+    return residual(ceil_mode=False)
 
 
 def plain():
@@ -77,7 +83,7 @@ class Dense(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-NETWORKS = [residual, plain, perceptron, Dense]
+NETWORKS = [residual, windowed, plain, perceptron, Dense]
 
 
 def pair(make, dtype=torch.float32, form=torch.contiguous_format, to="fused"):
@@ -140,6 +146,7 @@ def test_gradients_are_the_same_to_the_last_bit(make, form, dtype, to):
     [
         # Of twelve, two are kept: the third block's, third in a chain of sums, and the last of all.
         (residual, 1, 10),
+        (windowed, 0, 10),
         (plain, 0, 3),
         (perceptron, 0, 2),
         (Dense, 0, 2),

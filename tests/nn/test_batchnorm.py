@@ -93,6 +93,31 @@ def test_what_follows(activation, training, road):
     )
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("form", [torch.contiguous_format, torch.channels_last])
+def test_max_pool(training, form):
+    ours, theirs = pair(2, activation="relu", pool=gb.functional.MaxPool(3, 2, 1))
+    ours.train(training), theirs.train(training)
+    x = torch.randn(4, 3, 9, 12).contiguous(memory_format=form)
+    compare(ours, theirs, x, after=lambda y: F.max_pool2d(F.relu(y), 3, 2, 1))
+    assert ours(x).is_contiguous(memory_format=form)
+    assert "pool=MaxPool(kernel=3, stride=2, padding=1)" in repr(ours)
+    assert pickle.loads(pickle.dumps(ours)).pool == ours.pool
+
+
+@pytest.mark.parametrize("kind", ["Ghost", "Frozen", "Sync", "Lazy"])
+def test_max_pool_in_the_other_kinds(kind):
+    name = "SyncBatchNorm" if kind == "Sync" else f"{kind}BatchNorm2d"
+    features = () if kind == "Lazy" else (3,)
+    settings = {"virtual_batch_size": 2} if kind == "Ghost" else {}
+    pooling, bare = (
+        getattr(gb.nn, name)(*features, **settings, **more)
+        for more in ({"activation": "relu", "pool": gb.functional.MaxPool(2, 2)}, {})
+    )
+    x = torch.randn(4, 3, 8, 8)
+    torch.testing.assert_close(pooling(x), F.max_pool2d(F.relu(bare(x)), 2))
+
+
 def test_nonfinite_batch_is_left_out_with_one_warning():
     ours, theirs = pair(2)
     before = copy.deepcopy(ours.state_dict())

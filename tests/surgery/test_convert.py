@@ -366,6 +366,60 @@ def test_folded_and_right(forward, expected):
         torch.testing.assert_close(b.state_dict(), a.state_dict())
 
 
+def _activate_and_halve(y):
+    return F.max_pool2d(F.relu(y), 2)
+
+
+class Pooled(nn.Module):
+    """A pooling two modules away from the batch norm whose activation it follows, and one beside."""
+
+    def __init__(self, pool, after=_activate_and_halve):
+        super().__init__()
+        self.init = nn.Sequential(ConvBlock(3, 8), pool)
+        self.conv, self.bn = nn.Conv2d(8, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.after = after
+
+    def forward(self, x):
+        return self.after(self.bn(self.conv(self.init(x))))
+
+
+def test_max_pooling_is_folded():
+    model = randomised(Pooled(nn.MaxPool2d(3, 2, 1)))
+    converted = gb.convert(model, example=torch.randn(X))
+    assert folded(converted) == {"init.0.bn": "relu6 + 3x3 max pool", "bn": "relu + 2x2 max pool"}
+    same(model, converted, torch.randn(X))
+    same(model, pickle.loads(pickle.dumps(converted)), torch.randn(X))
+    back = gb.convert(converted, to="torch", example=torch.randn(X))
+    assert not any(isinstance(m, gb.nn.BatchNorm2d) for m in back.modules())
+    same(model, back, torch.randn(X))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.MaxPool2d(2, 2, dilation=2),
+        nn.MaxPool2d((3, 2)),
+        nn.MaxPool2d(2, (2, 1)),
+        nn.MaxPool2d(17, 1, 8),
+        nn.AvgPool2d(3, 2, 1),
+        nn.LPPool2d(2, 2),
+    ],
+)
+def test_other_poolings_are_left(pool):
+    model = randomised(Pooled(pool, after=lambda y: F.max_pool2d(y, 2, return_indices=True)[0]))
+    converted = gb.convert(model)
+    assert folded(converted) == {"init.0.bn": "relu6"}
+    same(model, converted, torch.randn(X))
+
+
+def test_pooling_behind_two_activations_is_left():
+    model = randomised(nn.Sequential(ConvBlock(3, 8), nn.SiLU(), nn.MaxPool2d(2)))
+    converted = gb.convert(model)
+    assert folded(converted) == {"0.bn": "relu6"}
+    same(model, converted, torch.randn(X))
+
+
 def test_hooks_are_respected():
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
     seen = []

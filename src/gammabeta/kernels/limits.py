@@ -54,7 +54,7 @@ def _unpooled(x: Tensor, pool: Pool, windows: bool) -> str | None:
         if pool.kernel**2 > LARGEST_WINDOW:
             return f"a window has more than {LARGEST_WINDOW} elements"
     elif pool != 2:
-        return "the mean is that of 2×2"
+        return "pooling is the mean over 2×2, or a MaxPool"
     return None if min(pooled(x.shape, pool)[2:]) > 0 else "the input is smaller than the pool's window"
 
 

@@ -5,6 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gammabeta.functional import MaxPool
+
 triton = pytest.importorskip("triton")
 tl = triton.language
 plan = pytest.importorskip("gammabeta.kernels.gpu.plan")
@@ -133,7 +135,8 @@ def test_refusals_say_why(gpu, device):
         "channels": (x.reshape(-1), None, None, None),
         "activation": (x, None, "mish", None),
         "pooling": (x, None, None, 3),
-        "2×2": (x[:, :, 0], None, None, 2),
+        "four dimensions": (x[:, :, 0], None, None, 2),
+        "no max pooling": (x, None, None, MaxPool(2, 2)),
         "shape": (x, x[:, :, :1], None, None),
         "dtype": (x, x.half(), None, None),
     }.items():
