@@ -2,18 +2,22 @@
 
 Each case times one training step of a layer (forward, then backward with a random upstream gradient) through
 ``gammabeta.functional.batch_norm``, with all allocation, against the same in torch's operators; or the
-forward in evaluation. The torch version adds and activates in place, as torch's own models do.
+forward in evaluation. The torch version adds and activates in place, as torch's own models do; a second one
+makes new tensors, as ``nn.ReLU()`` and ``+`` do by default. A copy of as much memory as the tensors of the
+case have, timed in the same rounds, says how fast memory was just then, and so what it allows at best.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import functional
+from ..kernels.layout import MaxPool, Pool, pooled
 from . import IncorrectError, Options, Result
 from .timing import Timing, geometric_mean, interleave
 
@@ -41,8 +45,10 @@ SHAPES = {
     "perceptron 1024×1024": (1024, 1024),
 }
 _POOLED = ("ResNet-18 stage 1", "ResNet-50 stage 2", "DenseNet-121 block 1", "digits 1", "digits 2")
+_MAX_POOLED = ("ResNet-18 stem", "ResNet-18 stage 2", "DenseNet-121 block 1")
 _QUICK = ("ResNet-18 stage 1", "digits 1", "perceptron 64×128")
-_CACHE_BYTES = 32 << 20  # of the last cache; a layer beyond it is measured against the copy bandwidth
+_CACHE_BYTES = 32 << 20  # of the last cache
+_FIXED_COST_BYTES = 64 << 10  # up to which the memory moved says nothing
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Case:
     channels_last: bool
     activation: str | None = None
     residual: bool = False
-    pool: int | None = None
+    pool: Pool = None
     dtype: torch.dtype = torch.float32
     training: bool = True
 
@@ -70,6 +76,11 @@ class Case:
         """Of the input."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def tensors(self) -> int:
+        """The large tensors of a step: input and output, and in training the gradients of both."""
+        return (4 if self.training else 2) + 2 * self.residual
+
 
 def cases(quick: bool) -> list[Case]:
     """Every layer that is measured."""
@@ -78,6 +89,7 @@ def cases(quick: bool) -> list[Case]:
         ("BN", {}, tuple(SHAPES)),
         ("BN+ReLU", {"activation": "relu"}, tuple(SHAPES)),
         ("BN+ReLU+pool", {"activation": "relu", "pool": 2}, _POOLED),
+        ("BN+ReLU+max pool", {"activation": "relu", "pool": MaxPool(3, 2, 1)}, _MAX_POOLED),
         ("BN+add+ReLU", {"activation": "relu", "residual": True}, tuple(SHAPES)),
         ("BN+ReLU bf16", {"activation": "relu", "dtype": torch.bfloat16}, tuple(SHAPES)),
         ("BN+ReLU evaluation", {"activation": "relu", "training": False}, tuple(SHAPES)),
@@ -111,14 +123,16 @@ class Layer:
             out = self._torch()
         self.grad = torch.randn(out.shape).to(case.dtype, memory_format=form)
 
-    def _torch(self) -> Tensor:
+    def _torch(self, inplace: bool = True) -> Tensor:
         case = self.case
         y = F.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, case.training)
         if self.residual is not None:
-            y += self.residual
+            y = y.add_(self.residual) if inplace else y + self.residual
         if case.activation:
-            y = F.relu(y, inplace=True)
-        return F.avg_pool2d(y, 2) if case.pool else y
+            y = F.relu(y, inplace=inplace)
+        if isinstance(case.pool, MaxPool):
+            return F.max_pool2d(y, *case.pool)
+        return F.avg_pool2d(y, case.pool) if case.pool else y
 
     def _ours(self) -> Tensor:
         case = self.case
@@ -146,9 +160,19 @@ class Layer:
         """One step in torch's operators."""
         return self._step(self._torch)
 
+    def apart_step(self) -> object:
+        """The same, with new tensors for sum and activation."""
+        return self._step(lambda: self._torch(inplace=False))
+
     def our_step(self) -> object:
         """One step in ours."""
         return self._step(self._ours)
+
+    def copy(self) -> Callable[[], object]:
+        """A copy from one half to the other of as much memory as the tensors of a step have."""
+        size = self.case.nbytes * self.case.tensors // 8
+        source, target = torch.ones(size), torch.ones(size)
+        return lambda: target.copy_(source)
 
     def check(self) -> None:
         """Raise ``IncorrectError`` unless both programs agree.
@@ -164,61 +188,85 @@ class Layer:
                 raise IncorrectError(f"{self.case.title}: off by {off:.2g} of its norm")
 
 
-def least_bytes(case: Case) -> int:
-    """The fewest bytes a step can move: contiguous, a channel's values are read from memory once."""
-    passes = 2 if not case.channels_last else 3  # x in (twice: statistics come first), out
-    if case.training:
-        passes += 3 if not case.channels_last else 5  # x and gradient in (twice), dx out
-    elif case.channels_last:
-        passes = 2
-    if case.residual:
-        passes += 3 if not case.channels_last else 4
+def least_bytes(case: Case) -> float:
+    """The fewest bytes a step can move: contiguous, a channel's values are read from memory once.
+
+    Reads are those of the input (in training a second time where a channel's values lie too far apart to
+    stay in a cache: statistics come first), the gradient likewise, the residual, which is read again for
+    the activation's derivative; writes are output, gradient and the residual's gradient.
+    """
+    out = math.prod(pooled(case.shape, case.pool)) / math.prod(case.shape)
+    twice = 2 if case.channels_last else 1
+    if not case.training:
+        passes = 1 + out + case.residual
+    elif case.residual:
+        # dz is written for the residual, and is what the second pass reads
+        passes = twice + out + 1 + (1 + out + 1 + 1) + (2 if case.channels_last else 0) + 1
+    else:
+        passes = twice + out + twice * (1 + out) + 1
     return passes * case.nbytes
 
 
-def copy_bandwidth(quick: bool) -> float:
-    """Bytes per second, read and written, of torch's copy between two blocks beyond the last cache."""
-    a, b = torch.ones(64 << 20), torch.ones(64 << 20)
-    seconds = interleave({"copy": lambda: b.copy_(a)}, rounds=3 if quick else 15)["copy"].median
-    return 2 * a.numel() * 4 / seconds
-
-
-def _row(case: Case, found: dict[str, Timing], bandwidth: float) -> dict[str, object]:
-    ours, theirs = found["ours"], found["torch"]
+def _row(case: Case, found: dict[str, Timing]) -> dict[str, object]:
+    ours, theirs = found["ours"].median, found["torch"].median
+    bandwidth = case.tensors * case.nbytes / found["copy"].median
+    least = least_bytes(case) / bandwidth
     beyond = case.nbytes > _CACHE_BYTES and case.pool is None
     return {
         "case": case.title,
         "operation": case.operation,
         "KiB": case.nbytes // 1024,
-        "torch ms": theirs.median * 1e3,
-        "ours ms": ours.median * 1e3,
-        "times faster": theirs.median / ours.median,
-        "spread": (ours.upper - ours.lower) / ours.median,
-        "of copy": least_bytes(case) / ours.median / bandwidth if beyond else None,
+        "torch ms": theirs * 1e3,
+        "ours ms": ours * 1e3,
+        "times faster": theirs / ours,
+        "spread": (found["ours"].upper - found["ours"].lower) / ours,
+        "than not in place": found["apart"].median / ours if "apart" in found else None,
+        "memory allows": theirs / least if case.nbytes > _FIXED_COST_BYTES else None,
+        "copy GB/s": bandwidth / 1e9,
+        "of copy": least / ours if beyond else None,
     }
 
 
-def run(options: Options) -> Result:
-    """Check every case, then time it."""
-    rows: list[dict[str, object]] = []
-    bandwidth = copy_bandwidth(options.quick)
-    for case in cases(options.quick):
-        layer = Layer(case)
-        layer.check()
-        programs = {"torch": layer.torch_step, "ours": layer.our_step}
-        rows.append(_row(case, interleave(programs, rounds=5 if options.quick else 11), bandwidth))
-    summary: dict[str, object] = {"copy GB/s": round(bandwidth / 1e9, 1)}
+def _summary(rows: list[dict[str, Any]]) -> dict[str, object]:
+    summary: dict[str, object] = {}
     for operation in dict.fromkeys(str(row["operation"]) for row in rows):
-        ratios = [float(str(r["times faster"])) for r in rows if r["operation"] == operation]
-        mean, least = geometric_mean(ratios), min(ratios)
-        summary[operation] = f"geometric mean {mean:.2f}×, least {least:.2f}×, {len(ratios)} cases"
-    shares = [float(str(row["of copy"])) for row in rows if row["of copy"] is not None]
+        mine = [row for row in rows if row["operation"] == operation]
+
+        def mean(column: str, mine: list[dict[str, Any]] = mine) -> float:
+            return geometric_mean([row[column] for row in mine if row[column] is not None])
+
+        text = f"geometric mean {mean('times faster'):.2f}×, least {min(r['times faster'] for r in mine):.2f}×"
+        text += f", {len(mine)} cases; memory allows {mean('memory allows'):.2f}×"
+        if mine[0]["than not in place"] is not None:
+            text += f"; than torch not in place {mean('than not in place'):.2f}×"
+        summary[operation] = text
+    slow = [row for row in rows if row["KiB"] > 64 and row["times faster"] < 1.5]
+    large = [row for row in rows if row["KiB"] > 64]
+    summary["above 64 KiB"] = f"{len(slow)} of {len(large)} cases under 1.5×"
+    summary["all"] = f"{sum(row['times faster'] < 0.95 for row in rows)} of {len(rows)} cases under 0.95×"
+    shares = [row["of copy"] for row in rows if row["of copy"] is not None]
     if shares:
         summary["beyond the last cache"] = (
             f"{100 * geometric_mean(shares):.0f} % of the copy bandwidth (least {100 * min(shares):.0f} %)"
         )
+    return summary
+
+
+def run(options: Options) -> Result:
+    """Check every case, then time it."""
+    rows: list[dict[str, Any]] = []
+    for case in cases(options.quick):
+        layer = Layer(case)
+        layer.check()
+        programs = {"torch": layer.torch_step, "ours": layer.our_step, "copy": layer.copy()}
+        if case.training and (case.activation or case.residual):
+            programs["apart"] = layer.apart_step
+        rows.append(_row(case, interleave(programs, rounds=5 if options.quick else 11)))
     notes = [
         "Forward and backward with allocation, medians of interleaved rounds; torch's ReLU and addition in "
-        "place. `of copy` counts the fewest bytes the layout allows. `spread` is the quartile distance."
+        "place. `than not in place`: how many times faster than torch with new tensors for both. `memory "
+        "allows`: the same, were ours to move the fewest bytes the layout allows as fast as a copy of as much "
+        "memory in the same rounds, `copy GB/s`. `of copy`: the share of that speed ours has. `spread` is the "
+        "quartile distance."
     ]
-    return Result("Batch normalization layer by layer, CPU", rows, summary, notes, chart=None)
+    return Result("Batch normalization layer by layer, CPU", rows, _summary(rows), notes, chart=None)

@@ -96,7 +96,7 @@ def _program(
         Step(Key("finish_statistics"), once=True),
     )
     forward, apply = step("forward"), step("apply")
-    train = step("train") if plan.fused_forward else statistics + forward
+    train = step("train") if plan.fused else statistics + forward
     reduce = (*step("reduce"), Step(Key("finish_gradients"), once=True))
     backward = step("backward") if plan.fused else ()
     return _Program(plan, statistics, train, forward, reduce, apply, backward)

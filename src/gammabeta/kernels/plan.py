@@ -9,7 +9,10 @@ import torch
 from .layout import MaxPool, Pool
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
-_SCATTERED = 512  # elements of a plane below which a channel counts as scattered
+_NEAR = 1024  # elements of a plane up to which channels are worked on in groups
+_GROUP_BYTES = 512 << 10  # of a group's planes in all images
+_MOST = 64  # channels in a group
+_ACCOUNT = 192  # bytes of working memory for each of them (``compiled/groups.py``)
 _TABLES = 48  # bytes of working memory per element of a tile
 _TILE = 256  # elements of a tile at least: a sum is in a register again before its turn comes
 _STREAMED = 12 << 20  # bytes of an output from which its start has left the caches before its end is written
@@ -20,8 +23,7 @@ class Plan(NamedTuple):
 
     rows: bool  # the channels lie side by side: channels_last, (N, C), and one value a plane
     threads: int
-    fused: bool  # one part sees the whole of a channel, so that the backward pass is one kernel
-    fused_forward: bool  # and so is the forward pass
+    fused: bool  # one part sees the whole of a channel, so that forward and backward pass are one kernel each
     parts: int
     means: int  # where in the working memory the two means of a backward pass are, after the sums
     own: int  # and where what belongs to one part begins
@@ -34,6 +36,11 @@ def _tile(channels: int) -> int:
     """Elements of a tile: whole pixels and whole vectors."""
     tile = math.lcm(channels, 16)
     return tile * max(1, _TILE // tile)
+
+
+def _group(nbytes: int, plane: int, channels: int) -> int:
+    """Channels to work on together, each of so many bytes: their planes in one image are a run of some KiB."""
+    return 1 if plane > _NEAR else max(1, min(_MOST, channels, _GROUP_BYTES // nbytes))
 
 
 def _phase(window: MaxPool, width: int) -> int:
@@ -59,7 +66,8 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
     image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
     tile = _tile(channels)
     sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
-    step = _TABLES * tile if rows else 0
+    group = _group(images * height * width * size, height * width, channels)
+    step = _TABLES * tile if rows else _ACCOUNT * group
     if window is not None:
         tile = tile if rows else _phase(window, width)
         step += _rounded(_window_bytes(window, rows, tile, height, width, channels), 64)
@@ -69,13 +77,11 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
     run = width * (channels if rows else height if window else 1)
     aligned = run % 16 == 0 or (rows and not pool)
     streamed = aligned and math.prod(shape) * size >= _STREAMED
-    sizes = (step, images, channels, height, width, tile, image_parts, channel_parts, streamed)
+    sizes = (step, images, channels, height, width, tile, group, image_parts, channel_parts, streamed)
     fused = not rows and image_parts == 1
-    # A channel of short planes is scattered in memory; its second pass is faster in the order of addresses.
-    fused_forward = fused and height * width >= _SCATTERED
     parts = image_parts * channel_parts
     shared = sums_bytes + _rounded(8 * channels, 64)
-    return Plan(rows, threads, fused, fused_forward, parts, sums_bytes, shared, shared + parts * step, sizes)
+    return Plan(rows, threads, fused, parts, sums_bytes, shared, shared + parts * step, sizes)
 
 
 def _rounded(number: int, multiple: int) -> int:

@@ -32,7 +32,7 @@ def update_running(
     done = ctypes.c_int64(0)
     batch = (mean.data_ptr(), var.data_ptr(), 0, 0, 0)
     running_pair = (running_mean.data_ptr(), running_var.data_ptr(), 0, 0)
-    sizes = (count, mean.numel(), 1, 1, 0, 1, 1, 0, skip_nonfinite)
+    sizes = (count, mean.numel(), 1, 1, 0, 1, 1, 1, 0, skip_nonfinite)
     args = pack(0, 0, 0, 0, 0, 0, 0, *batch, *running_pair, ctypes.addressof(done), 0, 0, *sizes, 0.0, factor)
     call(_UPDATE, args)
     return bool(done.value)

@@ -20,16 +20,18 @@ SCRATCH, SCRATCH_STEP = 17, 18
 IMAGES, CHANNELS, HEIGHT, WIDTH = range(19, 23)
 # channels_last: elements in a tile, a whole number of pixels; contiguous: elements in a row's phase (``windows``)
 TILE = PHASE = 23
+# contiguous: channels that are worked on together (``groups``)
+GROUP = 24
 # how the work is cut: part = image_part * channel_parts + channel_part
-IMAGE_PARTS, CHANNEL_PARTS = 24, 25
+IMAGE_PARTS, CHANNEL_PARTS = 25, 26
 # 1: write the output past the caches
-STREAM = 26
+STREAM = 27
 # 1: statistics that are not finite update nothing
-SKIP = 27
-EPS = 28
-FACTOR = 29
+SKIP = 28
+EPS = 29
+FACTOR = 30
 
-_PACKER = struct.Struct("=28q2d")
+_PACKER = struct.Struct("=29q2d")
 
 
 def pack(*values: float) -> bytes:

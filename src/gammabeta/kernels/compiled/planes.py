@@ -1,8 +1,8 @@
 """Contiguous tensors, forward: for each image and channel a plane of S values.
 
 Maths: see ``gammabeta.kernels``. Memory moved, in units of x: statistics read 1; forward reads 1 (2 with a
-residual) and writes 1 (¼ with pooling); the two in one, channel by channel, read x from memory once where
-the channel's N planes fit in a core's cache.
+residual) and writes 1 (¼ with pooling); the two in one, group of channels by group (``groups``), read x from
+memory once where the group's planes fit in a core's cache.
 """
 
 import math
@@ -13,6 +13,7 @@ from .arguments import (
     CHANNELS,
     CODES,
     EPS,
+    GROUP,
     HEIGHT,
     IMAGE_PARTS,
     IMAGES,
@@ -28,19 +29,29 @@ from .arguments import (
     WIDTH,
     X,
 )
+from .groups import (
+    ACCOUNT,
+    FIRST,
+    NEAR,
+    SETTLED,
+    SHIFT,
+    SQUARES,
+    TOTAL,
+    accounts,
+    book,
+    cut,
+    fetch_next,
+    held,
+    open_account,
+    put,
+)
 from .memory import fence, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
 from .pointwise import forward
-from .simd import even_lanes, first_lane, first_lanes, fma, inlined, odd_lanes, select, splat, total
+from .simd import even_lanes, first_lanes, fma, inlined, odd_lanes, select, splat, total
 from .windows import out_plane_of, pool_plane_of, window_of
 
 PIECE = 8192  # elements of a plane that one part takes at a time
 READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
-
-
-@inlined
-def cut(units, parts, part):
-    """The first unit of a part; its end is the first of the next."""
-    return units * part // parts
 
 
 @inlined
@@ -55,108 +66,116 @@ def scale_and_bias(args, c):
 
 @inlined
 def no_memory(args, part):
-    """Where a part needs no working memory of its own."""
+    """Where a part needs no working memory but for its accounts."""
     return 0
-
-
-NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
-AHEAD = 8  # images
-
-
-@inlined
-def fetch_ahead(plane, step, nbytes):
-    """Ask for the same plane of a later image, which lies ``step`` bytes further per image."""
-    for line in range(0, nbytes + 63, 64):
-        prefetch(plane + AHEAD * step + line)
 
 
 # --- statistics -------------------------------------------------------------------------------------------
 
 
-def _channel_sums(storage):
-    """Σ(x - k) and Σ(x - k)² over some pieces of a channel, k being its first value."""
+def _group_sums(storage):
+    """Σ(x - k) and Σ(x - k)² of each channel of a group over some pieces, k being the channel's first value."""
     load, load_some, get, size = storage.load, storage.load_some, storage.get, storage.size
 
     @inlined
-    def channel_sums(x, channels, plane, c, start, stop):
-        """Pieces ``start`` to ``stop``: float32 within 4096 values, about their first; float64 over those."""
-        first = get(x, c * plane)
+    def begin(here, length, account):
+        """The next sums are about the mean of the first values (of equal values: the value)."""
+        shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
+        put_f32(account, SHIFT, shift)
+        put(account, splat(0.0), splat(0.0))
+
+    @inlined
+    def add(here, length, account):
+        k, zero = splat(get_f32(account, SHIFT)), splat(0.0)
+        s0, q0 = held(account)
+        s1 = s2 = s3 = q1 = q2 = q3 = zero
+        i = 0
+        while i + 64 <= length:
+            for line in range(0, 64, 16):
+                prefetch(here + (i + line) * size + READ_AHEAD)
+            d0 = load(here, i) - k
+            d1 = load(here, i + 16) - k
+            d2 = load(here, i + 32) - k
+            d3 = load(here, i + 48) - k
+            s0 = s0 + d0
+            s1 = s1 + d1
+            s2 = s2 + d2
+            s3 = s3 + d3
+            q0 = fma(d0, d0, q0)
+            q1 = fma(d1, d1, q1)
+            q2 = fma(d2, d2, q2)
+            q3 = fma(d3, d3, q3)
+            i += 64
+        while i + 16 <= length:
+            d0 = load(here, i) - k
+            s0 = s0 + d0
+            q0 = fma(d0, d0, q0)
+            i += 16
+        if i < length:
+            left = length - i
+            d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+            s1 = s1 + d0
+            q1 = fma(d0, d0, q1)
+        put(account, (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3))
+
+    @inlined
+    def settle(account, pending):
+        s, q = held(account)
+        s, q = total(s), total(q)
+        d = float(get_f32(account, SHIFT)) - get_f64(account, FIRST)
+        book(account, pending * d + s, q + d * (2.0 * s + pending * d))
+
+    @inlined
+    def group_sums(args, begins, c0, c1, start, stop):
+        """Pieces ``start`` to ``stop`` of channels ``c0`` to ``c1``."""
+        x, images, channels = get_i64(args, X), get_i64(args, IMAGES), get_i64(args, CHANNELS)
+        plane = get_i64(args, HEIGHT) * get_i64(args, WIDTH)
         pieces = (plane + PIECE - 1) // PIECE
-        s_all = 0.0
-        q_all = 0.0
+        for c in range(c0, c1):
+            open_account(begins + (c - c0) * ACCOUNT, float(get(x, c * plane)))
         pending = 0
-        shift = float(first)
-        k = splat(first)
-        zero = splat(0.0)
-        s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
         for unit in range(start, stop):
             image, piece = unit // pieces, unit % pieces
-            here = x + ((image * channels + c) * plane + piece * PIECE) * size
             length = min(PIECE, plane - piece * PIECE)
-            if plane <= NEAR:
-                fetch_ahead(here, channels * plane * size, length * size)
-            if pending == 0:
-                shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
-                k = splat(shift)
-                shift = float(first_lane(k))
-                s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
-            i = 0
-            while i + 64 <= length:
-                for line in range(0, 64, 16):
-                    prefetch(here + (i + line) * size + READ_AHEAD)
-                d0 = load(here, i) - k
-                d1 = load(here, i + 16) - k
-                d2 = load(here, i + 32) - k
-                d3 = load(here, i + 48) - k
-                s0 = s0 + d0
-                s1 = s1 + d1
-                s2 = s2 + d2
-                s3 = s3 + d3
-                q0 = fma(d0, d0, q0)
-                q1 = fma(d1, d1, q1)
-                q2 = fma(d2, d2, q2)
-                q3 = fma(d3, d3, q3)
-                i += 64
-            while i + 16 <= length:
-                d0 = load(here, i) - k
-                s0 = s0 + d0
-                q0 = fma(d0, d0, q0)
-                i += 16
-            if i < length:
-                left = length - i
-                d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
-                s1 = s1 + d0
-                q1 = fma(d0, d0, q1)
+            for c in range(c0, c1):
+                account = begins + (c - c0) * ACCOUNT
+                here = x + ((image * channels + c) * plane + piece * PIECE) * size
+                if plane <= NEAR:
+                    step = plane * size
+                    fetch_next(here, image, images, channels * step, (c1 - c0) * step, step)
+                if pending == 0:
+                    begin(here, length, account)
+                add(here, length, account)
             pending += length
-            if pending >= 4096 or unit + 1 == stop:
-                s = total(s0) + total(s1) + total(s2) + total(s3)
-                q = total(q0) + total(q1) + total(q2) + total(q3)
-                d = shift - float(first)
-                s_all += pending * d + s
-                q_all += q + d * (2.0 * s + pending * d)
+            if pending >= SETTLED or unit + 1 == stop:
+                for c in range(c0, c1):
+                    settle(begins + (c - c0) * ACCOUNT, pending)
                 pending = 0
-        return s_all, q_all, float(first)
 
-    return channel_sums
+    return group_sums
 
 
 def planes_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
-    channel_sums = _channel_sums(storage)
+    group_sums = _group_sums(storage)
 
     def kernel(args, part):
-        x, sums, channels = get_i64(args, X), get_i64(args, SUMS), get_i64(args, CHANNELS)
+        sums, channels, group = get_i64(args, SUMS), get_i64(args, CHANNELS), get_i64(args, GROUP)
         plane = get_i64(args, HEIGHT) * get_i64(args, WIDTH)
         units = get_i64(args, IMAGES) * ((plane + PIECE - 1) // PIECE)
         image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
         mine, span = part // channel_parts, part % channel_parts
         start, stop = cut(units, image_parts, mine), cut(units, image_parts, mine + 1)
-        for c in range(cut(channels, channel_parts, span), cut(channels, channel_parts, span + 1)):
-            s, q, first = channel_sums(x, channels, plane, c, start, stop)
-            put_f64(sums, 2 * mine * channels + c, s)
-            put_f64(sums, (2 * mine + 1) * channels + c, q)
-            if mine == 0:
-                put_f64(sums, 2 * image_parts * channels + c, first)
+        begins, end = accounts(args, part), cut(channels, channel_parts, span + 1)
+        for c0 in range(cut(channels, channel_parts, span), end, group):
+            c1 = min(c0 + group, end)
+            group_sums(args, begins, c0, c1, start, stop)
+            for c in range(c0, c1):
+                account = begins + (c - c0) * ACCOUNT
+                put_f64(sums, 2 * mine * channels + c, get_f64(account, TOTAL))
+                put_f64(sums, (2 * mine + 1) * channels + c, get_f64(account, SQUARES))
+                if mine == 0:
+                    put_f64(sums, 2 * image_parts * channels + c, get_f64(account, FIRST))
 
     return kernel
 
@@ -235,8 +254,8 @@ def _plane_forward(storage, activation, residual, pool):
     out_plane = out_plane_of(pool)
 
     @inlined
-    def plane_forward(args, p, scratch):
-        height, width, c = get_i64(args, HEIGHT), get_i64(args, WIDTH), p % get_i64(args, CHANNELS)
+    def plane_forward(args, p, c, scratch):
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
         scale, bias = scale_and_bias(args, c)
         here, there = p * height * width * size, p * out_plane(height, width)
         x, res, m = get_i64(args, X) + here, get_i64(args, RESIDUAL) + here, get_f32(get_i64(args, MEAN), c)
@@ -251,10 +270,10 @@ def planes_forward(storage, activation, residual, pool):
 
     def kernel(args, part):
         parts = get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
-        planes = get_i64(args, IMAGES) * get_i64(args, CHANNELS)
-        scratch = prepare(args, part)
+        channels, scratch = get_i64(args, CHANNELS), prepare(args, part)
+        planes = get_i64(args, IMAGES) * channels
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
-            plane_forward(args, p, scratch)
+            plane_forward(args, p, p % channels, scratch)
         if get_i64(args, STREAM) != 0:
             fence()
 
@@ -262,27 +281,34 @@ def planes_forward(storage, activation, residual, pool):
 
 
 def planes_train(storage, activation, residual, pool):
-    """Statistics and forward of one channel after the other."""
-    channel_sums = _channel_sums(storage)
+    """Statistics and forward of one group of channels after the other."""
+    group_sums = _group_sums(storage)
     prepare, plane_forward = _plane_forward(storage, activation, residual, pool)
 
+    @inlined
+    def finish(args, account, c, count):
+        off = get_f64(account, TOTAL) / count
+        v = get_f64(account, SQUARES) / count - off * off
+        if v < 0.0:
+            v = 0.0
+        put_f32(get_i64(args, MEAN), c, get_f64(account, FIRST) + off)
+        put_f32(get_i64(args, VAR), c, v)
+        put_f32(get_i64(args, INVSTD), c, 1.0 / math.sqrt(v + get_f64(args, EPS)))
+
     def kernel(args, part):
-        x, images, channels = get_i64(args, X), get_i64(args, IMAGES), get_i64(args, CHANNELS)
+        images, channels, group = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, GROUP)
         plane, parts = get_i64(args, HEIGHT) * get_i64(args, WIDTH), get_i64(args, CHANNEL_PARTS)
-        mean, var, invstd = get_i64(args, MEAN), get_i64(args, VAR), get_i64(args, INVSTD)
-        eps, scratch = get_f64(args, EPS), prepare(args, part)
         units, count = images * ((plane + PIECE - 1) // PIECE), float(images * plane)
-        for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
-            s, q, first = channel_sums(x, channels, plane, c, 0, units)
-            off = s / count
-            v = q / count - off * off
-            if v < 0.0:
-                v = 0.0
-            put_f32(mean, c, first + off)
-            put_f32(var, c, v)
-            put_f32(invstd, c, 1.0 / math.sqrt(v + eps))
+        begins, scratch = accounts(args, part), prepare(args, part)
+        end = cut(channels, parts, part + 1)
+        for c0 in range(cut(channels, parts, part), end, group):
+            c1 = min(c0 + group, end)
+            group_sums(args, begins, c0, c1, 0, units)
+            for c in range(c0, c1):
+                finish(args, begins + (c - c0) * ACCOUNT, c, count)
             for image in range(images):
-                plane_forward(args, image * channels + c, scratch)
+                for c in range(c0, c1):
+                    plane_forward(args, image * channels + c, c, scratch)
         if get_i64(args, STREAM) != 0:
             fence()
 

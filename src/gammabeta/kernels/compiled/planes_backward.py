@@ -2,8 +2,8 @@
 
 Maths: see ``gammabeta.kernels``. Memory moved, in units of x: reduce reads 2 (1¼ with pooling, 1 more with
 a residual) and writes 1 where the residual wants its gradient, which is dz; apply reads 2 and writes 1; the
-two in one, channel by channel, read everything from memory once where the channel's planes fit in a core's
-cache.
+two in one, group of channels by group, read everything from memory once where the group's planes fit in a
+core's cache.
 """
 
 from .activations import ACTIVATIONS
@@ -15,6 +15,7 @@ from .arguments import (
     DWEIGHT,
     DX,
     GRAD,
+    GROUP,
     HEIGHT,
     IMAGE_PARTS,
     IMAGES,
@@ -28,17 +29,22 @@ from .arguments import (
     WIDTH,
     X,
 )
-from .memory import fence, float32, get_f32, get_i64, prefetch, prefetch_write, put_f32, put_f64
-from .planes import (
+from .groups import (
+    ACCOUNT,
     NEAR,
-    PIECE,
-    READ_AHEAD,
-    WRITE_AHEAD,
+    SETTLED,
+    SQUARES,
+    TOTAL,
+    accounts,
+    book,
     cut,
-    fetch_ahead,
-    no_memory,
-    scale_and_bias,
+    fetch_next,
+    held,
+    open_account,
+    put,
 )
+from .memory import fence, float32, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .planes import PIECE, READ_AHEAD, WRITE_AHEAD, no_memory, scale_and_bias
 from .simd import first_lanes, fma, inlined, mixed_high, mixed_low, select, splat, total
 from .windows import out_plane_of, spread_plane_of, window_of
 
@@ -140,8 +146,8 @@ def _gradient(storage, pool):
     return prepare, gradient
 
 
-def _channel_reduce(storage, activation, residual, pool):
-    """Σdz and Σdz·(x - mean) over some images of a channel: float32 within 4096 values, then float64.
+def _group_reduce(storage, activation, residual, pool):
+    """Σdz and Σdz·(x - mean) of a group's channels over some images, as the totals of their accounts.
 
     Where the residual wants its gradient dz is written too, for the residual and for the second pass.
     """
@@ -161,35 +167,58 @@ def _channel_reduce(storage, activation, residual, pool):
     prepare, gradient = _gradient(storage, pool)
 
     @inlined
-    def channel_reduce(args, c, start, stop, scratch):
-        x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
-        channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        dres = get_i64(args, DRESIDUAL)
+    def fetch(args, p, image, group):
+        """Ask for what this plane's successor reads."""
+        images, channels = get_i64(args, IMAGES), get_i64(args, CHANNELS)
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        step, grad_step = height * width * size, out_plane(height, width) * size
+        fetch_next(get_i64(args, X) + p * step, image, images, channels * step, group * step, step)
+        grad = get_i64(args, GRAD) + p * grad_step
+        fetch_next(grad, image, images, channels * grad_step, group * grad_step, grad_step)
+
+    @inlined
+    def plane_reduce(args, p, c, account, pending, scratch):
+        """Add a plane to the account of its channel; return the values not settled yet."""
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        here, dres = p * height * width * size, get_i64(args, DRESIDUAL)
+        x, res, out = get_i64(args, X) + here, get_i64(args, RESIDUAL) + here, dres + here if dres != 0 else 0
         scale, bias = scale_and_bias(args, c)
         zero = splat(0.0)
         constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), zero, zero)
-        plane, grad_plane = height * width, out_plane(height, width)
-        sums = ((zero, zero), (zero, zero))
-        s, q, pending, count = 0.0, 0.0, 0, units(height, width)
-        for image in range(start, stop):
-            here = (image * channels + c) * plane * size
-            out = dres + here if dres != 0 else 0
-            if plane <= NEAR:
-                fetch_ahead(x + here, channels * plane * size, plane * size)
-                there = grad + (image * channels + c) * grad_plane * size
-                fetch_ahead(there, channels * grad_plane * size, grad_plane * size)
-            there = gradient(args, grad, image * channels + c, scratch, height, width)
-            for unit in range(count):
-                sums, done = walk(unit, x + here, res + here, there, height, width, constants, out, sums)
-                pending += done
-                if pending >= 4096 or (image + 1 == stop and unit + 1 == count):
-                    s += total(sums[0][0]) + total(sums[1][0])
-                    q += total(sums[0][1]) + total(sums[1][1])
-                    sums = ((zero, zero), (zero, zero))
-                    pending = 0
-        return s, q
+        grad = gradient(args, get_i64(args, GRAD), p, scratch, height, width)
+        sums = (held(account), (zero, zero))
+        for unit in range(units(height, width)):
+            sums, done = walk(unit, x, res, grad, height, width, constants, out, sums)
+            pending += done
+            if pending >= SETTLED:
+                book(
+                    account, total(sums[0][0]) + total(sums[1][0]), total(sums[0][1]) + total(sums[1][1])
+                )
+                sums = ((zero, zero), (zero, zero))
+                pending = 0
+        put(account, sums[0][0] + sums[1][0], sums[0][1] + sums[1][1])
+        return pending
 
-    return prepare, channel_reduce
+    @inlined
+    def group_reduce(args, begins, c0, c1, start, stop, scratch):
+        """Images ``start`` to ``stop`` of channels ``c0`` to ``c1``."""
+        channels = get_i64(args, CHANNELS)
+        near = get_i64(args, HEIGHT) * get_i64(args, WIDTH) <= NEAR
+        for c in range(c0, c1):
+            open_account(begins + (c - c0) * ACCOUNT, 0.0)
+        before = 0
+        for image in range(start, stop):
+            pending = before
+            for c in range(c0, c1):
+                p = image * channels + c
+                if near:
+                    fetch(args, p, image, c1 - c0)
+                before = plane_reduce(args, p, c, begins + (c - c0) * ACCOUNT, pending, scratch)
+        for c in range(c0, c1):
+            s, q = held(begins + (c - c0) * ACCOUNT)
+            book(begins + (c - c0) * ACCOUNT, total(s), total(q))
+
+    return prepare, group_reduce
 
 
 def _plane_apply(storage, activation, residual, pool):
@@ -216,11 +245,10 @@ def _plane_apply(storage, activation, residual, pool):
     prepare, gradient = _gradient(storage, pool)
 
     @inlined
-    def plane_apply(args, grad, p, mean_dz, mean_dz_xhat, scratch):
+    def plane_apply(args, grad, p, c, mean_dz, mean_dz_xhat, scratch):
         x, res, streamed = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, STREAM) != 0
         dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)
-        channels, height, width = get_i64(args, CHANNELS), get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        c = p % channels
+        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
         scale, bias = scale_and_bias(args, c)
         invstd = get_f32(get_i64(args, INVSTD), c)
         a, k = splat(scale * mean_dz), splat(scale * invstd * mean_dz_xhat)
@@ -236,18 +264,22 @@ def _plane_apply(storage, activation, residual, pool):
 
 def planes_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) of each part."""
-    prepare, channel_reduce = _channel_reduce(storage, activation, residual, pool)
+    prepare, group_reduce = _group_reduce(storage, activation, residual, pool)
 
     def kernel(args, part):
         images, channels, sums = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, SUMS)
-        scratch = prepare(args, part)
         image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
         mine, span = part // channel_parts, part % channel_parts
         start, stop = cut(images, image_parts, mine), cut(images, image_parts, mine + 1)
-        for c in range(cut(channels, channel_parts, span), cut(channels, channel_parts, span + 1)):
-            s, q = channel_reduce(args, c, start, stop, scratch)
-            put_f64(sums, 2 * mine * channels + c, s)
-            put_f64(sums, (2 * mine + 1) * channels + c, q)
+        begins, scratch, group = accounts(args, part), prepare(args, part), get_i64(args, GROUP)
+        end = cut(channels, channel_parts, span + 1)
+        for c0 in range(cut(channels, channel_parts, span), end, group):
+            c1 = min(c0 + group, end)
+            group_reduce(args, begins, c0, c1, start, stop, scratch)
+            for c in range(c0, c1):
+                account = begins + (c - c0) * ACCOUNT
+                put_f64(sums, 2 * mine * channels + c, get_f64(account, TOTAL))
+                put_f64(sums, (2 * mine + 1) * channels + c, get_f64(account, SQUARES))
 
     return kernel
 
@@ -264,7 +296,7 @@ def planes_apply(storage, activation, residual, pool):
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
             c = p % channels
             grad = get_i64(args, GRAD)
-            plane_apply(args, grad, p, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c), scratch)
+            plane_apply(args, grad, p, c, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c), scratch)
         if get_i64(args, STREAM) != 0:
             fence()
 
@@ -272,11 +304,11 @@ def planes_apply(storage, activation, residual, pool):
 
 
 def planes_backward(storage, activation, residual, pool):
-    """Reduce and apply of one channel after the other, the statistics differentiated.
+    """Reduce and apply of one group of channels after the other, the statistics differentiated.
 
     A residual is one that wants its gradient: the second pass takes dz from there.
     """
-    prepare, channel_reduce = _channel_reduce(storage, activation, residual, pool)
+    prepare, group_reduce = _group_reduce(storage, activation, residual, pool)
     if residual:
         _, plane_apply = _plane_apply(storage, ACTIVATIONS[None], False, False)
     else:
@@ -287,14 +319,19 @@ def planes_backward(storage, activation, residual, pool):
         dweight, dbias, invstd = get_i64(args, DWEIGHT), get_i64(args, DBIAS), get_i64(args, INVSTD)
         count = float(images * get_i64(args, HEIGHT) * get_i64(args, WIDTH))
         grad = get_i64(args, DRESIDUAL) if residual else get_i64(args, GRAD)
-        scratch = prepare(args, part)
-        for c in range(cut(channels, parts, part), cut(channels, parts, part + 1)):
-            s, q = channel_reduce(args, c, 0, images, scratch)
-            q *= get_f32(invstd, c)
-            put_f32(dbias, c, s)
-            put_f32(dweight, c, q)
+        begins, scratch, group = accounts(args, part), prepare(args, part), get_i64(args, GROUP)
+        end = cut(channels, parts, part + 1)
+        for c0 in range(cut(channels, parts, part), end, group):
+            c1 = min(c0 + group, end)
+            group_reduce(args, begins, c0, c1, 0, images, scratch)
+            for c in range(c0, c1):
+                account = begins + (c - c0) * ACCOUNT
+                put_f32(dbias, c, get_f64(account, TOTAL))
+                put_f32(dweight, c, get_f64(account, SQUARES) * get_f32(invstd, c))
             for image in range(images):
-                plane_apply(args, grad, image * channels + c, s / count, q / count, scratch)
+                for c in range(c0, c1):
+                    mean_dz, mean_dz_xhat = get_f32(dbias, c) / count, get_f32(dweight, c) / count
+                    plane_apply(args, grad, image * channels + c, c, mean_dz, mean_dz_xhat, scratch)
         if get_i64(args, STREAM) != 0:
             fence()
 

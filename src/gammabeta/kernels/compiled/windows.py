@@ -9,7 +9,8 @@ contiguous plane neighbouring windows are ``stride`` elements apart, and sixteen
 together: so a row lies in the ring taken apart into ``stride`` *phases*, whose elements are neighbours there.
 """
 
-from .arguments import CODES, PHASE, SCRATCH, SCRATCH_STEP, WIDTH
+from .arguments import CODES, GROUP, PHASE, WIDTH
+from .groups import ACCOUNT, accounts
 from .memory import byte, float32, get_f32, get_i64, put_f32
 from .simd import even_lanes, inlined, mixed_high, mixed_low, odd_lanes, select, splat
 
@@ -146,7 +147,7 @@ def pool_plane_of(storage, window, one, one_some):
     @inlined
     def prepare(args, part):
         """Fill what is outside of the plane; return the working memory."""
-        scratch = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        scratch = accounts(args, part) + get_i64(args, GROUP) * ACCOUNT
         _fill(scratch, kernel * stride * get_i64(args, PHASE) + get_i64(args, WIDTH) + 32, _LEAST)
         return scratch
 
@@ -189,7 +190,7 @@ def spread_plane_of(storage, window):
     @inlined
     def prepare(args, part):
         """Clear the ring; return the working memory."""
-        scratch = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        scratch = accounts(args, part) + get_i64(args, GROUP) * ACCOUNT
         _fill(scratch, kernel * stride * get_i64(args, PHASE), 0.0)
         return scratch
 
