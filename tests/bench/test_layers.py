@@ -11,10 +11,12 @@ from gammabeta.functional import MaxPool
 def test_every_program_runs_once_in_every_round():
     calls = []
     found = timing.interleave(
-        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=4, round_seconds=0
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=8, round_seconds=0
     )
-    assert calls == ["a", "a", "b", "b", "a", "b", "b", "a", "a", "b", "b", "a"]  # two warm-up calls of each
-    assert {name: t.rounds for name, t in found.items()} == {"a": 4, "b": 4}
+    assert calls[:4] == ["a", "a", "b", "b"]  # two warm-up calls of each
+    rounds = {"".join(calls[i : i + 2]) for i in range(4, len(calls), 2)}
+    assert rounds == {"ab", "ba"}, "neither always follows the other"
+    assert {name: t.rounds for name, t in found.items()} == {"a": 8, "b": 8}
     assert all(0 < t.lower <= t.median <= t.upper for t in found.values())
 
 

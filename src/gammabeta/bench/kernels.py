@@ -235,8 +235,9 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, object]:
         def mean(column: str, mine: list[dict[str, Any]] = mine) -> float:
             return geometric_mean([row[column] for row in mine if row[column] is not None])
 
-        text = f"geometric mean {mean('times faster'):.2f}×, least {min(r['times faster'] for r in mine):.2f}×"
-        text += f", {len(mine)} cases; memory allows {mean('memory allows'):.2f}×"
+        least = min(row["times faster"] for row in mine)
+        text = f"geometric mean {mean('times faster'):.2f}×, least {least:.2f}×, {len(mine)} cases"
+        text += f"; memory allows {mean('memory allows'):.2f}×"
         if mine[0]["than not in place"] is not None:
             text += f"; than torch not in place {mean('than not in place'):.2f}×"
         summary[operation] = text
@@ -265,8 +266,8 @@ def run(options: Options) -> Result:
     notes = [
         "Forward and backward with allocation, medians of interleaved rounds; torch's ReLU and addition in "
         "place. `than not in place`: how many times faster than torch with new tensors for both. `memory "
-        "allows`: the same, were ours to move the fewest bytes the layout allows as fast as a copy of as much "
-        "memory in the same rounds, `copy GB/s`. `of copy`: the share of that speed ours has. `spread` is the "
-        "quartile distance."
+        "allows`: the same, were ours to move the fewest bytes the layout allows as fast as a copy of as "
+        "much memory in the same rounds, `copy GB/s`. `of copy`: the share of that speed ours has. `spread` "
+        "is the quartile distance."
     ]
     return Result("Batch normalization layer by layer, CPU", rows, _summary(rows), notes, chart=None)

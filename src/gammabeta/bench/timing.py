@@ -1,6 +1,7 @@
 """Timing by interleaved rounds: every program runs in each, so that what disturbs one disturbs all."""
 
 import gc
+import random
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,10 +21,11 @@ class Timing:
 def interleave(
     programs: Mapping[str, Callable[[], object]], *, rounds: int = 15, round_seconds: float = 0.01
 ) -> dict[str, Timing]:
-    """Time each program once per round, in an order that turns by one each round, after one untimed call.
+    """Time each program once per round, each round in another order, after one untimed call.
 
-    A program shorter than ``round_seconds`` is called several times in a row and the mean of those is the
-    round's figure; Python's garbage collector is off meanwhile.
+    Who runs before leaves caches and the C library's heap behind, so nobody follows the same program always;
+    the orders are the same every time. A program shorter than ``round_seconds`` is called several times in a
+    row and the mean of those is the round's figure; Python's garbage collector is off meanwhile.
     """
     repeats = {}
     for name, program in programs.items():
@@ -38,8 +40,7 @@ def interleave(
     gc.disable()
     try:
         for turn in range(rounds):
-            shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:
+            for name in random.Random(turn).sample(names, len(names)):
                 program = programs[name]
                 start = perf_counter()
                 for _ in range(repeats[name]):

@@ -1,8 +1,9 @@
 """The autograd rule, one for every backend: what is saved, how it is differentiated once, and twice.
 
 Saved are ``x``, the per-channel statistics and parameters, the residual where an activation needs it to
-recompute its mask, and for max pooling a byte an output: which of its window it is. The first derivative is the kernels'. The second, asked for with ``create_graph=True``,
-is that of torch's operators, rebuilt from what was saved.
+recompute its mask, and for max pooling a byte an output: which of its window it is. The first derivative is
+the kernels'. The second, asked for with ``create_graph=True``, is that of torch's operators, rebuilt from
+what was saved.
 """
 
 from typing import Any

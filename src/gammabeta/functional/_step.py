@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.layout import MaxPool, Pool, dense, like
+from ..kernels.layout import Pool, dense, like
 from . import _composition, _eager, _running
 from ._checks import irregular
 from ._dispatch import is_small, pools_apart, select, select_compiled

@@ -86,7 +86,7 @@ def _program(
 ) -> _Program:
     plan = plan_of(shape, dtype.itemsize, contiguous, pool, threads)
     layout, bf16 = "rows_" if plan.rows else "planes_", dtype == torch.bfloat16
-    compiled_pool = tuple(pool) if isinstance(pool, MaxPool) else pool is not None
+    compiled_pool = (*pool,) if isinstance(pool, MaxPool) else pool is not None
 
     def step(name: str) -> tuple[Step, ...]:
         return (Step(Key(layout + name, bf16, activation, residual, compiled_pool), once=False),)
@@ -127,7 +127,9 @@ def _workspace(nbytes: int) -> int:
     return held[1]
 
 
-def _launch(plan: Plan, steps: tuple[Step, ...], tensors: _Seven, channelwise: _Nine, eps: float = 0.0) -> None:
+def _launch(
+    plan: Plan, steps: tuple[Step, ...], tensors: _Seven, channelwise: _Nine, eps: float = 0.0
+) -> None:
     """Run steps one after the other on the same slots.
 
     Args:
@@ -245,7 +247,8 @@ class _Backward(NamedTuple):
 
     def linear(self, grad: Tensor) -> "_Backward":
         """The same layer without what follows the normalisation; ``grad`` is the gradient there."""
-        return self._replace(program=_program_of(self.x, None, None, None)[1], grad=grad, residual=None, codes=None)
+        program = _program_of(self.x, None, None, None)[1]
+        return self._replace(program=program, grad=grad, residual=None, codes=None)
 
     def launch(
         self, steps: tuple[Step, ...], dx: int, dresidual: int, sums: tuple[int, int, int, int]

@@ -7,7 +7,6 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 
-
 class MaxPool(NamedTuple):
     """Max pooling over square windows, as ``torch.nn.MaxPool2d(kernel, stride, padding)``.
 

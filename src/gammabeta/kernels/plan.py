@@ -15,7 +15,7 @@ _MOST = 64  # channels in a group
 _ACCOUNT = 192  # bytes of working memory for each of them (``compiled/groups.py``)
 _TABLES = 48  # bytes of working memory per element of a tile
 _TILE = 256  # elements of a tile at least: a sum is in a register again before its turn comes
-_STREAMED = 12 << 20  # bytes of an output from which its start has left the caches before its end is written
+_STREAMED = 6 << 20  # bytes of an output from which what a step moves is more than the caches hold
 
 
 class Plan(NamedTuple):
@@ -39,7 +39,7 @@ def _tile(channels: int) -> int:
 
 
 def _group(nbytes: int, plane: int, channels: int) -> int:
-    """Channels to work on together, each of so many bytes: their planes in one image are a run of some KiB."""
+    """Channels to work on together, each of so many bytes; in one image their planes are a run of KiB."""
     return 1 if plane > _NEAR else max(1, min(_MOST, channels, _GROUP_BYTES // nbytes))
 
 

@@ -133,4 +133,6 @@ def _tail(module: Module) -> tuple[list[Module], bool]:
     if isinstance(child, Fused):
         return [module], activated
     deeper, earlier = _tail(child)
-    return ([module, *deeper], activated or earlier) if deeper and not (activated and earlier) else ([], False)
+    if not deeper or (activated and earlier):
+        return [], False
+    return [module, *deeper], activated or earlier

@@ -65,7 +65,7 @@ class Chain:
         parts = ["residual"] if self.residual is not None else []
         parts += [self.activation] if self.activation else []
         if isinstance(self.pool, MaxPool):
-            parts.append("{0}x{0} max pool".format(self.pool.kernel))
+            parts.append(f"{self.pool.kernel}x{self.pool.kernel} max pool")
         elif self.pool:
             parts.append("2x2 mean pool")
         return " + ".join(parts)
@@ -179,9 +179,7 @@ def pools(node: Node, value: Node, root: nn.Module) -> bool:
 
 def follows(node: Node, value: Node, root: nn.Module) -> bool:
     """Whether ``node`` is something that could be folded into a batch norm whose output is ``value``."""
-    return (
-        _residual(node, value) is not None or activates(node, value, root) or pools(node, value, root)
-    )
+    return _residual(node, value) is not None or activates(node, value, root) or pools(node, value, root)
 
 
 def find(bn: Node, root: nn.Module, images: bool) -> Chain:

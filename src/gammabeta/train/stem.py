@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from .. import nn as gbnn
 from ..functional._dispatch import kernels, traced
 from ..functional._running import update_fused
+from ..kernels.layout import MaxPool, Pool
 from .layers import Convolution, replaceable
 from .pairs import convolutions_before_batch_norm, hooked
 
@@ -117,7 +118,7 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         residual: Any = None,
         *,
         activation: str | None = None,
-        pool: int | None = None,
+        pool: Pool = None,
     ) -> Tensor:
         """Normalise, or first convolve too."""
         if input is not _LEFT or self.left is None:
@@ -129,7 +130,11 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         pool = self.pool if pool is None else pool
         padding: Any = convolution.padding
         size = (*x.shape[:2], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
-        if residual is not None or unsupported(size, convolution.weight.shape, activation, pool) is not None:
+        if (
+            residual is not None
+            or isinstance(pool, MaxPool)
+            or unsupported(size, convolution.weight.shape, activation, pool) is not None
+        ):
             convolved = Convolution.forward(convolution, x)
             return super().forward(convolved, residual, activation=activation, pool=pool)
         x = (F.pad(x, (padding[1],) * 2 + (padding[0],) * 2) if any(padding) else x).contiguous()

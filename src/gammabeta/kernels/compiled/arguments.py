@@ -18,7 +18,7 @@ SUMS = 16
 SCRATCH, SCRATCH_STEP = 17, 18
 # sizes; without pooling height is 1 and width is all of S
 IMAGES, CHANNELS, HEIGHT, WIDTH = range(19, 23)
-# channels_last: elements in a tile, a whole number of pixels; contiguous: elements in a row's phase (``windows``)
+# channels_last: elements in a tile, a whole number of pixels; contiguous: in a row's phase (``windows``)
 TILE = PHASE = 23
 # contiguous: channels that are worked on together (``groups``)
 GROUP = 24

@@ -74,7 +74,7 @@ def no_memory(args, part):
 
 
 def _group_sums(storage):
-    """Σ(x - k) and Σ(x - k)² of each channel of a group over some pieces, k being the channel's first value."""
+    """Σ(x - k) and Σ(x - k)² of a group's channels over some pieces, k being a channel's first value."""
     load, load_some, get, size = storage.load, storage.load_some, storage.get, storage.size
 
     @inlined

@@ -191,9 +191,7 @@ def _group_reduce(storage, activation, residual, pool):
             sums, done = walk(unit, x, res, grad, height, width, constants, out, sums)
             pending += done
             if pending >= SETTLED:
-                book(
-                    account, total(sums[0][0]) + total(sums[1][0]), total(sums[0][1]) + total(sums[1][1])
-                )
+                book(account, total(sums[0][0]) + total(sums[1][0]), total(sums[0][1]) + total(sums[1][1]))
                 sums = ((zero, zero), (zero, zero))
                 pending = 0
         put(account, sums[0][0] + sums[1][0], sums[0][1] + sums[1][1])

@@ -249,7 +249,7 @@ def rows_forward(storage, activation, residual, pool):
     def windowed(args, part):
         channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
         height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        x, res, out, codes = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT), get_i64(args, CODES)
+        x, res, codes = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, CODES)
         table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
         spread(args, table, tile)
         ring, row = table + 48 * tile, width * channels
@@ -265,6 +265,7 @@ def rows_forward(storage, activation, residual, pool):
                 line = ring + r % size_of_ring * (4 * row + 64)
                 run(x + here, res + here, 0, line, row, table, tile, False)
             done = stop
-            pool_row(ring, 4 * row + 64, out, codes, unit * columns * channels, i, height, width, channels)
+            out, at = get_i64(args, OUT), unit * columns * channels
+            pool_row(ring, 4 * row + 64, out, codes, at, i, height, width, channels)
 
     return windowed

@@ -262,8 +262,8 @@ def _shuffle(name, lanes, doc):
 even_lanes = _shuffle("even_lanes", list(range(0, 2 * LANES, 2)), "Lanes 0, 2, 4, … of two Vectors in a row.")
 odd_lanes = _shuffle("odd_lanes", list(range(1, 2 * LANES, 2)), "Lanes 1, 3, 5, … of two Vectors in a row.")
 _mixed = [lane for i in range(LANES) for lane in (i, LANES + i)]
-mixed_low = _shuffle("mixed_low", _mixed[:LANES], "The lower lanes of two Vectors in turn: a0, b0, a1, b1, …")
-mixed_high = _shuffle("mixed_high", _mixed[LANES:], "The upper lanes of two Vectors in turn: a8, b8, a9, b9, …")
+mixed_low = _shuffle("mixed_low", _mixed[:LANES], "The lower lanes of two Vectors in turn: a0, b0, a1, …")
+mixed_high = _shuffle("mixed_high", _mixed[LANES:], "The upper lanes of two Vectors in turn: a8, b8, a9, …")
 
 
 @intrinsic

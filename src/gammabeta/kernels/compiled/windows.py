@@ -1,8 +1,8 @@
 """Max pooling behind the activation: the greatest of each window forward, and its gradient's way back.
 
-A window is ``kernel`` × ``kernel`` elements, one starts every ``stride``, ``padding`` are outside of the plane on
-each side. Which element was the greatest (as PyTorch has it: the first of equal ones, and NaN above all) is
-kept as a byte, its *code* ``row * kernel + column`` within the window.
+A window is ``kernel`` × ``kernel`` elements, one starts every ``stride``; on each side of the plane
+``padding`` are outside of it. Which element was the greatest (as PyTorch has it: the first of equal ones, and
+NaN above all) is kept as a byte, its *code* ``row * kernel + column`` within the window.
 
 Nothing but a few rows of activated values is ever stored: they go round a *ring* in working memory. In a
 contiguous plane neighbouring windows are ``stride`` elements apart, and sixteen of them are looked at
