@@ -440,6 +440,32 @@ def test_a_hook_on_a_container_keeps_it_called():
     assert calls
 
 
+@pytest.mark.parametrize("path", ["init.0", "init.0.bn", "init.0.activ", "init.1", "bn"])
+def test_a_hook_hung_up_later_sees_what_it_saw(path):
+    """On a layer that does more now, on one that is not called, on a container that is looked through."""
+    model = randomised(Pooled(nn.MaxPool2d(3, 2, 1)))
+    converted = gb.convert(model)
+    assert len(folded(converted)) == 2
+    x, seen = torch.randn(X), []
+    for network in (model, converted):
+        network.eval().get_submodule(path).register_forward_hook(lambda m, i, o: seen.append(o.clone()))
+        network(x)
+    torch.testing.assert_close(seen[0], seen[1])
+    before = converted(x)
+    converted.get_submodule(path)._forward_hooks.clear()
+    torch.testing.assert_close(converted(x), before)
+
+
+def test_another_module_in_the_place_of_one_that_was_folded_is_called():
+    model = Unit(3).eval()
+    converted = gb.convert(model)
+    assert folded(converted)
+    x = torch.randn(2, 3, 6, 6)
+    for network in (model, converted, pickle.loads(pickle.dumps(converted))):
+        network.activ = nn.Tanh()
+    torch.testing.assert_close(converted(x), model(x))
+
+
 def test_parts_still_mean_what_they_meant():
     model = randomised(Unit(3)).eval()
     converted = gb.convert(model)

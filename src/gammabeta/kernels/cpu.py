@@ -128,7 +128,12 @@ def _workspace(nbytes: int) -> int:
 
 
 def _launch(
-    plan: Plan, steps: tuple[Step, ...], tensors: _Seven, channelwise: _Nine, eps: float = 0.0
+    plan: Plan,
+    steps: tuple[Step, ...],
+    tensors: _Seven,
+    channelwise: _Nine,
+    eps: float = 0.0,
+    alone: bool = False,
 ) -> None:
     """Run steps one after the other on the same slots.
 
@@ -138,9 +143,11 @@ def _launch(
         tensors: addresses of x, residual, grad, out, dx, dresidual and codes.
         channelwise: of mean, var, invstd, weight, bias, dweight, dbias, mean_dz and mean_dz_xhat.
         eps: added to the variance.
+        alone: a forward pass by itself, not in a training step.
     """
     sums = _workspace(plan.bytes)
-    args = pack(*tensors, *channelwise, sums, sums + plan.own, *plan.sizes, 0, eps, 0.0)
+    sizes = plan.alone if alone else plan.sizes
+    args = pack(*tensors, *channelwise, sums, sums + plan.own, *sizes, 0, eps, 0.0)
     run(steps, args, plan.parts, plan.threads)
 
 
@@ -225,6 +232,7 @@ def forward(
         program.forward,
         (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
         (mean.data_ptr(), 0, invstd.data_ptr(), _address(weight), _address(bias), 0, 0, 0, 0),
+        alone=True,
     )
     return out
 

@@ -15,7 +15,8 @@ _MOST = 64  # channels in a group
 _ACCOUNT = 192  # bytes of working memory for each of them (``compiled/groups.py``)
 _TABLES = 48  # bytes of working memory per element of a tile
 _TILE = 256  # elements of a tile at least: a sum is in a register again before its turn comes
-_STREAMED = 6 << 20  # bytes of an output from which what a step moves is more than the caches hold
+_STREAMED = 24 << 20  # bytes of the tensors moved, from which an output has left the caches before it is read
+_STEP, _ALONE = 4, 2  # tensors of a training step; of a forward pass by itself
 
 
 class Plan(NamedTuple):
@@ -28,7 +29,8 @@ class Plan(NamedTuple):
     means: int  # where in the working memory the two means of a backward pass are, after the sums
     own: int  # and where what belongs to one part begins
     bytes: int  # of working memory in all
-    sizes: tuple[int, ...]  # the slots from the working memory of a part to stream
+    sizes: tuple[int, ...]  # the slots from the working memory of a part to stream, in a training step
+    alone: tuple[int, ...]  # the same for a forward pass by itself
 
 
 @cache
@@ -76,12 +78,14 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
     # What is streamed is whole aligned vectors: so every run of elements that a kernel starts anew must be.
     run = width * (channels if rows else height if window else 1)
     aligned = run % 16 == 0 or (rows and not pool)
-    streamed = aligned and math.prod(shape) * size >= _STREAMED
-    sizes = (step, images, channels, height, width, tile, group, image_parts, channel_parts, streamed)
+    streamed, alone = (aligned and n * math.prod(shape) * size >= _STREAMED for n in (_STEP, _ALONE))
+    sizes = (step, images, channels, height, width, tile, group, image_parts, channel_parts)
     fused = not rows and image_parts == 1
     parts = image_parts * channel_parts
     shared = sums_bytes + _rounded(8 * channels, 64)
-    return Plan(rows, threads, fused, parts, sums_bytes, shared, shared + parts * step, sizes)
+    nbytes = shared + parts * step
+    slots = (*sizes, streamed), (*sizes, alone)
+    return Plan(rows, threads, fused, parts, sums_bytes, shared, nbytes, *slots)
 
 
 def _rounded(number: int, multiple: int) -> int:

@@ -51,26 +51,31 @@ def _fold(module: Module) -> dict[Module, Outcome]:
         try:
             graph = trace(module, through)
         except NotAGraph:
-            graph = trace(module, set())
+            through = set()
+            graph = trace(module, through)
     outcomes: dict[Module, Outcome] = {}
+    guarded = {name for name, child in module.named_modules() if child in through}
     changed = False
     # From the end: of two batch norms that are added, the later is computed nearer to the addition.
     for node in reversed(list(graph.nodes)):
         layer = module_of(node, module)
         if not isinstance(layer, Fused):
             continue
-        text, reason = _fold_one(node, layer, graph, module)
+        text, reason = _fold_one(node, layer, graph, module, guarded)
         changed = changed or bool(text)
         if text or layer not in outcomes:
             outcomes[layer] = (text, None, reason)
     if changed:
         graph.lint()
-        install(module, graph)
+        install(module, graph, guarded)
     return outcomes
 
 
-def _fold_one(node: Node, layer: Fused, graph: Graph, module: Module) -> tuple[str, str]:
-    """Fold into one call of a batch norm: what was folded, and why no more."""
+def _fold_one(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> tuple[str, str]:
+    """Fold into one call of a batch norm: what was folded, and why no more.
+
+    The paths of modules that do another's work, or none any more, are added to ``guarded``.
+    """
     if layer.activation is not None or layer.pool is not None or node.kwargs or len(node.args) != 1:
         return "", "it computes what follows it already"
     if has_hooks(layer):
@@ -81,6 +86,7 @@ def _fold_one(node: Node, layer: Fused, graph: Graph, module: Module) -> tuple[s
     if moved_past_a_change(chain, graph, module):
         return "", "something between it and what follows may change its input"
     text = chain.text()
+    guarded |= {str(n.target) for n in (node, *chain.folded) if n.op == "call_module"}
     rewrite(chain, graph)
     return text, chain.why_not_more
 

@@ -1,10 +1,13 @@
 """A module with another ``forward``: a subclass of its class, made from a graph.
 
 Only the code of one ``forward`` changes. The module stays what it was: same class for ``isinstance``, same
-methods, children, hooks and state dict, and taking the subclass away again undoes it.
+methods, children, hooks and state dict, and taking the subclass away again undoes it. In the graph some modules
+do more than they did, and some are not called any more: where one of these has got a hook since, or another has
+taken its place, the module's own ``forward`` runs.
 """
 
 import copy
+import functools
 import itertools
 import linecache
 from collections.abc import Callable
@@ -14,6 +17,11 @@ from torch.fx import Graph
 from torch.fx.graph_module import _format_import_block
 from torch.nn import Module, Sequential
 from torch.package.importer import sys_importer
+
+from ._frames import has_hooks
+
+# Modules that do not do what they did: the names on the way to each, and its class.
+Guarded = tuple[tuple[tuple[str, ...], type[Module]], ...]
 
 _CLASSES: dict[Any, type] = {}
 _NUMBER = itertools.count()
@@ -25,6 +33,7 @@ class Rewritten:
     _base: type[Module]
     _source: str
     _imports: str
+    _guarded: Guarded
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = type(self).__new__(type(self))
@@ -33,7 +42,7 @@ class Rewritten:
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restore, (self._base, self._source, self._imports), self.__getstate__()
+        return _restore, (self._base, self._source, self._imports, self._guarded), self.__getstate__()
 
 
 def _changing(name: str) -> Callable[..., Any]:
@@ -60,18 +69,39 @@ class _RewrittenSequential(Rewritten):
         return found
 
 
-def _restore(base: type[Module], source: str, imports: str) -> Module:
+def _unchanged(module: Module, guarded: Guarded) -> bool:
+    """Whether each of these modules is of the class it was of, and nobody watches it."""
+    for names, kind in guarded:
+        found: Module | None = module
+        for name in names:
+            found = None if found is None else found._modules.get(name)
+        if found is None or original_class(found) is not kind or has_hooks(found):
+            return False
+    return True
+
+
+def _guarded(base: type[Module], generated: Callable[..., Any], guarded: Guarded) -> Callable[..., Any]:
+    @functools.wraps(generated)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (generated if _unchanged(self, guarded) else base.forward)(self, *args, **kwargs)
+
+    return forward
+
+
+def _restore(base: type[Module], source: str, imports: str, guarded: Guarded) -> Module:
     """Make the class again in another process, and an instance without attributes."""
     scope: dict[str, Any] = {}
     exec(imports, scope)
-    made = _class(base, source, imports, scope)
+    made = _class(base, source, imports, guarded, scope)
     module: Module = made.__new__(made)
     return module
 
 
-def _class(base: type[Module], source: str, imports: str, scope: dict[str, Any]) -> type[Module]:
+def _class(
+    base: type[Module], source: str, imports: str, guarded: Guarded, scope: dict[str, Any]
+) -> type[Module]:
     names = tuple(sorted((name, id(value)) for name, value in scope.items() if name != "__builtins__"))
-    key = (base, source, names)
+    key = (base, source, names, guarded)
     if key not in _CLASSES:
         where = f"<gammabeta.convert {base.__name__}.forward {next(_NUMBER)}>"
         linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
@@ -81,10 +111,11 @@ def _class(base: type[Module], source: str, imports: str, scope: dict[str, Any])
             "__module__": base.__module__,
             "__qualname__": f"Fused{base.__name__}",
             "__doc__": base.__doc__,
-            "forward": scope["forward"],
+            "forward": _guarded(base, scope["forward"], guarded),
             "_base": base,
             "_source": source,
             "_imports": imports,
+            "_guarded": guarded,
             "_kept": scope,
         }
         mark = _RewrittenSequential if issubclass(base, Sequential) else Rewritten
@@ -92,12 +123,15 @@ def _class(base: type[Module], source: str, imports: str, scope: dict[str, Any])
     return _CLASSES[key]
 
 
-def install(module: Module, graph: Graph) -> None:
-    """Give ``module`` the graph as its ``forward``."""
+def install(module: Module, graph: Graph, guarded: set[str] | None = None) -> None:
+    """Give ``module`` the graph as its ``forward``, as long as the modules at paths ``guarded`` stay."""
     code = graph.python_code("self")
     imports = _format_import_block(code.globals, sys_importer)
     base = original_class(module)
-    module.__class__ = _class(base, code.src, imports, dict(code.globals))
+    kept = tuple(
+        (tuple(path.split(".")), original_class(module.get_submodule(path))) for path in sorted(guarded or ())
+    )
+    module.__class__ = _class(base, code.src, imports, kept, dict(code.globals))
 
 
 def original_class(module: Module) -> type[Module]:
