@@ -1,9 +1,9 @@
 """A module with another ``forward``: a subclass of its class, made from a graph.
 
 Only the code of one ``forward`` changes. The module stays what it was: same class for ``isinstance``, same
-methods, children, hooks and state dict, and taking the subclass away again undoes it. In the graph some modules
-do more than they did, and some are not called any more: where one of these has got a hook since, or another has
-taken its place, the module's own ``forward`` runs.
+methods, children, hooks and state dict, and taking the subclass away again undoes it. In the graph some
+modules do more than they did, and some are not called any more: where one of these has got a hook since, or
+another has taken its place, the module's own ``forward`` runs.
 """
 
 import copy
