@@ -42,6 +42,10 @@ def pooled(out: Tensor, pool: Pool) -> Tensor:
 
 def finish_in_place(out: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
     """The same in the memory of ``out``, which nobody else holds, where autograd and the shapes allow it."""
+    if residual is None and pool is None:
+        if activation is None:
+            return out
+        return out.relu_() if activation == "relu" else ACTIVATIONS[activation](out)
     if isinstance(residual, Tensor) and residual.shape == out.shape and residual.dtype is out.dtype:
         out += residual
         residual = None

@@ -83,7 +83,7 @@ def is_small(x: Tensor, training: bool, activation: str | None, residual: Any, p
     """Whether a regular eager call on the CPU is too small for a kernel to pay."""
     size = x.numel()
     extras = (activation is not None) + (residual is not None) + (pool is not None)
-    if size > (SMALL_TRAIN if training else SMALL_EVAL)[min(extras, 2)] or size == 0:
+    if size > (SMALL_TRAIN if training else SMALL_EVAL)[extras if extras < 2 else 2] or size == 0:
         return False
     return not torch.compiler.is_compiling() and x.is_cpu and traced(x) is None
 

@@ -45,13 +45,13 @@ def train(
         The output, and whether the batch was counted: a bool, or a boolean tensor where reading it would
         make a device wait.
     """
+    if backend == "auto" and is_small(x, True, activation, residual, pool) and not isinstance(factor, Tensor):
+        call = (x, running_mean, running_var, weight, bias, factor, eps, skip_nonfinite)
+        return _small(*call, activation, residual, pool)
     if pools_apart(x, pool, backend):
-        call = (x, running_mean, running_var, weight, bias, factor, eps, activation, residual)
-        out, accepted = train(*call, None, backend, skip_nonfinite)
+        given = (x, running_mean, running_var, weight, bias, factor, eps, activation, residual)
+        out, accepted = train(*given, None, backend, skip_nonfinite)
         return _composition.pooled(out, pool), accepted
-    tail = (activation, residual, pool)
-    if backend == "auto" and is_small(x, True, *tail) and not isinstance(factor, Tensor):
-        return _small(x, running_mean, running_var, weight, bias, factor, eps, skip_nonfinite, *tail)
     plain_factor = 1.0 if isinstance(factor, Tensor) else factor
     if irregular(x, running_mean, running_var, weight, bias, True, plain_factor, eps):
         out = _composition.batch_norm(
@@ -188,14 +188,14 @@ def evaluate(
     backend: str,
 ) -> Tensor:
     """Normalise with the running statistics, which are constants."""
-    if pools_apart(x, pool, backend):
-        given = (x, running_mean, running_var, weight, bias, eps, activation, residual)
-        return _composition.pooled(evaluate(*given, None, backend), pool)
     if backend == "auto" and is_small(x, False, activation, residual, pool):
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
         return _composition.finish_in_place(out, residual, activation, pool)
+    if pools_apart(x, pool, backend):
+        given = (x, running_mean, running_var, weight, bias, eps, activation, residual)
+        return _composition.pooled(evaluate(*given, None, backend), pool)
     wrong = irregular(x, running_mean, running_var, weight, bias, False, 0.0, eps)
     road: Any = "torch"
     if not wrong:
