@@ -147,14 +147,14 @@ def fma(typingctx, a, b, c):
     return a(a, a, a), codegen
 
 
-class _BFloat16(ir.HalfType):  # type: ignore[misc]
+class _BFloat16(ir.Type):  # type: ignore[misc]
     """LLVM's ``bfloat``, which llvmlite has no name for."""
 
     def __str__(self) -> str:
         return "bfloat"
 
 
-PAIRS = ir.VectorType(_BFloat16(), 2 * LANES)
+VBF16, PAIRS = (ir.VectorType(_BFloat16(), lanes) for lanes in (LANES, 2 * LANES))
 
 
 @intrinsic
