@@ -228,28 +228,29 @@ def pool_row_of(storage, window):
     store, store_some = storage.store, storage.store_some
 
     @inlined
-    def greatest(ring, row_bytes, channels, first, stop, top, left, start, end, v):
+    def greatest(ring, row_bytes, width, channels, first, stop, top, left, v):
         best, code = splat(_LEAST), splat(0.0)
         for r in range(first, stop):
             row = ring + r % kernel * row_bytes
-            for c in range(start, end):
-                y = _load(row, c * channels + v)
-                more = (y > best) | (y != y)
-                best = select(more, y, best)
-                code = select(more, splat(float((r - top) * kernel + c - left)), code)
+            place = float((r - top) * kernel)
+            for k in range(kernel):
+                c = left + k
+                if c >= 0 and c < width:
+                    y = _load(row, c * channels + v)
+                    more = (y > best) | (y != y)
+                    best = select(more, y, best)
+                    code = select(more, splat(place + float(k)), code)
         return best, code
 
     @inlined
     def pool_row(ring, row_bytes, out, codes, at, i, height, width, channels):
         """Row ``i`` of the windows, whose first is element ``at`` of ``out`` and of ``codes``."""
         first, stop = span(i, height)
+        top = i * stride - padding
         for q in range(side(width)):
-            start, end = span(q, width)
+            left = q * stride - padding
             for v in range(0, channels, 16):
-                y, code = greatest(
-                    ring, row_bytes, channels, first, stop,
-                    i * stride - padding, q * stride - padding, start, end, v,
-                )  # fmt: skip
+                y, code = greatest(ring, row_bytes, width, channels, first, stop, top, left, v)
                 here, count = at + q * channels + v, channels - v
                 if count >= 16:
                     store(out, here, y)
@@ -264,7 +265,7 @@ def pool_row_of(storage, window):
 def spread_row_of(storage, window):
     """The gradient of a row of activated pixels, a float32 line, from that of the windows over it."""
     kernel, stride, padding = window
-    span, side = along(window)
+    _, side = along(window)
     load_some = storage.load_some
 
     @inlined
@@ -274,16 +275,17 @@ def spread_row_of(storage, window):
         codes, columns = get_i64(args, CODES), side(width)
         first = max(0, (row + padding - kernel + stride) // stride)
         for i in range(first, min(side(height), (row + padding) // stride + 1)):
-            place = (row + padding - i * stride) * kernel
+            place = float((row + padding - i * stride) * kernel)
             for q in range(columns):
-                start, end = span(q, width)
+                left = q * stride - padding
                 at = ((image * side(height) + i) * columns + q) * channels
                 for v in range(0, channels, 16):
                     count = min(16, channels - v)
                     g, code = load_some(grad, at + v, count), _load_codes(codes, at + v, count)
-                    for c in range(start, end):
-                        mine = code == splat(float(place + c - q * stride + padding))
-                        here = c * channels + v
-                        _store(line, here, _load(line, here) + select(mine, g, splat(0.0)))
+                    for k in range(kernel):
+                        c = left + k
+                        if c >= 0 and c < width:
+                            mine = select(code == splat(place + float(k)), g, splat(0.0))
+                            _store(line, c * channels + v, _load(line, c * channels + v) + mine)
 
     return spread_row
