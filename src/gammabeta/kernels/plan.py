@@ -13,6 +13,7 @@ _NEAR = 1024  # elements of a plane up to which channels are worked on in groups
 _GROUP_BYTES = 512 << 10  # of a group's planes in all images
 _MOST = 64  # channels in a group
 _ACCOUNT = 192  # bytes of working memory for each of them (``compiled/groups.py``)
+_MARGIN = 16  # elements between the pieces of a row of gradients (``compiled/windows.py``)
 _TABLES = 48  # bytes of working memory per element of a tile
 _TILE = 256  # elements of a tile at least: a sum is in a register again before its turn comes
 _STREAMED = 24 << 20  # bytes of the tensors moved, from which an output has left the caches before it is read
@@ -55,7 +56,8 @@ def _window_bytes(window: MaxPool, rows: bool, phase: int, height: int, width: i
     """Working memory of a part: a ring of activated rows; contiguous a row and a plane's gradient too."""
     if rows:
         return window.kernel * (4 * width * channels + 64)
-    return 4 * (window.kernel * window.stride * phase + width + 48 + height * width + 48)
+    row = max(window.stride * phase, window.kernel * (phase + _MARGIN))
+    return 4 * (window.kernel * row + width + 48 + height * width + 48)
 
 
 def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_threads: int) -> Plan:

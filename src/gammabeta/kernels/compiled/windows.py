@@ -17,6 +17,7 @@ from .simd import even_lanes, inlined, mixed_high, mixed_low, odd_lanes, select,
 _load, _store, _store_some = float32.load, float32.store, float32.store_some
 _load_codes, _store_codes = byte.load_some, byte.store_some
 _LEAST = -float("inf")
+MARGIN = 16  # zeros before a piece, for the columns to the left of its first window
 
 
 def window_of(pool):
@@ -69,8 +70,8 @@ def along(window):
 # --- contiguous -------------------------------------------------------------------------------------------
 
 
-def _phases(stride, padding):
-    """A row into its phases, and a row out of them."""
+def _take_apart_of(stride, padding):
+    """A row into its phases."""
 
     @inlined
     def take_apart(line, row, phase, width):
@@ -88,23 +89,44 @@ def _phases(stride, padding):
                 at = c + padding
                 put_f32(row, at % stride * phase + at // stride, get_f32(line, c))
 
+    return take_apart
+
+
+def _put_together_of(kernel, stride, padding):
+    """A row of gradients out of the shares that the windows' columns have in it.
+
+    Column k of window q is element ``q * stride - padding + k``; its share is element q of the kth piece.
+    """
+
     @inlined
-    def put_together(row, line, phase, width):
+    def shares(row, piece, phase, at):
+        """Sixteen elements of a phase, from ``at`` on."""
+        found = splat(0.0)
+        for k in range(kernel):
+            if k % stride == phase:
+                found = found + _load(row, k * piece + MARGIN + at - k // stride)
+        return found
+
+    @inlined
+    def put_together(row, line, piece, width):
         if stride == 1:
             for c in range(0, width, 16):
-                _store(line, c, _load(row, c + padding))
+                _store(line, c, shares(row, piece, 0, c + padding))
         elif stride == 2:
-            even, odd = row + 4 * (padding % 2) * phase, row + 4 * ((padding + 1) % 2) * phase
             for c in range(0, width, 32):
-                a, b = _load(even, (c + padding) // 2), _load(odd, (c + 1 + padding) // 2)
+                a = shares(row, piece, padding % 2, (c + padding) // 2)
+                b = shares(row, piece, (padding + 1) % 2, (c + 1 + padding) // 2)
                 _store(line, c, mixed_low(a, b))
                 _store(line, c + 16, mixed_high(a, b))
         else:
             for c in range(width):
-                at = c + padding
-                put_f32(line, c, get_f32(row, at % stride * phase + at // stride))
+                at, found = c + padding, 0.0
+                for k in range(kernel):
+                    if k % stride == at % stride:
+                        found += get_f32(row, k * piece + MARGIN + at // stride - k // stride)
+                put_f32(line, c, found)
 
-    return take_apart, put_together
+    return put_together
 
 
 @inlined
@@ -120,7 +142,7 @@ def pool_plane_of(storage, window, one, one_some):
     """
     kernel, stride, padding = window
     span, side = along(window)
-    take_apart, _ = _phases(stride, padding)
+    take_apart = _take_apart_of(stride, padding)
     store_some = storage.store_some
 
     @inlined
@@ -174,16 +196,17 @@ def spread_plane_of(storage, window):
     """The gradient of a plane's activated values, float32, from that of its windows."""
     kernel, stride, padding = window
     span, side = along(window)
-    _, put_together = _phases(stride, padding)
+    put_together = _put_together_of(*window)
     load_some = storage.load_some
 
     @inlined
-    def add(ring, row_bytes, phase, first, stop, top, q, g, code):
+    def add(ring, row_bytes, piece, first, stop, top, q, g, code):
+        # A piece for each column: additions to one row a few elements apart would wait for each other.
         for r in range(first, stop):
             row = ring + r % kernel * row_bytes
             place = float((r - top) * kernel)
             for k in range(kernel):
-                at = k % stride * phase + q + k // stride
+                at = k * piece + MARGIN + q
                 mine = select(code == splat(place + float(k)), g, splat(0.0))
                 _store(row, at, _load(row, at) + mine)
 
@@ -191,27 +214,27 @@ def spread_plane_of(storage, window):
     def prepare(args, part):
         """Clear the ring; return the working memory."""
         scratch = accounts(args, part) + get_i64(args, GROUP) * ACCOUNT
-        _fill(scratch, kernel * stride * get_i64(args, PHASE), 0.0)
+        _fill(scratch, kernel * kernel * (get_i64(args, PHASE) + MARGIN), 0.0)
         return scratch
 
     @inlined
     def spread_plane(args, grad, at, scratch, height, width):
         """Return the address of the plane; ``at`` is where its windows begin in the tensor ``grad``."""
-        phase = get_i64(args, PHASE)
-        row_bytes = 4 * stride * phase
-        plane, codes = scratch + kernel * row_bytes + 4 * (width + 48), get_i64(args, CODES)
+        piece = get_i64(args, PHASE) + MARGIN
+        row_bytes = 4 * kernel * piece
+        plane, codes = scratch + kernel * row_bytes, get_i64(args, CODES)
         rows, columns, done = side(height), side(width), 0
         for i in range(rows):
             first, stop = span(i, height)
             for q in range(0, columns, 16):
                 count, here = min(16, columns - q), at + i * columns + q
                 g, code = load_some(grad, here, count), _load_codes(codes, here, count)
-                add(scratch, row_bytes, phase, first, stop, i * stride - padding, q, g, code)
+                add(scratch, row_bytes, piece, first, stop, i * stride - padding, q, g, code)
             complete = min(height, (i + 1) * stride - padding) if i + 1 < rows else height
             for r in range(done, complete):
                 row = scratch + r % kernel * row_bytes
-                put_together(row, plane + 4 * r * width, phase, width)
-                _fill(row, stride * phase, 0.0)
+                put_together(row, plane + 4 * r * width, piece, width)
+                _fill(row, kernel * piece, 0.0)
             done = max(done, complete)
         return plane
 
