@@ -14,8 +14,8 @@ EPS = 1e-5
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 RESNET = MaxPool(3, 2, 1)
 # Strides 1 and 2 go by vectors, others by single values; windows that overlap, touch, and leave gaps.
-WINDOWS = [RESNET, MaxPool(2, 2), MaxPool(3, 1, 1), MaxPool(2, 3, 1)]
-MORE = [MaxPool(1, 1), MaxPool(3, 3), MaxPool(5, 2, 2), MaxPool(4, 4, 2), MaxPool(16, 7, 8)]
+OTHERS = [MaxPool(2, 2), MaxPool(3, 1, 1), MaxPool(2, 3, 1), MaxPool(1, 1), MaxPool(3, 3), MaxPool(5, 2, 2)]
+OTHERS += [MaxPool(4, 4, 2), MaxPool(16, 7, 8)]
 SHAPES = [(3, 20, 17, 23), (2, 64, 9, 16), (3, 1, 16, 40), (5, 3, 16, 16)]
 
 
@@ -64,7 +64,7 @@ def compare(shape, window, form, activation="relu", with_residual=False, dtype=t
 
 
 @pytest.mark.parametrize("form", LAYOUTS)
-@pytest.mark.parametrize("window", WINDOWS + [pytest.param(w, marks=pytest.mark.slow) for w in MORE])
+@pytest.mark.parametrize("window", [RESNET, *(pytest.param(w, marks=pytest.mark.slow) for w in OTHERS)])
 def test_agrees_with_float64(window, form):
     for shape in SHAPES:
         compare(shape, window, form)
@@ -79,7 +79,7 @@ def test_large_inputs_on_several_threads_and_past_the_caches(form):
 @pytest.mark.parametrize(
     ("activation", "with_residual", "dtype"),
     [
-        ("leaky_relu", True, torch.float32),
+        pytest.param("leaky_relu", True, torch.float32, marks=pytest.mark.slow),
         pytest.param("gelu", True, torch.float32, marks=pytest.mark.slow),
         pytest.param(None, False, torch.float32, marks=pytest.mark.slow),
         pytest.param(None, True, torch.float32, marks=pytest.mark.slow),
@@ -101,7 +101,7 @@ def places(codes: Tensor, window: MaxPool, shape: tuple[int, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("form", LAYOUTS)
-@pytest.mark.parametrize("window", [RESNET, MaxPool(2, 3, 1)])
+@pytest.mark.parametrize("window", [RESNET, MaxPool(3, 1, 1), MaxPool(2, 3, 1)])
 def test_torchs_choice_among_equals_and_nan(window, form):
     """Few different values, so that most windows hold their greatest several times."""
     torch.manual_seed(0)

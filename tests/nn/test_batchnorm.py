@@ -112,10 +112,10 @@ def test_max_pool_in_the_other_kinds(kind):
     settings = {"virtual_batch_size": 2} if kind == "Ghost" else {}
     pooling, bare = (
         getattr(gb.nn, name)(*features, **settings, **more)
-        for more in ({"activation": "relu", "pool": gb.functional.MaxPool(2, 2)}, {})
+        for more in ({"activation": "relu", "pool": gb.functional.MaxPool(3, 2, 1)}, {})
     )
     x = torch.randn(4, 3, 8, 8)
-    torch.testing.assert_close(pooling(x), F.max_pool2d(F.relu(bare(x)), 2))
+    torch.testing.assert_close(pooling(x), F.max_pool2d(F.relu(bare(x)), 3, 2, 1))
 
 
 def test_nonfinite_batch_is_left_out_with_one_warning():
