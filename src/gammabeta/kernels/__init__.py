@@ -20,4 +20,8 @@ contiguous or channels_last; everything per channel is float32 of shape ``(C,)``
                           in place, unbiased variance, ``factor`` the weight of the new; False if refused
                           (on a GPU a boolean tensor: the host does not wait to read it)
 ========================  ==============================================================================
+
+Max pooling (``pool`` a ``layout.MaxPool``) is the CPU's only. There all that take ``pool`` take ``codes``,
+which ``codes_of(x, pool)`` makes, a forward pass fills and the backward pass reads: for each output which
+element of its window it is. A forward pass without codes gives the output alone.
 """
