@@ -461,8 +461,23 @@ def test_another_module_in_the_place_of_one_that_was_folded_is_called():
     converted = gb.convert(model)
     assert folded(converted)
     x = torch.randn(2, 3, 6, 6)
-    for network in (model, converted, pickle.loads(pickle.dumps(converted))):
+    copied = pickle.loads(pickle.dumps(converted))
+    for network in (model, converted, copied):
         network.activ = nn.Tanh()
+    torch.testing.assert_close((converted(x), copied(x)), (model(x), model(x)))
+
+
+@pytest.mark.parametrize("change", ["another", "setting"])
+def test_one_of_the_same_class_with_other_settings_is_noticed(change):
+    model = randomised(Pooled(nn.MaxPool2d([3, 3], 2, 1))).eval()
+    converted = gb.convert(model)
+    assert "init.0.bn" in folded(converted)
+    for network in (model, converted):
+        if change == "another":
+            network.init[1] = nn.MaxPool2d(2)
+        else:
+            network.init[1].padding = 0
+    x = torch.randn(X)
     torch.testing.assert_close(converted(x), model(x))
 
 

@@ -3,7 +3,8 @@
 Only the code of one ``forward`` changes. The module stays what it was: same class for ``isinstance``, same
 methods, children, hooks and state dict, and taking the subclass away again undoes it. In the graph some
 modules do more than they did, and some are not called any more: where one of these has got a hook since, or
-another has taken its place, the module's own ``forward`` runs.
+another has taken its place, the module's own ``forward`` runs. (What stands in a container that is looked
+through is called by its path, whatever it is then.)
 """
 
 import copy
@@ -20,8 +21,8 @@ from torch.package.importer import sys_importer
 
 from ._frames import has_hooks
 
-# Modules that do not do what they did: the names on the way to each, and its class.
-Guarded = tuple[tuple[tuple[str, ...], type[Module]], ...]
+# Modules that do not do what they did: the names on the way to each, its class, its settings.
+Guarded = tuple[tuple[tuple[str, ...], type[Module], tuple[tuple[str, Any], ...]], ...]
 
 _CLASSES: dict[Any, type] = {}
 _NUMBER = itertools.count()
@@ -70,14 +71,26 @@ class _RewrittenSequential(Rewritten):
 
 
 def _unchanged(module: Module, guarded: Guarded) -> bool:
-    """Whether each of these modules is of the class it was of, and nobody watches it."""
-    for names, kind in guarded:
+    """Whether each of these modules is of the class it was of, with its settings, and nobody watches it."""
+    for names, kind, settings in guarded:
         found: Module | None = module
         for name in names:
             found = None if found is None else found._modules.get(name)
         if found is None or original_class(found) is not kind or has_hooks(found):
             return False
+        for name, value in settings:
+            if getattr(found, name, None) != value:
+                return False
     return True
+
+
+def _settings(module: Module) -> tuple[tuple[str, Any], ...]:
+    """What an activation or a pooling was made with; of what has parameters or children nothing."""
+    if module._modules or module._parameters or module._buffers:
+        return ()
+    plain = (bool, int, float, str, tuple, list, type(None))
+    chosen = {name: value for name, value in vars(module).items() if isinstance(value, plain)}
+    return tuple((n, v) for n, v in chosen.items() if not n.startswith("_") and n != "training")
 
 
 def _guarded(base: type[Module], generated: Callable[..., Any], guarded: Guarded) -> Callable[..., Any]:
@@ -101,7 +114,7 @@ def _class(
     base: type[Module], source: str, imports: str, guarded: Guarded, scope: dict[str, Any]
 ) -> type[Module]:
     names = tuple(sorted((name, id(value)) for name, value in scope.items() if name != "__builtins__"))
-    key = (base, source, names, guarded)
+    key = (base, source, names, tuple((path, kind, repr(settings)) for path, kind, settings in guarded))
     if key not in _CLASSES:
         where = f"<gammabeta.convert {base.__name__}.forward {next(_NUMBER)}>"
         linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
@@ -128,9 +141,8 @@ def install(module: Module, graph: Graph, guarded: set[str] | None = None) -> No
     code = graph.python_code("self")
     imports = _format_import_block(code.globals, sys_importer)
     base = original_class(module)
-    kept = tuple(
-        (tuple(path.split(".")), original_class(module.get_submodule(path))) for path in sorted(guarded or ())
-    )
+    found = {path: module.get_submodule(path) for path in sorted(guarded or ())}
+    kept = tuple((tuple(path.split(".")), original_class(m), _settings(m)) for path, m in found.items())
     module.__class__ = _class(base, code.src, imports, kept, dict(code.globals))
 
 
