@@ -6,14 +6,12 @@ from typing import NamedTuple
 
 import torch
 
+from .compiled.arguments import ACCOUNT, MARGIN, NEAR
 from .layout import MaxPool, Pool
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
-_NEAR = 1024  # elements of a plane up to which channels are worked on in groups
 _GROUP_BYTES = 512 << 10  # of a group's planes in all images
 _MOST = 64  # channels in a group
-_ACCOUNT = 192  # bytes of working memory for each of them (``compiled/groups.py``)
-_MARGIN = 16  # elements between the pieces of a row of gradients (``compiled/windows.py``)
 _TABLES = 48  # bytes of working memory per element of a tile
 _TILE = 256  # elements of a tile at least: a sum is in a register again before its turn comes
 _STREAMED = 24 << 20  # bytes of the tensors moved, from which an output has left the caches before it is read
@@ -43,7 +41,7 @@ def _tile(channels: int) -> int:
 
 def _group(nbytes: int, plane: int, channels: int) -> int:
     """Channels to work on together, each of so many bytes; in one image their planes are a run of KiB."""
-    return 1 if plane > _NEAR else max(1, min(_MOST, channels, _GROUP_BYTES // nbytes))
+    return 1 if plane > NEAR else max(1, min(_MOST, channels, _GROUP_BYTES // nbytes))
 
 
 def _phase(window: MaxPool, width: int) -> int:
@@ -56,7 +54,7 @@ def _window_bytes(window: MaxPool, rows: bool, phase: int, height: int, width: i
     """Working memory of a part: a ring of activated rows; contiguous a row and a plane's gradient too."""
     if rows:
         return window.kernel * (4 * width * channels + 64)
-    row = max(window.stride * phase, window.kernel * (phase + _MARGIN))
+    row = max(window.stride * phase, window.kernel * (phase + MARGIN))
     return 4 * (window.kernel * row + width + 48 + height * width + 48)
 
 
@@ -71,7 +69,7 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
     tile = _tile(channels)
     sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
     group = _group(images * height * width * size, height * width, channels)
-    step = _TABLES * tile if rows else _ACCOUNT * group
+    step = _TABLES * tile if rows else ACCOUNT * group
     if window is not None:
         tile = tile if rows else _phase(window, width)
         step += _rounded(_window_bytes(window, rows, tile, height, width, channels), 64)

@@ -31,6 +31,11 @@ SKIP = 28
 EPS = 29
 FACTOR = 30
 
+# What the plan must know of the working memory that contiguous kernels use: ``groups``, ``windows``
+NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
+ACCOUNT = 192  # bytes for each channel of a group
+MARGIN = 16  # zeros before a piece of a row of gradients, for the columns to the left of its first window
+
 _PACKER = struct.Struct("=29q2d")
 
 

@@ -11,10 +11,8 @@ from .arguments import SCRATCH, SCRATCH_STEP
 from .memory import float32, get_f64, get_i64, prefetch, put_f64
 from .simd import inlined, splat
 
-ACCOUNT = 192  # bytes
 SHIFT = 32  # where an account has the float32 that its lanes are sums about
 TOTAL, SQUARES, FIRST = 18, 19, 20  # and its float64
-NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
 SETTLED = 4096  # values that may be summed in float32
 
 _load, _store = float32.load, float32.store

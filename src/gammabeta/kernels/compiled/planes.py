@@ -8,6 +8,7 @@ memory once where the group's planes fit in a core's cache.
 import math
 
 from .arguments import (
+    ACCOUNT,
     BIAS,
     CHANNEL_PARTS,
     CHANNELS,
@@ -19,6 +20,7 @@ from .arguments import (
     IMAGES,
     INVSTD,
     MEAN,
+    NEAR,
     OUT,
     PHASE,
     RESIDUAL,
@@ -30,9 +32,7 @@ from .arguments import (
     X,
 )
 from .groups import (
-    ACCOUNT,
     FIRST,
-    NEAR,
     SETTLED,
     SHIFT,
     SQUARES,

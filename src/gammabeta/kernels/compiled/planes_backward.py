@@ -8,6 +8,7 @@ core's cache.
 
 from .activations import ACTIVATIONS
 from .arguments import (
+    ACCOUNT,
     CHANNEL_PARTS,
     CHANNELS,
     DBIAS,
@@ -23,6 +24,7 @@ from .arguments import (
     MEAN,
     MEAN_DZ,
     MEAN_DZ_XHAT,
+    NEAR,
     RESIDUAL,
     STREAM,
     SUMS,
@@ -30,8 +32,6 @@ from .arguments import (
     X,
 )
 from .groups import (
-    ACCOUNT,
-    NEAR,
     SETTLED,
     SQUARES,
     TOTAL,

@@ -9,15 +9,14 @@ contiguous plane neighbouring windows are ``stride`` elements apart, and sixteen
 together: so a row lies in the ring taken apart into ``stride`` *phases*, whose elements are neighbours there.
 """
 
-from .arguments import CODES, GROUP, PHASE, WIDTH
-from .groups import ACCOUNT, accounts
+from .arguments import ACCOUNT, CODES, GROUP, MARGIN, PHASE, WIDTH
+from .groups import accounts
 from .memory import byte, float32, get_f32, get_i64, put_f32
 from .simd import even_lanes, inlined, mixed_high, mixed_low, odd_lanes, select, splat
 
 _load, _store, _store_some = float32.load, float32.store, float32.store_some
 _load_codes, _store_codes = byte.load_some, byte.store_some
 _LEAST = -float("inf")
-MARGIN = 16  # zeros before a piece, for the columns to the left of its first window
 
 
 def window_of(pool):
