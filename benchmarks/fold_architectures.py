@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import gammabeta as gb
-from gammabeta.surgery.fold.proof import Inputs, distance, run
+from gammabeta.folding.verify import Inputs, distance, run
 
 Shape = tuple[int, ...]
 Builder = Callable[[], nn.Module]

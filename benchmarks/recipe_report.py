@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gammabeta.bench.machine import describe
+from benchmarks.suites.machine import describe
 
 RESULTS = Path(__file__).parent / "results"
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"

@@ -1,8 +1,11 @@
 """``python benchmarks/run.py SUITE... [OPTIONS]``: run benchmark suites and write their results."""
 
 import sys
+from pathlib import Path
 
-from gammabeta.bench.command import main
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.suites.command import main
 from gammabeta.errors import GammabetaError
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ``python benchmarks/small_inputs.py`` prints microseconds, medians of interleaved calls, as a Markdown table:
 torch, ours with torch's operator, ours with the kernel. Outputs are compared before anything is timed. The
-thresholds in ``gammabeta.functional._dispatch`` are read off it.
+thresholds in ``gammabeta.functional.route`` are read off it.
 """
 
 import time
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta.functional import _dispatch, batch_norm
+from gammabeta.functional import batch_norm, route
 
 SHAPES = [
     (64, 128),
@@ -42,7 +42,7 @@ def interleaved(functions: Sequence[Callable[[], Tensor]]) -> list[float]:
 def always(road: str) -> None:
     """Send every input along one road."""
     most = 0 if road == "kernel" else 1 << 60
-    for thresholds in (_dispatch.SMALL_TRAIN, _dispatch.SMALL_EVAL):
+    for thresholds in (route.SMALL_TRAIN, route.SMALL_EVAL):
         thresholds[:] = [most] * 3
 
 

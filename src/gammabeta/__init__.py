@@ -6,6 +6,7 @@
 
 from typing import TYPE_CHECKING
 
+from . import moved
 from .lazy import importer
 
 if TYPE_CHECKING:
@@ -15,28 +16,29 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import reference as reference
     from . import train as train
+    from .conversion.convert import convert as convert
     from .doctor.diagnosis import diagnose as diagnose
-    from .surgery.convert import convert as convert
-    from .surgery.export import export_onnx as export_onnx
-    from .surgery.fold import fold as fold
-    from .surgery.recalibrate import recalibrate as recalibrate
+    from .export import export_onnx as export_onnx
+    from .folding import fold as fold
+    from .stats.recalibrate import recalibrate as recalibrate
     from .train.fitting import fit as fit
 
 __version__ = "0.1.0"
 
 _MODULES = ("data", "errors", "functional", "nn", "reference", "train")
 _NAMES: dict[str, str] = {
-    "convert": ".surgery.convert",
-    "export_onnx": ".surgery.export",
+    "convert": ".conversion.convert",
+    "export_onnx": ".export",
     "fit": ".train.fitting",
-    "fold": ".surgery.fold",
+    "fold": ".folding",
     "diagnose": ".doctor.diagnosis",
-    "recalibrate": ".surgery.recalibrate",
+    "recalibrate": ".stats.recalibrate",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]
 
 
+moved.install()
 __getattr__ = importer(__name__, _NAMES, _MODULES)
 
 

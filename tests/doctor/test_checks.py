@@ -8,7 +8,7 @@ from gammabeta.doctor.checks.dropout_before_bn import predicted_shift
 from gammabeta.doctor.checks.init_residue import measured_share
 from gammabeta.doctor.checks.momentum import misplaced_weight
 from gammabeta.doctor.evidence import Evidence, Gap, Layer, LoaderShape, Optimizer, Ranks, Surroundings
-from gammabeta.surgery._moments import Moments
+from gammabeta.stats.moments import Moments
 
 
 def layer(name: str = "bn", **changes) -> Layer:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gammabeta.bench.fault_bench import BEGIN, END, distributed_trials, failures, table, trials, write
+from benchmarks.suites.fault_bench import BEGIN, END, distributed_trials, failures, table, trials, write
 
 SMALL = ("mlp", "reused")
 

@@ -15,14 +15,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
-from gammabeta.functional import _recompute
+from gammabeta.functional import recompute
 
 
 @pytest.fixture(autouse=True)
 def kernels(monkeypatch):
     """However small the input, the kernels take it."""
     for name in ("SMALL_TRAIN", "SMALL_EVAL"):
-        monkeypatch.setattr(f"gammabeta.functional._dispatch.{name}", [0, 0, 0])
+        monkeypatch.setattr(f"gammabeta.functional.route.{name}", [0, 0, 0])
 
 
 class Block(nn.Module):
@@ -187,7 +187,7 @@ def test_max_pooling_needs_only_the_shape(monkeypatch):
         torch, "empty_strided", lambda size, stride, dtype: poison(size, torch.nan, dtype=dtype)
     )
     same(gradients(model, x), expected)
-    monkeypatch.setattr(_recompute, "_only_shape_matters", lambda: False)
+    monkeypatch.setattr(recompute, "_only_shape_matters", lambda: False)
     made = watch(model)
     out = model(x)
     assert all(kept(made)), "a torch that reads the values gets them"
@@ -195,8 +195,8 @@ def test_max_pooling_needs_only_the_shape(monkeypatch):
 
 
 def test_a_pool_that_is_not_read_says_so():
-    _recompute._only_shape_matters.cache_clear()
-    assert _recompute._only_shape_matters()
+    recompute._only_shape_matters.cache_clear()
+    assert recompute._only_shape_matters()
 
 
 def test_the_graph_can_be_kept_and_used_again():

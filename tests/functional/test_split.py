@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gammabeta as gb
-from gammabeta.functional._split import like, pieces
+from gammabeta.functional.split import like, pieces
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -38,4 +38,4 @@ def test_pieces_of_a_named_backend():
     with pytest.raises(gb.errors.UnavailableError, match="float64"):
         pieces(torch.randn(4, 3, dtype=torch.float64), backend="cpu")
     assert pieces(torch.randn(4, 3), backend="cpu")[0].__name__ == "gammabeta.kernels.cpu"
-    assert pieces(torch.randn(4, 3, dtype=torch.float64))[0].__name__ == "gammabeta.functional._plain"
+    assert pieces(torch.randn(4, 3, dtype=torch.float64))[0].__name__ == "gammabeta.functional.plain"

@@ -23,9 +23,9 @@ import torch.multiprocessing as mp
 
 from gammabeta import data
 from gammabeta.cli.app import run as command_line
+from gammabeta.conversion.convert import convert
 from gammabeta.data import Dataset, Split
 from gammabeta.errors import UsageError
-from gammabeta.surgery.convert import convert
 from gammabeta.train import Run, build_network, fit, load_recipe
 from gammabeta.train.batches import DeviceImages, Scaling
 from gammabeta.train.elastic import begun_before

@@ -12,7 +12,6 @@ import typer
 
 from .. import __version__
 from ..errors import GammabetaError
-from .bench import bench
 from .compare import compare
 from .doctor import doctor
 from .evaluate import evaluate
@@ -36,9 +35,6 @@ app = typer.Typer(
 )
 for command in (train, evaluate, predict, compare, doctor, recalibrate, fold, export, info):
     app.command()(command)
-# What follows the suite's name, --help included, is the suite's own.
-_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-app.command(context_settings=_PASSED_ON)(bench)
 
 
 def _show_version(wanted: bool) -> None:

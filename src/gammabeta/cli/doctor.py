@@ -98,8 +98,8 @@ def _loss(name: str | None, subject: "Target", loader: Any) -> Any:
     """The function named; else cross-entropy where the first batch's output and target are fit for it."""
     import torch
 
-    from ..surgery._batches import call, move, target
-    from ..surgery._preserve import preserved
+    from ..stats.batches import call, move, target
+    from ..stats.preserve import preserved
     from .target import imported, running
 
     if name is not None:
@@ -144,7 +144,7 @@ def _mend(
     subject: "Target", loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool, out: Path
 ) -> "Report":
     """Recalibrate, save, and diagnose what was saved."""
-    from ..surgery.recalibrate import recalibrate
+    from ..stats.recalibrate import recalibrate
     from .target import bar, running, sample_count, write_weights
 
     if loader is None:

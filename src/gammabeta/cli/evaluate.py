@@ -86,7 +86,7 @@ def _draw(run: "Run", images: "Split", result: "Evaluation", folder: Path, split
     import torch
 
     from ..train.files import make_folder
-    from ..train.pictures import confusion, mistakes, save_figure
+    from ..train.plots import confusion, mistakes, save_figure
 
     make_folder(folder)
     classes = run.info.network.classes

@@ -11,7 +11,7 @@ from .output import Json, console, print_json
 from .shipped import Best, Name, Shape, Weights, load_shipped
 
 if TYPE_CHECKING:
-    from ..surgery.export import Preprocessing
+    from ..export import Preprocessing
     from ..train.load import Trained
 
 
@@ -26,7 +26,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Fold the network, write it as ONNX, and check that ONNX Runtime computes the same."""
-    from ..surgery.export import export_onnx
+    from ..export import export_onnx
 
     shipped = load_shipped(model, weights, shape, best)
     classes = shipped.trained.run.info.network.classes if shipped.trained else None
@@ -53,7 +53,7 @@ def export(
 
 def _preprocessing(trained: Trained) -> Preprocessing:
     from ..data import picture_style
-    from ..surgery.export import Preprocessing
+    from ..export import Preprocessing
 
     network = trained.run.info.network
     return Preprocessing(

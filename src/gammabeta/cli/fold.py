@@ -13,7 +13,7 @@ from .shipped import Best, Name, Shape, Weights, load_shipped
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..surgery.fold import FoldReport
+    from ..folding import FoldReport
     from ..train.load import Trained
 
 
@@ -29,8 +29,8 @@ def fold(
     json: Json = False,
 ) -> None:
     """Fold batch norms into convolutions and linear layers; for a run, compare on every test image."""
-    from ..surgery.export import save_program
-    from ..surgery.fold import fold as fold_model
+    from ..export import save_program
+    from ..folding import fold as fold_model
 
     shipped = load_shipped(model, weights, shape, best)
     folded = fold_model(shipped.model, shipped.example)

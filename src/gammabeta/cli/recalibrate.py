@@ -37,8 +37,8 @@ def recalibrate(
 
     The model's own files stay as they are.
     """
-    from ..surgery import recalibrate as surgery
-    from ..surgery._layers import batch_norm_layers
+    from ..graph.layers import batch_norm_layers
+    from ..stats.recalibrate import recalibrate as calibrate
     from .target import bar, load_batches, load_target, running, sample_count, write_weights
 
     if mode not in ("joint", "in-order"):
@@ -58,7 +58,7 @@ def recalibrate(
             seen.append(size)
             advance(size)
 
-        surgery.recalibrate(
+        calibrate(
             subject.model,
             loader,
             samples=samples or None,

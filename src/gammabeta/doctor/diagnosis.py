@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from ..errors import UsageError
-from ..surgery import _batches
-from ..surgery._layers import unwrap
-from ..surgery._preserve import RandomState, preserved, same_bits
+from ..graph.layers import unwrap
+from ..stats import batches
+from ..stats.preserve import RandomState, preserved, same_bits
 from . import static, trace
 from .checks import run_checks
+from .collect import LossFn, Passes
 from .evidence import Evidence
-from .passes import LossFn, Passes
 from .report import Report
 
 Source = Literal["pytorch", "keras", "flax", "equinox", "mxnet", "onnx"]
@@ -31,7 +31,7 @@ def diagnose(
     loss: LossFn | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     example: Any = None,
-    forward_fn: _batches.ForwardFn | None = None,
+    forward_fn: batches.ForwardFn | None = None,
     samples: int | None = None,
     source: Source | None = None,
     progress: Callable[[int], object] | None = None,
@@ -71,7 +71,7 @@ def diagnose(
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
     inner = unwrap(model)
-    forward = forward_fn or _batches.call
+    forward = forward_fn or batches.call
     evidence = Evidence(
         layers=static.read_layers(inner),
         surroundings=static.read_sequences(inner),
@@ -87,7 +87,7 @@ def diagnose(
         if example is None and again is not None:
             example = next(iter(again()), None)
         if example is not None:
-            _look_at_example(inner, forward, _batches.move(example, *_batches.placement(inner)), evidence)
+            _look_at_example(inner, forward, batches.move(example, *batches.placement(inner)), evidence)
         if again is not None:
             _look_at_data(Passes(inner, again, forward, loss, samples, progress), evidence)
     return Report(evidence, run_checks(evidence))
@@ -98,7 +98,7 @@ def _repeatable(loader: Iterable[Any] | None, samples: int | None) -> Callable[[
     if loader is None:
         return None
     if isinstance(loader, Iterator):
-        held = list(_batches.batches(loader, samples, (torch.device("cpu"), None)))
+        held = list(batches.batches(loader, samples, (torch.device("cpu"), None)))
         return lambda: held
     start = RandomState.of(loader)
 
@@ -127,10 +127,10 @@ def _look_at_data(passes: Passes, evidence: Evidence) -> None:
     evidence.samples = outcome.samples
 
 
-def _look_at_example(model: nn.Module, forward: _batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
+def _look_at_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
     """Trace a few samples; what fails is noted in the report, and the rest goes on."""
-    total = _batches.size(batch)
-    few = _batches.take(batch, torch.arange(min(TRACED_SAMPLES, total)), total)
+    total = batches.size(batch)
+    few = batches.take(batch, torch.arange(min(TRACED_SAMPLES, total)), total)
     probes: list[tuple[str, Callable[[], None]]] = [
         ("tracing", lambda: _trace(model, forward, few, evidence)),
         ("the gradient probe", lambda: _probe_backward(model, forward, few, evidence)),
@@ -149,13 +149,13 @@ def first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _trace(model: nn.Module, forward: _batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
+def _trace(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
     model.eval()
     found = trace.surroundings(model, lambda: forward(model, batch))
     evidence.surroundings = evidence.surroundings | found
 
 
-def _probe_backward(model: nn.Module, forward: _batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
+def _probe_backward(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
     hooked = [p for p in model.parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
     if hooked:
         evidence.not_examined.append(
@@ -166,16 +166,16 @@ def _probe_backward(model: nn.Module, forward: _batches.ForwardFn, batch: Any, e
     evidence.updated_in_backward = trace.updated_in_backward(model, lambda: forward(model, batch))
 
 
-def _compare(model: nn.Module, forward: _batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
+def _compare(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
     """Evaluate a few samples twice in one company, and once in another; a sample must not notice."""
-    total = _batches.size(batch)
+    total = batches.size(batch)
     count = min(COMPARED_SAMPLES, total)
     model.eval()
     start = RandomState.of()
 
     def run(index: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            out = forward(model, _batches.take(batch, index, total))
+            out = forward(model, batches.take(batch, index, total))
         return [t[: len(index)].double() for t in trace.tensors(out) if t.dim() and t.shape[0] == len(index)]
 
     def first(index: torch.Tensor) -> list[torch.Tensor]:

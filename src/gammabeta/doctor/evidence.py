@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..surgery._moments import Moments
+from ..stats.moments import Moments
 
 
 @dataclass(frozen=True)

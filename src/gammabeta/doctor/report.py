@@ -151,7 +151,7 @@ class Report:
 
     def to_html(self) -> str:
         """One self-contained page, pictures included."""
-        from .html import page
+        from .render.html import page
 
         return page(self)
 
@@ -162,12 +162,12 @@ class Report:
         return path
 
     def _repr_html_(self) -> str:
-        from .html import body
+        from .render.html import body
 
         return body(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from .terminal import render
+        from .render.terminal import render
 
         yield from render(self)
 

@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, is_frozen_class
 from ..nn import SyncBatchNorm
-from ..surgery._layers import BatchNormLayer, batch_norm_layers, frozen_layers, is_frozen_class
 from .evidence import Layer, LoaderShape, Optimizer, Ranks, Surroundings
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ..surgery._layers import batch_norm_layers
-from ..surgery._preserve import same_bits
+from ..graph.layers import batch_norm_layers
+from ..stats.preserve import same_bits
 from .evidence import Surroundings
 from .static import WEIGHTED
 

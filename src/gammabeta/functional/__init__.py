@@ -4,10 +4,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from ..kernels.layout import MaxPool, Pool
-from . import _ops as _ops
-from . import _step
-from ._checks import check_extras
-from ._dispatch import Explanation, explain
+from . import library as library
+from . import step
+from .checks import check_extras
+from .route import Explanation, explain
 
 __all__ = ["Explanation", "MaxPool", "batch_norm", "explain"]
 
@@ -82,7 +82,7 @@ def batch_norm(
         return out
     check_extras(x, activation, pool, backend)
     if training:
-        return _step.train(
+        return step.train(
             x,
             running_mean,
             running_var,
@@ -96,6 +96,4 @@ def batch_norm(
             backend,
             skip_nonfinite,
         )[0]
-    return _step.evaluate(
-        x, running_mean, running_var, weight, bias, eps, activation, residual, pool, backend
-    )
+    return step.evaluate(x, running_mean, running_var, weight, bias, eps, activation, residual, pool, backend)

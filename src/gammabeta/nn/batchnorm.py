@@ -2,7 +2,7 @@
 
 import torch
 
-from ._layer import Fused, FusedLazy
+from .layer import Fused, FusedLazy
 
 
 class BatchNorm1d(Fused, torch.nn.BatchNorm1d):

@@ -6,7 +6,7 @@ import torch
 
 from ..errors import UsageError
 from ..kernels.layout import Pool
-from ._layer import Fused
+from .layer import Fused
 
 
 class Frozen(Fused):

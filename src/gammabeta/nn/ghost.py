@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..functional import _running, _step
+from ..functional import running, step
 from ..kernels.layout import Pool
-from ._layer import Fused
+from .layer import Fused
 
 
 class Ghost(Fused):
@@ -104,7 +104,7 @@ class Ghost(Fused):
             mean, var = mean * share + more[1] * (1 - share), var * share + more[2] * (1 - share)
         running_mean, running_var, counts = self._tracked()
         if counts and running_mean is not None and running_var is not None:
-            accepted = _running.update(
+            accepted = running.update(
                 running_mean, running_var, mean, var, self._factor(), self.skip_nonfinite
             )
             self._count(accepted, x)
@@ -119,7 +119,7 @@ class Ghost(Fused):
         def gathered(t: Any) -> Any:
             return t.reshape(N // groups, groups * C, *spatial) if isinstance(t, Tensor) else t
 
-        out, mean, var = _step.with_statistics(
+        out, mean, var = step.with_statistics(
             gathered(x),
             None if self.weight is None else self.weight.repeat(groups),
             None if self.bias is None else self.bias.repeat(groups),

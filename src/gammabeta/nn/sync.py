@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..functional import _synced
-from ..functional._composition import pooled
+from ..functional import sync
+from ..functional.torch_path import pooled
 from ..kernels.layout import MaxPool, Pool
-from ._layer import Fused
+from .layer import Fused
 
 
 class SyncBatchNorm(Fused):
@@ -119,7 +119,7 @@ class SyncBatchNorm(Fused):
             out: Tensor = apart(x, residual, activation, pool)
             return out
         running_mean, running_var, counts = self._tracked()
-        out, accepted = _synced.train(
+        out, accepted = sync.train(
             x,
             running_mean,
             running_var,

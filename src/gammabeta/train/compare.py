@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from ..errors import UsageError
-from .pictures import COLORS, save_figure, tidy
+from .plots import COLORS, save_figure, tidy
 from .run import Run
 
 _FIELDS = ("test_accuracy", "train_accuracy", "test_loss", "loss", "images_per_second")

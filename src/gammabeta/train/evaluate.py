@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..surgery._preserve import preserved
+from ..stats.preserve import preserved
 from .batches import DeviceImages
 from .device import Precision
 from .world import ALONE, World

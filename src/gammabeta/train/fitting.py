@@ -10,20 +10,20 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from ..accelerate.gradients import quick_layers
+from ..accelerate.stem import one_stem
+from ..conversion.convert import convert
 from ..data import Dataset, Split
 from ..errors import UsageError
-from ..kernels.memory import keep_pages
-from ..surgery.convert import convert
-from ..surgery.recalibrate import recalibrate
+from ..kernels.cpu.keep import keep_pages
+from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
-from .cancelled import without_cancelled_biases
 from .device import Precision, place_model, resolve_device, resolve_precision
 from .evaluate import Evaluation, evaluate
-from .layers import quick_layers
 from .loop import Progress, Training
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
-from .stem import one_stem
+from .redundant_bias import without_cancelled_biases
 from .watch import LayerStatistics
 from .world import ALONE, World
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import nn as gbnn
 from ..errors import UsageError
-from ..surgery._preserve import preserved
+from ..stats.preserve import preserved
 
 SMALLEST_SIDE = 16  # two valid convolutions (3, 5) and two poolings leave one pixel
 

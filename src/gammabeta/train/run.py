@@ -10,10 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from ..errors import RunError, UsageError
-from .board import Board
 from .files import fit_weights, load_weights, read_json, save_weights, write_atomically
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
+from .tensorboard import Board
 
 _INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
 _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"

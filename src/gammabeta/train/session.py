@@ -13,14 +13,14 @@ from torch import nn
 from ..data import Dataset, load
 from ..errors import DataError, RunError
 from .batches import Scaling, batch_starts
-from .board import Board, check_tensorboard
 from .checkpoint import Checkpoints
 from .device import resolve_device, resolve_precision
 from .fitting import Observer, Outcome, Silent, TrainingInterrupted, build_network, fit, hold_out
-from .pictures import curves, save_figure, statistics
+from .plots import curves, save_figure, statistics
 from .recipe import Recipe, validate
 from .record import Recorder, RunKeeper
 from .run import NetworkInfo, Run
+from .tensorboard import Board, check_tensorboard
 from .world import ALONE, World
 
 CHECKPOINT_SECONDS = 30.0

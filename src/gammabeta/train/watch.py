@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..surgery._layers import batch_norm_layers
-from ..surgery._preserve import preserved
+from ..graph.layers import batch_norm_layers
+from ..stats.preserve import preserved
 from .device import Precision
 
 PERCENTILES = (15, 50, 85)

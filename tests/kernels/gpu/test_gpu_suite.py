@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from gammabeta.bench import IncorrectError, Options, gpu, gpu_layers, gpu_models, gpu_timing
-from gammabeta.bench.command import parse
+from benchmarks.suites import IncorrectError, Options, gpu, gpu_layers, gpu_models, gpu_timing
+from benchmarks.suites.command import parse
 
 
 def small(operation="BN+add+ReLU", dtype=torch.float32, channels_last=True):
@@ -118,7 +118,7 @@ def test_parts_are_chosen_and_rows_told(monkeypatch, capsys):
 
 def test_resnet_is_converted_whole():
     """Every batch norm becomes ours, with the addition and the ReLU after it, and the step still learns."""
-    from gammabeta.surgery.convert import convert
+    from gammabeta.conversion.convert import convert
 
     torch.manual_seed(0)
     model = gpu_models.resnet50((1, 1, 1, 1), 8, 10)
@@ -166,7 +166,7 @@ def test_it_loads_with_torch_and_triton_alone():
         "platformdirs",
         "pooch",
     )
-    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport gammabeta.bench.gpu"
+    code = f"import sys\nfor name in {absent}: sys.modules[name] = None\nimport benchmarks.suites.gpu"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

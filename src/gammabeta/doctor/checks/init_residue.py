@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...surgery._moments import Moments
+from ...stats.moments import Moments
 from ..evidence import Evidence
 from ..finding import Finding
 from ._registry import check, updating

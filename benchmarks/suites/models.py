@@ -1,0 +1,188 @@
+"""Whole networks: a training step before and after ``convert(to="fused")``, and the memory of one.
+
+After it in two ways: as it is by default, and with ``recompute=True``.
+
+The networks are the public definitions of ``pytorchcv``, with random weights, at 224×224; a step is forward,
+cross-entropy, backward and SGD with momentum. Converted or not, the weights are the same tensors.
+"""
+
+import ctypes
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gammabeta.conversion.convert import convert
+from gammabeta.errors import UnavailableError
+from gammabeta.kernels.cpu import allocator
+
+from . import IncorrectError, Options, Result
+from .timing import geometric_mean, interleave
+
+NETWORKS = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "MobileNetV2": "mobilenetv2_w1"}
+NETWORKS["DenseNet-121"] = "densenet121"
+_BATCH = 8
+_FLOOR = 1e-3
+VARIANTS = ("before", "after", "recompute")
+
+
+def _definition(name: str) -> nn.Module:
+    try:
+        get_model = import_module("pytorchcv.model_provider").get_model
+    except ImportError as error:
+        raise UnavailableError(
+            f"the suite models needs pytorchcv ({error}): pip install --no-deps pytorchcv==0.0.67"
+        ) from error
+    model: nn.Module = get_model(NETWORKS[name], pretrained=False)
+    return model
+
+
+def _model(name: str, variant: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = _definition(name).train()
+    return model if variant == "before" else convert(model, "fused", recompute=variant == "recompute")
+
+
+class Step:
+    """A network with its data and optimiser; calling it trains it for one step."""
+
+    def __init__(
+        self, name: str, variant: str, *, batch: int = _BATCH, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.model = _model(name, variant).to(dtype)
+        torch.manual_seed(1)
+        self.x = torch.randn(batch, 3, 224, 224).to(dtype)
+        self.y = torch.randint(1000, (batch,))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-4, momentum=0.9)
+
+    def __call__(self) -> Tensor:
+        """One step; returns the loss before it."""
+        self.optimizer.zero_grad()
+        loss = F.cross_entropy(self.model(self.x), self.y)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def _check(name: str) -> None:
+    """Raise ``IncorrectError`` unless the converted networks' gradient is as true as the original's.
+
+    The truth is the original's step in float64. A deep network with random weights magnifies rounding: the
+    float32 gradient of ResNet-50 is off by more than a hundredth, with torch's own layers too. The floor is
+    for single activations that rounding puts on the other side of zero, which change a gradient by a step.
+    """
+    truth = _gradient(Step(name, "before", batch=2, dtype=torch.float64))
+    before, *others = (
+        float((_gradient(Step(name, variant, batch=2)) - truth).norm() / truth.norm()) for variant in VARIANTS
+    )
+    for after in others:
+        if not after <= 2 * before + _FLOOR:
+            raise IncorrectError(
+                f"{name}: the gradient is off by {after:.2g} of its norm, before by {before:.2g}"
+            )
+
+
+def _gradient(step: Step) -> Tensor:
+    step()
+    return torch.cat([p.grad.double().flatten() for p in step.model.parameters() if p.grad is not None])
+
+
+class Memory(NamedTuple):
+    """MiB of resident memory, from ``/proc``."""
+
+    step: float  # what a step needs at its peak beyond what is held between steps
+    process: float  # the same beyond what was held before the first step: code, kernels, momentum too
+
+
+def _measure(name: str, variant: str, sender: Any) -> None:
+    """In a process of its own; between the steps the C library and our pool give free memory back."""
+    step = Step(name, variant)
+    before = _resident("VmRSS")
+    step()
+    step()
+    library = ctypes.CDLL(None)
+    if hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
+    allocator.release()
+    held = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again from here
+    for _ in range(3):
+        step()
+    peak = _resident("VmHWM")
+    sender.send(Memory(peak - held, peak - before))
+
+
+def _resident(which: str) -> float:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    line = next(line for line in status.splitlines() if line.startswith(which + ":"))
+    return int(line.split()[1]) / 1024
+
+
+def memory_of(name: str, variant: str) -> Memory | None:
+    """Memory of a training step, measured in a fresh process; None where the system does not tell."""
+    if not sys.platform.startswith("linux"):
+        return None
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(name, variant, sender))
+    process.start()
+    sender.close()
+    found: Memory = receiver.recv()
+    process.join()
+    return found
+
+
+def _usual_memory(name: str, variant: str, processes: int) -> Memory | None:
+    """The medians over several processes: one differs from the next by a tenth."""
+    found = [memory for _ in range(processes) if (memory := memory_of(name, variant)) is not None]
+    return Memory(*(statistics.median(column) for column in zip(*found, strict=True))) if found else None
+
+
+def _memory_summary(name: str, processes: int) -> dict[str, str]:
+    before, *others = (_usual_memory(name, variant, processes) for variant in VARIANTS)
+    summary = {}
+    for variant, after in zip(VARIANTS[1:], others, strict=True):
+        if before is not None and after is not None:
+            less = [100 * (1 - a / b) for a, b in zip(after, before, strict=True)]
+            summary[f"{name} step's peak memory, {variant}"] = (
+                f"{before.step:.0f} MiB before, {after.step:.0f} MiB after: {less[0]:.0f} % less; with all "
+                f"that came with the first step {before.process:.0f} and {after.process:.0f} MiB: "
+                f"{less[1]:.0f} % less"
+            )
+    return summary
+
+
+def run(options: Options) -> Result:
+    """Check every network's conversion, then time it."""
+    rows: list[dict[str, Any]] = []
+    for name in list(NETWORKS)[: 1 if options.quick else None]:
+        _check(name)
+        programs: dict[str, Callable[[], object]] = {variant: Step(name, variant) for variant in VARIANTS}
+        found = interleave(programs, rounds=3 if options.quick else 9, round_seconds=0)
+        before, after, recompute = (found[variant].median for variant in VARIANTS)
+        rows.append(
+            {
+                "case": f"{name}, batch {_BATCH}",
+                "before ms": before * 1e3,
+                "after ms": after * 1e3,
+                "times faster": before / after,
+                "recompute ms": recompute * 1e3,
+                "times faster, recompute": before / recompute,
+                "spread": (found["after"].upper - found["after"].lower) / after,
+            }
+        )
+    ratios = [row["times faster"] for row in rows]
+    slower = [row["times faster, recompute"] for row in rows]
+    summary: dict[str, Any] = {
+        "training step": f"geometric mean {geometric_mean(ratios):.2f}×, least {min(ratios):.2f}×",
+        "with recompute=True": f"geometric mean {geometric_mean(slower):.2f}×, least {min(slower):.2f}×",
+        **_memory_summary("ResNet-18", 1 if options.quick else 3),
+    }
+    return Result("Training steps before and after convert(to='fused'), CPU", rows, summary)

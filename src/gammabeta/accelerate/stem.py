@@ -1,0 +1,236 @@
+"""A network's first convolution and batch normalization as one on the CPU, for the length of a training.
+
+What the first convolution gives is the largest tensor of many a small network, and the cheapest to compute
+anew: ``kernels.stem`` never stores it. The two layers stay where they are. The convolution hands its input on
+in place of its output where the batch norm behind it will take both steps, and convolves where it will not.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .. import nn as gbnn
+from ..functional.route import kernels, traced
+from ..functional.running import update_fused
+from ..graph.pairs import convolutions_before_batch_norm, hooked
+from ..kernels.layout import MaxPool, Pool
+from .gradients import Convolution, replaceable
+
+#: What a convolution gives that has left its work to its batch norm. Empty, so that nothing else can use it.
+_LEFT = torch.empty(0)
+
+
+class _Stem(torch.autograd.Function):
+    """``pool(activation(bn(convolution(x))))`` with the batch's statistics, which leave by ``found``."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        gamma: Tensor | None,
+        beta: Tensor | None,
+        settings: tuple[float, str | None, int | None, torch.dtype],
+        found: list[Any],
+    ) -> Tensor:
+        from ..kernels.conv import stem
+
+        eps, activation, pool, dtype = settings
+        given = (weight, gamma, beta)
+        weight = weight.contiguous()
+        statistics = stem.statistics(x, weight, eps)
+        found.append(statistics)
+        ctx.save_for_backward(x, *given)
+        ctx.statistics, ctx.settings = statistics, settings
+        mean, _, invstd, patch, _ = statistics
+        return stem.forward(x, weight, mean, invstd, patch, gamma, beta, activation, pool, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        from ..kernels.conv import stem
+
+        x, weight, gamma, beta = ctx.saved_tensors
+        eps, activation, pool, _ = ctx.settings
+        if torch.is_grad_enabled():  # a second derivative is asked for: torch's operators have one
+            return (None, *_again(grad, x, weight, gamma, beta, eps, activation, pool), None, None)
+        found = stem.backward(grad, x, weight.contiguous(), ctx.statistics, gamma, beta, activation, pool)
+        wanted = zip(found, ctx.needs_input_grad[1:4], strict=True)
+        return (None, *(gradient if want else None for gradient, want in wanted), None, None)
+
+
+def _again(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+    activation: str | None,
+    pool: int | None,
+) -> list[Tensor | None]:
+    """Return the gradients of weight, γ and β as something that can be differentiated."""
+    from ..functional import batch_norm
+
+    y = F.conv2d(x, weight)
+    out = batch_norm(
+        y, None, None, gamma, beta, True, 0.0, eps, activation=activation, pool=pool, backend="torch"
+    )
+    leaves = [t for t in (weight, gamma, beta) if t is not None and t.requires_grad]
+    found = iter(torch.autograd.grad(out, leaves, grad.to(out.dtype), create_graph=True))
+    return [next(found) if t is not None and t.requires_grad else None for t in (weight, gamma, beta)]
+
+
+class StemConvolution(Convolution):
+    """``Conv2d`` whose output only ``behind`` reads, and may not need."""
+
+    behind: "StemBatchNorm2d"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(N, C, H, W)``, or leave it to the batch norm."""
+        if not self.behind.takes(self, x):
+            return super().forward(x)
+        self.behind.left = (self, x)
+        return _LEFT
+
+
+class StemBatchNorm2d(gbnn.BatchNorm2d):
+    """Our ``BatchNorm2d`` which also does the work of the convolution in front of it."""
+
+    left: tuple[StemConvolution, Tensor] | None
+
+    def takes(self, convolution: StemConvolution, x: Tensor) -> bool:
+        """Tell whether this call can be done in one, as far as the convolution can see."""
+        tensors = (*self._tensors(), convolution.bias)
+        if not _plain(x) or hooked(self) or hooked(convolution) or not all(map(_float32, tensors)):
+            return False
+        if not torch.is_grad_enabled():
+            return self._batch_statistics() == self.training
+        bias = convolution.bias
+        return self.training and (bias is None or not bias.requires_grad)
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Any = None,
+        *,
+        activation: str | None = None,
+        pool: Pool = None,
+    ) -> Tensor:
+        """Normalise, or first convolve too."""
+        if input is not _LEFT or self.left is None:
+            return super().forward(input, residual, activation=activation, pool=pool)
+        from ..kernels.conv.stem import unsupported
+
+        (convolution, x), self.left = self.left, None
+        activation = self.activation if activation is None else activation
+        pool = self.pool if pool is None else pool
+        padding: Any = convolution.padding
+        size = (*x.shape[:2], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
+        if (
+            residual is not None
+            or isinstance(pool, MaxPool)
+            or unsupported(size, convolution.weight.shape, activation, pool) is not None
+        ):
+            convolved = Convolution.forward(convolution, x)
+            return super().forward(convolved, residual, activation=activation, pool=pool)
+        x = (F.pad(x, (padding[1],) * 2 + (padding[0],) * 2) if any(padding) else x).contiguous()
+        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
+        run = self._train if self.training else self._evaluate
+        return run(convolution, x, activation, pool, dtype)
+
+    def _train(
+        self,
+        convolution: StemConvolution,
+        x: Tensor,
+        activation: str | None,
+        pool: int | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        found: list[Any] = []
+        weight, bias, running_mean, running_var = self._tensors()
+        settings = (self.eps, activation, pool, dtype)
+        function: Any = _Stem.apply
+        out: Tensor = function(x, convolution.weight, weight, bias, settings, found)
+        running_mean, running_var, counts = self._tracked()
+        if counts and running_mean is not None and running_var is not None:
+            mean, var = found[0][:2]
+            if convolution.bias is not None:
+                mean = mean + convolution.bias.detach()
+            accepted = update_fused(
+                kernels("cpu"),
+                running_mean,
+                running_var,
+                mean,
+                var,
+                _values(x, convolution),
+                self._factor(),
+                self.skip_nonfinite,
+            )
+            self._count(accepted, x)
+        return out
+
+    def _evaluate(
+        self,
+        convolution: StemConvolution,
+        x: Tensor,
+        activation: str | None,
+        pool: int | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        from ..kernels.conv import stem
+
+        weight, bias, mean, var = self._tensors()
+        assert mean is not None and var is not None  # noqa: PT018 -- `takes` has seen to it
+        if convolution.bias is not None:
+            mean = mean - convolution.bias
+        invstd = (var + self.eps).rsqrt()
+        filters = convolution.weight.contiguous()
+        return stem.forward(x, filters, mean, invstd, None, weight, bias, activation, pool, dtype)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether nobody but this call sees the input: no gradient, no transformation, not in a graph."""
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is not torch.bfloat16
+    return (
+        x.dim() == 4
+        and x.dtype is torch.float32
+        and not x.requires_grad
+        and x.is_cpu
+        and not torch.compiler.is_compiling()
+        and traced(x) is None
+        and not autocast
+        and not isinstance(kernels("cpu"), str)
+    )
+
+
+def _float32(t: Tensor | None) -> bool:
+    return t is None or (t.dtype is torch.float32 and t.is_contiguous())
+
+
+def _values(x: Tensor, convolution: nn.Conv2d) -> int:
+    """How many values of each channel the convolution gives."""
+    kernel = convolution.kernel_size
+    return len(x) * (x.shape[2] - kernel[0] + 1) * (x.shape[3] - kernel[1] + 1)
+
+
+@contextmanager
+def one_stem(model: nn.Module) -> Iterator[None]:
+    """Let pairs of convolution and batch norm that ``StemBatchNorm2d`` can stand for be that for a while."""
+    pairs = [pair for pair in convolutions_before_batch_norm(model) if _fits(*pair)]
+    for convolution, norm in pairs:
+        norm.__class__, convolution.__class__ = StemBatchNorm2d, StemConvolution
+        norm.__dict__["left"], convolution.__dict__["behind"] = None, norm  # past Module.__setattr__
+    try:
+        yield
+    finally:
+        for convolution, norm in pairs:
+            norm.__class__, convolution.__class__ = gbnn.BatchNorm2d, nn.Conv2d
+            del norm.__dict__["left"], convolution.__dict__["behind"]
+
+
+def _fits(convolution: Any, norm: Any) -> bool:
+    return type(norm) is gbnn.BatchNorm2d and replaceable(convolution)

@@ -1,0 +1,1 @@
+"""``convert``: another kind of batch norm in a model, fused with what follows it."""

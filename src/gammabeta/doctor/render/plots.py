@@ -1,0 +1,184 @@
+"""The report's pictures, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..collect import BINS, REACH
+from ..evidence import Activity, Gap, Layer
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from ..report import Report
+
+BLUE, ORANGE, GREY, INK = "#2f6fb5", "#d9722b", "#9aa3ad", "#2b3036"
+PANELS, CHANNELS = 12, 128
+
+
+def figures(report: Report) -> list[tuple[str, str, str]]:
+    """(title, explanation, svg) for everything that the evidence allows to draw."""
+    drawn = []
+    gap = report.evidence.gap
+    if gap is not None and None not in (gap.bn_train, gap.population, gap.evaluation):
+        drawn.append(
+            (
+                "Where the loss in evaluation comes from",
+                "The same data in four modes. Noise and stale statistics are batch normalization's part.",
+                _svg(_gap_figure(gap)),
+            )
+        )
+    compared = _compared(report)
+    if compared:
+        drawn.append(
+            (
+                "Running against true statistics",
+                "One dot per channel, layers in order of registration; all dots should lie on the line.",
+                _svg(_statistics_figure(compared)),
+            )
+        )
+        drawn.append(
+            (
+                "What each layer's input looks like after normalization",
+                "The first batch, standardised by the running statistics and by its own: both should"
+                " agree. The worst layers first.",
+                _svg(_histogram_figure(compared, report)),
+            )
+        )
+    return drawn
+
+
+Compared = list[tuple[Layer, Activity]]
+
+
+def _compared(report: Report) -> Compared:
+    pairs = []
+    for layer in report.evidence.layers:
+        seen = report.evidence.seen(layer)
+        if seen is not None and layer.mean is not None and layer.var is not None:
+            pairs.append((layer, seen))
+    return pairs
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color(GREY)
+        axis.tick_params(colors=INK, labelsize=8)
+    return figure, axes
+
+
+def _svg(figure: Figure) -> str:
+    from matplotlib import rc_context
+
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "gammabeta", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
+def _gap_figure(gap: Gap) -> Figure:
+    """One bar per mode; the last is stacked from the one with batch statistics."""
+    figure, axes = _figure(7.5, 2.3)
+    axis: Axes = axes[0, 0]
+    assert gap.bn_train is not None  # figures() draws this only with losses
+    assert gap.population is not None
+    assert gap.evaluation is not None
+    noise, stale = gap.population - gap.bn_train, gap.evaluation - gap.population
+    base = min(gap.bn_train, gap.population, gap.evaluation)
+    rows = [
+        ("batch normalization in training", gap.bn_train),
+        ("evaluation, exact statistics", gap.population),
+    ]
+    if gap.train is not None:
+        rows.insert(0, ("everything in training", gap.train))
+    for index, (_, value) in enumerate(rows):
+        axis.barh(index, value, color=GREY, height=0.62)
+    last = len(rows)
+    axis.barh(last, base, color=GREY, height=0.62)
+    left = base
+    for value, colour, label in ((noise, ORANGE, "batch noise"), (stale, BLUE, "stale statistics")):
+        if value > 0:
+            axis.barh(last, value, left=left, color=colour, height=0.62, label=f"{label} {value:+.3g}")
+            left += value
+    names = [name for name, _ in rows] + ["evaluation, as is"]
+    values = [value for _, value in rows] + [gap.evaluation]
+    axis.set_yticks(range(len(names)), names)
+    for index, value in enumerate(values):
+        axis.annotate(
+            f" {value:.4g}", (max(value, left if index == last else value), index), va="center", fontsize=8
+        )
+    axis.invert_yaxis()
+    axis.set_xlabel("loss", fontsize=8, color=INK)
+    axis.margins(x=0.14)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
+    return figure
+
+
+def _statistics_figure(compared: Compared) -> Figure:
+    figure, axes = _figure(9.5, 4.6, rows=2)
+    upper: Axes = axes[0, 0]
+    lower: Axes = axes[1, 0]
+    for index, (layer, seen) in enumerate(compared):
+        assert layer.mean is not None  # _compared() gives layers with statistics
+        assert layer.var is not None
+        true_var = seen.population.unbiased_variance + layer.eps
+        means = ((layer.mean - seen.population.mean) / true_var.sqrt()).numpy()
+        ratios = ((layer.var.clamp(min=0) + layer.eps) / true_var).log2().numpy()
+        for axis, values in ((upper, means), (lower, ratios)):
+            shown = values[np.linspace(0, len(values) - 1, min(len(values), CHANNELS)).astype(int)]
+            shown = np.nan_to_num(shown, nan=0.0, posinf=64.0, neginf=-64.0)
+            place = index + np.linspace(-0.3, 0.3, len(shown))
+            axis.plot(place, shown, "o", color=BLUE, markersize=3.2, alpha=0.6, markeredgewidth=0)
+    panels = (
+        (upper, "running − true mean\n(standard deviations)", 0.5),
+        (lower, "log₂ of running\nover true variance", 1.0),
+    )
+    for axis, label, least in panels:
+        axis.axhline(0, color=INK, linewidth=0.8)
+        reach = max(least, *(abs(limit) for limit in axis.get_ylim()))
+        axis.set_ylim(-reach, reach)
+        if reach > 20:
+            axis.set_yscale("symlog", linthresh=1.0)
+        axis.set_ylabel(label, fontsize=8, color=INK)
+        axis.set_xlim(-0.6, len(compared) - 0.4)
+    step = max(1, math.ceil(len(compared) / 24))
+    names = [layer.label for layer, _ in compared]
+    upper.set_xticks(range(0, len(names), step), [])
+    lower.set_xticks(range(0, len(names), step), names[::step], rotation=30, ha="right")
+    return figure
+
+
+def _histogram_figure(compared: Compared, report: Report) -> Figure:
+    def severity(pair: tuple[Layer, Activity]) -> float:
+        row = report.layer_row(pair[0])
+        return -((row["drift_mean"] or 0.0) + (row["drift_log_variance"] or 0.0))
+
+    worst = sorted((pair for pair in compared if pair[1].histogram is not None), key=severity)[:PANELS]
+    columns = min(4, max(len(worst), 1))
+    rows = max(1, math.ceil(len(worst) / columns))
+    figure, axes = _figure(2.4 * columns + 0.3, 1.7 * rows + 0.5, rows, columns)
+    edges = np.linspace(-REACH, REACH, BINS + 1)
+    for axis in axes.flat[len(worst) :]:
+        axis.set_visible(False)
+    for axis, (layer, seen) in zip(axes.flat, worst, strict=False):
+        assert seen.histogram is not None  # chosen above
+        running, own = (counts.numpy() / max(float(counts.sum()), 1.0) for counts in seen.histogram)
+        axis.stairs(running, edges, fill=True, color=BLUE, alpha=0.45, label="by running statistics")
+        axis.stairs(own, edges, color=ORANGE, linewidth=1.3, label="by its own")
+        axis.set_title(layer.label, fontsize=8, color=INK)
+        axis.set_yticks([])
+        axis.set_xticks([-4, 0, 4])
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", frameon=False, fontsize=8, ncols=2)
+    return figure

@@ -1,0 +1,352 @@
+"""``export_onnx``: fold, export, check, run ONNX Runtime beside the model, and only then write the file."""
+
+import copy
+import importlib
+import inspect
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import __version__
+from .errors import SurgeryError, UnavailableError, UsageError
+from .folding import FoldReport, as_inputs, fold
+from .folding.layers import plain
+from .folding.verify import TOLERANCE, Inputs, Judge, copied, distance, random_like
+from .graph.record import tensors_in
+
+METADATA = "gammabeta"  # the metadata entry that holds our JSON
+_OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How pictures become the model's input: ``(pixel - mean) * scale`` per channel, pixels 0 to 255.
+
+    ``style``: how a picture of another size or ink is prepared, as in ``gammabeta.data.picture``; None: its
+    default for the number of channels.
+    """
+
+    channels: int
+    height: int
+    width: int
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    style: str | None = None
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how far ONNX Runtime is from the model.
+
+    ``error``: largest difference over largest magnitude between ONNX Runtime's output and the given model's
+    in float64, over every input of ``batches`` sizes tried. ``original_error``: the model's own, in its own
+    dtype.
+    """
+
+    path: Path
+    size: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    batches: tuple[int, ...]
+    error: float
+    original_error: float
+    opset: int
+    fold: FoldReport
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Any,
+    *,
+    classes: list[str] | tuple[str, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
+    tolerance: float | None = None,
+) -> ExportReport:
+    """Fold ``model`` and write it as ONNX, with the batch size left open.
+
+    The graph must pass ONNX's checker, and ONNX Runtime's output must equal the given model's: on the
+    example, on random inputs, and at batch sizes 1 and 3. Only then does the file appear, whole; after any
+    error an existing file, and the model, are as they were.
+
+    Args:
+        model: any module that ``fold`` takes and ``torch.export`` traces.
+        path: the file to write.
+        example: as for ``fold``; every tensor in it whose first dimension is the batch.
+        classes: names of the classes, kept in the file's metadata for ``gammabeta predict``.
+        preprocessing: how pictures become the input, kept likewise.
+        tolerance: allowed relative difference beyond twice the model's own; by default as for ``fold``.
+
+    Returns:
+        An ``ExportReport``.
+
+    Raises:
+        UnavailableError: onnx, onnxruntime or onnxscript is not installed.
+        UsageError: the example is of the wrong kind, or the folder does not exist.
+        SurgeryError: the model cannot be exported, or the exported one differs.
+    """
+    onnx, runtime = _libraries()
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise UsageError(f"there is no folder {target.parent} to write {target.name} into")
+    inputs = as_inputs(example)
+    folded = fold(model, example, tolerance=tolerance, pack=False)
+    report: FoldReport = folded.fold_report  # type: ignore[assignment]
+    graph = _exported(plain(folded), _batched(inputs, 2))
+    _describe(graph, classes, preprocessing, report)
+    try:
+        onnx.checker.check_model(graph, full_check=True)
+    except Exception as error:
+        raise SurgeryError(f"ONNX's checker refuses the exported model: {_first_line(error)}") from error
+    content = graph.SerializeToString()
+    sizes = (_batch_of(inputs), *_OTHER_BATCHES)
+    limit = tolerance if tolerance is not None else _limit(model)
+    gap, own = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
+    _write(target, content)
+    return ExportReport(
+        target,
+        len(content),
+        tuple(value.name for value in graph.graph.input),
+        tuple(value.name for value in graph.graph.output),
+        sizes,
+        gap,
+        own,
+        max(entry.version for entry in graph.opset_import if entry.domain in ("", "ai.onnx")),
+        report,
+    )
+
+
+def _libraries() -> tuple[Any, Any]:
+    found = []
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            found.append(importlib.import_module(name))
+        except ImportError:
+            raise UnavailableError(
+                f"{name} is not installed, and ONNX export needs it: pip install 'gammabeta[onnx]'"
+            ) from None
+    importlib.import_module("onnx.checker")
+    return found[0], found[2]
+
+
+# Export ------------------------------------------------------------------------------------------
+
+
+def _exported(model: nn.Module, inputs: Inputs) -> Any:
+    """Return the ONNX graph of ``model``, its first dimension open."""
+    args, kwargs = inputs
+    single = len(list(tensors_in(inputs))) == 1
+    try:
+        with _silence():
+            program = torch.onnx.export(
+                model,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                dynamic_shapes=_open_batch(model, inputs),
+                input_names=["input"] if single else None,
+                verbose=False,
+            )
+    except Exception as error:
+        raise SurgeryError(f"the model cannot be exported to ONNX: {_cause(error)}") from error
+    if program is None:
+        raise SurgeryError("the model cannot be exported to ONNX: torch gave nothing back")
+    return program.model_proto
+
+
+def _open_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
+    """Describe every tensor argument whose first dimension is the batch as open in it."""
+    args, kwargs = inputs
+    batch = torch.export.Dim("batch")
+    size = _batch_of(inputs)
+
+    def shape(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return {0: batch} if value.dim() and value.shape[0] == size else {}
+        if isinstance(value, list | tuple):
+            return [shape(item) for item in value]
+        if isinstance(value, dict):
+            return {key: shape(item) for key, item in value.items()}
+        return None
+
+    names = list(_argument_names(model, len(args)))
+    return {name: shape(value) for name, value in zip(names, args, strict=True)} | {
+        key: shape(value) for key, value in kwargs.items()
+    }
+
+
+def _argument_names(model: nn.Module, count: int) -> Iterator[str]:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    for i in range(count):
+        yield parameters[min(i, len(parameters) - 1)].name
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter reports progress on standard output, logs and warns of things that are its own affair."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
+
+
+def _describe(graph: Any, classes: Any, preprocessing: Preprocessing | None, report: FoldReport) -> None:
+    document = {
+        "format": 1,
+        "version": __version__,
+        "classes": None if classes is None else [str(name) for name in classes],
+        "preprocessing": None if preprocessing is None else asdict(preprocessing),
+        "folded": [layer.name for layer in report.folded],
+        "left": {layer.name: layer.reason for layer in report.left},
+    }
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = METADATA, json.dumps(document)
+    graph.producer_name, graph.producer_version = "gammabeta", __version__
+
+
+def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
+    """Write ``model`` as a ``torch.export`` program, its batch size left open: whole, or not at all.
+
+    ``torch.export.load(path).module()`` runs it where gammabeta is not installed.
+
+    Raises:
+        UsageError: the example is of the wrong kind, or the file cannot be written.
+        SurgeryError: ``torch.export`` does not trace the model.
+    """
+    inputs = _batched(as_inputs(example), 2)
+    try:
+        with _silence():
+            program = torch.export.export(
+                plain(copy.deepcopy(model)), inputs[0], inputs[1], dynamic_shapes=_open_batch(model, inputs)
+            )
+            buffer = io.BytesIO()
+            torch.export.save(program, buffer)
+    except Exception as error:
+        raise SurgeryError(f"torch.export cannot trace the model: {_cause(error)}") from error
+    _write(Path(path), buffer.getvalue())
+
+
+# Comparison ------------------------------------------------------------------------------------------
+
+
+def _compare(
+    runtime: Any, content: bytes, model: nn.Module, batches: list[Inputs], limit: float
+) -> tuple[float, float]:
+    """Run ONNX Runtime and the given model on the same inputs; raise if they differ."""
+    try:
+        options = runtime.SessionOptions()
+        options.log_severity_level = 3
+        session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise SurgeryError(f"ONNX Runtime cannot load the exported model: {_first_line(error)}") from error
+    original = copied(getattr(model, "_orig_mod", model)).eval()
+    worst, own = 0.0, 0.0
+    for batch in batches:
+        judge = Judge(original, batch)
+        own = max(own, judge.original)
+        for inputs, truth in zip((batch, random_like(batch, 1)), judge.truth, strict=True):
+            found = distance(_session_run(session, inputs), truth)
+            worst = max(worst, found)
+    if not worst <= limit + 2 * own:
+        raise SurgeryError(f"ONNX Runtime's output differs from the model's by {worst:.1e} relative")
+    return worst, own
+
+
+def _session_run(session: Any, inputs: Inputs) -> list[Tensor]:
+    names = [value.name for value in session.get_inputs()]
+    arrays = [tensor.detach().cpu().numpy() for tensor in tensors_in(inputs)]
+    if len(names) != len(arrays):
+        raise SurgeryError(
+            f"the exported model takes {len(names)} inputs where the example has {len(arrays)}"
+        )
+    try:
+        outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+    except Exception as error:
+        raise SurgeryError(f"ONNX Runtime cannot run the exported model: {_first_line(error)}") from error
+    return [torch.from_numpy(np.asarray(output)) for output in outputs]
+
+
+def _batch_of(inputs: Inputs) -> int:
+    first = next((tensor for tensor in tensors_in(inputs) if tensor.dim()), None)
+    if first is None or first.shape[0] == 0:
+        raise UsageError("the example must hold a tensor whose first dimension is the batch, and not empty")
+    return int(first.shape[0])
+
+
+def _batched(inputs: Inputs, size: int) -> Inputs:
+    """Return the example at another batch size: its samples repeated or cut."""
+    batch = _batch_of(inputs)
+
+    def resize(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            if not value.dim() or value.shape[0] != batch:
+                return value
+            return value[torch.arange(size, device=value.device) % batch]
+        if isinstance(value, dict):
+            return {key: resize(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(resize(item) for item in value)
+        return value
+
+    args, kwargs = inputs
+    return tuple(resize(arg) for arg in args), resize(kwargs)
+
+
+def _limit(model: nn.Module) -> float:
+    kinds = {t.dtype for t in model.parameters() if t.is_floating_point()}
+    return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
+
+
+# File ------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write to a file beside it, then rename: at any moment the old file or the new is there, whole."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                Path(temporary).unlink()
+
+
+def _cause(error: BaseException) -> str:
+    """Name the innermost cause: torch wraps it in a page of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__

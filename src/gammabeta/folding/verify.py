@@ -1,0 +1,182 @@
+"""Compare a folded model with its original, and find which folds to take back.
+
+The algebra is proved in float64: the same folds, made in a float64 copy of the model and not rounded, against
+that copy; nothing but a wrong fold can show there. Then the folded model runs as it will be shipped, its
+weights rounded, and may not be further from the truth than twice the original's own distance, and the
+tolerance. A model that cannot run in float64 is compared in its own dtype.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SurgeryError
+from ..graph.record import tensors_in
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+StepT = TypeVar("StepT")
+
+# Rounding each folded weight once moves a result by about eps; deep models add up a few of those.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Deep-copy a model, also one whose weight a hook makes.
+
+    ``weight_norm`` and pruning leave a tensor with a history in the module's ``__dict__``, which torch does
+    not copy; the hook makes it anew at the next call, so its values are enough.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)
+
+
+def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """Run and return every tensor of the result; the random state is the same at each run and put back."""
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        args, kwargs = copy.deepcopy(inputs)
+        return [t.detach().clone() for t in tensors_in(model(*args, **kwargs))]
+
+
+def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
+    """Largest difference over largest magnitude wanted, worst output; infinite if shapes differ."""
+    if len(got) != len(wanted):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(got, wanted, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if b.numel() == 0:
+            continue
+        a, b = a.double(), b.double()
+        same = (a == b) | (a.isnan() & b.isnan())
+        size = b[b.isfinite()].abs().max().item() if bool(b.isfinite().any()) else 1.0
+        gap = torch.where(same, torch.zeros_like(a), (a - b).abs()).max().item()
+        if gap != gap:
+            return float("inf")
+        worst = max(worst, gap / max(size, 1e-30))
+    return worst
+
+
+def in_double(inputs: Inputs) -> Inputs:
+    """Return the same inputs in float64."""
+    converted: Inputs = _map(inputs, lambda t: t.double() if t.is_floating_point() else t)
+    return converted
+
+
+def detached(inputs: Inputs) -> Inputs:
+    """Return the same inputs without history."""
+    plain: Inputs = _map(inputs, lambda t: t.detach())
+    return plain
+
+
+def random_like(inputs: Inputs, seed: int) -> Inputs:
+    """Inputs of the same form: normal, of the example's mean and spread; integers and booleans shuffled."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(tensor: Tensor) -> Tensor:
+        if tensor.numel() == 0:
+            return tensor
+        if not tensor.is_floating_point():
+            order = torch.randperm(tensor.numel(), generator=generator).to(tensor.device)
+            return tensor.flatten()[order].view(tensor.shape)
+        known = tensor.double()
+        spread = known.std(correction=0).item() or 1.0
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
+        return (noise * spread + known.mean()).to(tensor.dtype)
+
+    drawn: Inputs = _map(inputs, draw)
+    return drawn
+
+
+def _map(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: _map(item, function) for key, item in tree.items()}
+    if isinstance(tree, list):
+        return [_map(item, function) for item in tree]
+    if isinstance(tree, tuple):
+        return tuple(_map(item, function) for item in tree)
+    return tree
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Relative distances; see ``FoldReport``."""
+
+    example: float
+    random: float
+    native: float
+    original: float
+
+
+class Judge:
+    """Holds the original's outputs, and measures folded models against them."""
+
+    def __init__(self, original: nn.Module, example: Inputs) -> None:
+        self.inputs = [example, random_like(example, 1)]
+        self.native = [run(original, inputs) for inputs in self.inputs]
+        if distance(run(original, example), self.native[0]) != 0.0:
+            raise SurgeryError(
+                "the model gives a different output for the same input; nothing can be proved of it"
+            )
+        try:
+            self.twin = copy.deepcopy(original).double()
+            self.truth = [run(self.twin, in_double(inputs)) for inputs in self.inputs]
+            self.double = True
+        except Exception:  # a model that insists on a dtype: whatever it raises, compare in that dtype
+            self.twin, self.truth, self.double = original, self.native, False
+        self.original = max(map(distance, self.native, self.truth))
+
+    def measure(self, folded: nn.Module, exact: nn.Module) -> Errors:
+        """Distances of a folded model, and of the same folds made in ``twin``, unrounded."""
+        native = self.native_error(folded)
+        inputs = [in_double(i) for i in self.inputs] if self.double else self.inputs
+        found = [distance(run(exact, i), t) for i, t in zip(inputs, self.truth, strict=True)]
+        return Errors(found[0], max(found[1:]), native, self.original)
+
+    def native_error(self, folded: nn.Module) -> float:
+        """Distance of a model in its own dtype from the original in float64."""
+        return max(distance(run(folded, i), t) for i, t in zip(self.inputs, self.truth, strict=True))
+
+    def accepts(self, errors: Errors, tolerance: float) -> bool:
+        """Within tolerance in float64, and natively within tolerance of twice the original's error."""
+        exact = max(errors.example, errors.random) <= tolerance
+        return exact and errors.native <= 2 * errors.original + tolerance
+
+
+class Search(Generic[StepT]):
+    """Find the largest sound part of a list of steps by halving. ``test`` returns "" or what is wrong."""
+
+    def __init__(self, test: Callable[[list[StepT]], str]) -> None:
+        self.test = test
+        self.refused: dict[int, str] = {}  # position in the list → what was wrong
+
+    def sound(self, steps: list[StepT]) -> list[StepT]:
+        """Return the steps that pass together; the others are in ``refused``."""
+        good = self._sound(list(enumerate(steps)), [])
+        return [step for _, step in good]
+
+    def _sound(
+        self, steps: list[tuple[int, StepT]], base: list[tuple[int, StepT]]
+    ) -> list[tuple[int, StepT]]:
+        """Return ``base`` and those of ``steps`` that pass with it, in order."""
+        if not steps:
+            return base
+        wrong = self.test([step for _, step in sorted([*base, *steps], key=lambda item: item[0])])
+        if not wrong:
+            return [*base, *steps]
+        if len(steps) == 1:
+            self.refused[steps[0][0]] = wrong
+            return base
+        middle = len(steps) // 2
+        return self._sound(steps[middle:], self._sound(steps[:middle], base))

@@ -1,0 +1,160 @@
+"""Outputs that need not be kept for the backward pass: computed again there, or never read.
+
+What follows a batch norm saves its output: a convolution for the gradient of its weight, max pooling for the
+shape alone. The next batch norm of ours, called with that operation's result, finds the operation in the
+graph behind its input and registers hooks at what it saved, where the batch norm before left word that its
+output can be had otherwise. No state is global: each graph carries its own, and other hooks and other
+threads never meet these.
+
+An output is computed again from what its batch norm has saved anyway, by the evaluation kernel with the
+batch's statistics: one pass more over the tensor, and the same bits. Reading it from there has torch check
+that neither input nor parameters were changed in between.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .autograd import single
+
+_MOST_PASSES = 2  # an output whose residual is computed again too costs two; a third would run up a chain
+_FARTHEST = 4  # operations between two batch norms, at most
+_RESIDUAL = 3  # its place among what `_rule.save` keeps
+_SEEN = "gammabeta"
+_POOL = "MaxPool2DWithIndicesBackward0"
+# By kind of node: the name of the input it saves, "" if none, and the edge to where that was made.
+_EDGES = {
+    "ConvolutionBackward0": ("input", 0),
+    "AddmmBackward0": ("mat1", 1),
+    _POOL: ("self", 0),
+    "AvgPool2DBackward0": ("", 0),
+    "CatBackward0": ("", -1),
+}
+
+
+class Output(NamedTuple):
+    """What the node of a batch norm in the graph tells about its output, where it may be computed again."""
+
+    address: int
+    version: int
+    passes: int  # over a tensor, to compute it; at most `_MOST_PASSES`
+
+
+def spare(out: Tensor, x: Tensor, residual: Any, recompute: bool) -> None:
+    """Let what was saved before ``x`` go where it can, and say whether ``out`` can be computed again.
+
+    Args:
+        out: what a layer returned.
+        x: its input, as the layer was given it.
+        residual: likewise.
+        recompute: whether ``out`` may be computed again rather than kept.
+    """
+    if torch.compiler.is_compiling():
+        return
+    before: Any = x.grad_fn
+    if before is not None and x.is_cpu:
+        _spare_before(before)
+    if recompute:
+        node: Any = out.grad_fn
+        if getattr(node, "kernel", None) is not None and out.is_cpu and not _hooked():
+            _describe(node, out, residual)
+
+
+def _hooked() -> bool:
+    """Whether hooks of the user's, or activation checkpointing's, take charge of what is saved."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return top is None or top(True) is not None  # an older torch cannot tell
+
+
+def _describe(node: Any, out: Tensor, residual: Any) -> None:
+    """Leave word of an output with its node; its residual, where that is ours too, is let go."""
+    only_added = node.settings[-1]
+    if only_added:
+        return  # the residual is not saved
+    passes = 1
+    before = getattr(getattr(residual, "grad_fn", None), "output", None)
+    if before is not None and _is_output(node.saved_tensors[_RESIDUAL], before):
+        node._raw_saved_tensors[_RESIDUAL].register_hooks(_forget, partial(_again, residual.grad_fn))
+        passes += before.passes
+    if passes <= _MOST_PASSES:
+        node.output = Output(out.data_ptr(), out._version, passes)
+
+
+def _spare_before(node: Any) -> None:
+    """Follow the graph from a batch norm's input back to the batch norm before it."""
+    for _ in range(_FARTHEST):
+        kind = type(node).__name__
+        found = _EDGES.get(kind)
+        if found is None:
+            return
+        name, edge = found
+        maker = node.next_functions[edge][0]
+        output = getattr(maker, "output", None)
+        if name and (output is not None or kind == _POOL) and _SEEN not in node.metadata:
+            _spare_saved(node, name, maker, output)
+        if output is not None or maker is None:
+            return
+        node = maker
+
+
+def _spare_saved(node: Any, name: str, maker: Any, output: Output | None) -> None:
+    """Replace what ``node`` has saved: the output of ``maker``, or anything if only its shape matters."""
+    node.metadata[_SEEN] = True
+    if _hooked():
+        return
+    try:
+        saved = getattr(node, f"_saved_{name}")
+        instead = _instead(saved, node, maker, output)
+        if instead is not None:
+            getattr(node, f"_raw_saved_{name}").register_hooks(_forget, instead)
+    except RuntimeError:  # changed in place, as the backward pass shall say; or hooks of the user's are there
+        return
+
+
+def _instead(saved: Tensor, node: Any, maker: Any, output: Output | None) -> Callable[[None], Tensor] | None:
+    """What the backward pass calls for the tensor, or None to keep it."""
+    if type(node).__name__ != _POOL:
+        return partial(_again, maker) if output is not None and _is_output(saved, output) else None
+    if not _only_shape_matters():
+        return None
+    shape, strides, dtype = saved.shape, saved.stride(), saved.dtype
+    return lambda _: torch.empty_strided(shape, strides, dtype=dtype)
+
+
+def _is_output(saved: Tensor, output: Output) -> bool:
+    return saved.data_ptr() == output.address and saved._version == output.version
+
+
+def _forget(saved: Tensor) -> None:
+    """What a hook keeps of a tensor."""
+
+
+def _again(node: Any, _: None) -> Tensor:
+    """The output of a batch norm, computed a second time, each time it is asked for.
+
+    Holding it until the batch norm's own backward pass would save a pass or two in a residual network, and
+    cost at the peak what a block's output takes.
+    """
+    x, weight, bias, residual, mean, invstd, _ = node.saved_tensors
+    activation, pool = node.settings[:2]
+    with torch.no_grad():
+        again: Tensor = node.kernel.forward(
+            x, mean, invstd, single(weight), single(bias), residual, activation, pool
+        )
+    return again
+
+
+@cache
+def _only_shape_matters() -> bool:
+    """Whether max pooling's backward pass leaves the values of its input alone, as it does in torch 2.13."""
+    x = torch.arange(16.0).view(1, 1, 4, 4).requires_grad_()
+    with torch.enable_grad():
+        out = F.max_pool2d(x, 2)
+        node: Any = out.grad_fn
+        node._raw_saved_self.register_hooks(_forget, lambda _: torch.full_like(x, torch.nan))
+        (found,) = torch.autograd.grad(out.sum(), x)
+    return found.flatten().tolist() == [float(place in (5, 7, 13, 15)) for place in range(16)]

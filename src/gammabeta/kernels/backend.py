@@ -1,0 +1,158 @@
+"""What a backend is: the protocol its functions keep, the objects they take, and the registry.
+
+``x`` is ``(N, C, *spatial)``, contiguous or channels_last; everything per channel is ``(C,)``, contiguous,
+float32 (float64 where ``x`` is); ``var`` is biased; ``invstd = 1 / sqrt(var + eps)``;
+``z = weight * (x - mean) * invstd + bias + residual``; ``out = pool(activation(z))``;
+``xhat = (x - mean) * invstd``; ``dz`` is the loss's gradient at ``z``.
+
+To add a backend, write a folder with these functions and ``register`` it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ..epilogue import Epilogue, Pool
+
+# --- the objects ------------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """One call of batch normalization, from the public function to the kernel."""
+
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Any  # a tensor of the shape of x; before the path is chosen, whatever the user added
+    epilogue: Epilogue
+    eps: float
+
+
+class Normalized(NamedTuple):
+    """A call with its statistics: what a forward pass needs and a backward pass keeps."""
+
+    call: Call
+    mean: Tensor
+    invstd: Tensor
+    codes: Tensor | None = None  # max pooling: for each output, which element of its window it is
+
+
+class Running(NamedTuple):
+    """The running statistics, and how a batch enters them: ``factor`` is the weight of the new value."""
+
+    mean: Tensor
+    var: Tensor  # unbiased
+    factor: float | Tensor
+    skip_nonfinite: bool
+
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, residual
+
+
+class Backend(Protocol):
+    """The functions of a backend. A module that has them is one."""
+
+    def unsupported(self, x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str | None:
+        """Why this backend cannot run such a call, None if it can."""
+
+    def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """``(mean, var)`` of each channel."""
+
+    def codes_of(self, x: Tensor, pool: Pool) -> Tensor | None:
+        """Memory for the codes of max pooling, which a forward pass fills; None for any other pool."""
+
+    def forward_train(self, call: Call, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Normalise with the batch's statistics: ``(out, mean, var, invstd)``."""
+
+    def forward(self, normalized: Normalized) -> Tensor:
+        """Normalise with the statistics given: ``out``."""
+
+    def backward_reduce(self, grad: Tensor, normalized: Normalized) -> tuple[Tensor, Tensor]:
+        """``(sum_dz, sum_dz_xhat)``: the gradients of bias and weight."""
+
+    def backward_apply(
+        self, grad: Tensor, normalized: Normalized, means: tuple[Tensor, Tensor], need_residual: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(dx, dresidual)`` from the means of dz and of dz * xhat; both zero in evaluation."""
+
+    def backward(self, grad: Tensor, normalized: Normalized, need_residual: bool) -> Gradients:
+        """``(dx, dweight, dbias, dresidual)``, the batch's statistics differentiated."""
+
+    def update_running(self, running: Running, mean: Tensor, var: Tensor, count: int) -> bool | Tensor:
+        """Enter a batch of ``count`` values a channel, in place; False, or a boolean tensor, if refused."""
+
+
+# --- the registry -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Registered:
+    """Where a backend is found, and for which devices it is chosen."""
+
+    name: str  # what ``backend=`` takes
+    label: str  # what the user is told, as in "the fused Numba kernels"
+    devices: frozenset[str]  # types of device it is chosen for
+    load: Callable[[], Any]  # imports and returns it; an ImportError says why it cannot
+
+
+_REGISTRY: dict[str, Registered] = {}
+_LOADED: dict[str, Any] = {}
+
+
+def register(name: str, label: str, devices: set[str], load: Callable[[], Any]) -> None:
+    """Add a backend. Of several for one type of device, the first registered is chosen."""
+    _REGISTRY[name] = Registered(name, label, frozenset(devices), load)
+    _LOADED.pop(name, None)
+
+
+def unregister(name: str) -> None:
+    """Take a backend out again."""
+    _REGISTRY.pop(name, None)
+    _LOADED.pop(name, None)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all backends, in the order of their registration."""
+    return tuple(_REGISTRY)
+
+
+def label_of(name: str) -> str:
+    """What a user is told of a backend."""
+    return _REGISTRY[name].label
+
+
+def for_device(device: str) -> str | None:
+    """The name of the backend chosen for a type of device, or None if there is none."""
+    return next((name for name, one in _REGISTRY.items() if device in one.devices), None)
+
+
+def load(name: str) -> Any:
+    """The backend (a ``Backend``), loaded at its first use; or a ``str``: why it cannot be loaded."""
+    found = _LOADED.get(name)
+    if found is None:
+        try:
+            found = _REGISTRY[name].load()
+        except ImportError as error:
+            found = str(error)
+        _LOADED[name] = found
+    return found
+
+
+def _from(module: str, package: str, label: str) -> Callable[[], Any]:
+    def load_module() -> Any:
+        if find_spec(package) is None:
+            raise ImportError(f"{label} is not installed (pip install {package})")
+        try:
+            return import_module(module)
+        except ImportError as error:
+            raise ImportError(f"{label} cannot be loaded: {error}") from error
+
+    return load_module
+
+
+register("cpu", "the fused Numba kernels", {"cpu"}, _from("gammabeta.kernels.cpu", "numba", "Numba"))
+register("gpu", "the fused Triton kernels", {"cuda"}, _from("gammabeta.kernels.gpu", "triton", "Triton"))

@@ -1,0 +1,1 @@
+"""The convolution kernels themselves, in Numba."""

@@ -1,0 +1,275 @@
+"""What our layers add to PyTorch's: what follows the normalisation, and sound running statistics."""
+
+import inspect
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Proxy
+
+from ..errors import UsageError
+from ..functional import recompute, step
+from ..functional.checks import check_extras, check_settings
+from ..functional.route import traced
+from ..kernels.layout import Pool
+
+_TAKES_BIAS = "bias" in inspect.signature(torch.nn.BatchNorm2d.__init__).parameters
+_SKIPPED = (
+    "a batch with non-finite statistics was left out of the running mean and variance of a batch norm; "
+    "skip_nonfinite=False restores PyTorch's behaviour"
+)
+
+
+class Fused(torch.nn.modules.batchnorm._BatchNorm):
+    """Batch normalization, and what follows it, as a ``torch.nn`` layer.
+
+    A subclass is also PyTorch's class of the same name: same arguments, state dict, errors and ``repr``;
+    checkpoints load both ways. Batch statistics normalise with the *biased* variance, the running variance is
+    *unbiased*, and ``momentum`` is the weight of the *new* value.
+
+    Args:
+        num_features: ``C``; this and all up to ``bias`` as for PyTorch's class.
+        eps: added to the variance.
+        momentum: weight of the new value in the running statistics; None for the cumulative average.
+        affine: whether there are a weight and a bias.
+        track_running_stats: whether running statistics are kept.
+        device: of parameters and buffers.
+        dtype: of parameters and buffers.
+        bias: whether there is a bias, if ``affine``.
+        activation: what follows in the same pass: "relu", "relu6", "leaky_relu", "silu", "hardswish",
+            "gelu", or None.
+        pool: after the activation (4D input only): 2 for the mean over 2x2 windows, ``MaxPool(kernel, stride,
+            padding)`` for the greatest of each window as ``torch.nn.MaxPool2d`` has it, or None.
+        skip_nonfinite: leave a batch whose statistics hold an infinity or NaN out of the running ones and
+            out of ``num_batches_tracked``. It warns where that costs nothing (eager, on the CPU); on a GPU
+            and in a compiled graph it happens without a word, as no device is made to wait.
+        initialize: None: running statistics start at 0 and 1, as PyTorch's. "first_batch": those of the
+            first batch counted replace them, later ones enter with ``momentum``.
+        recompute: do not keep the output for the backward pass of the convolution or linear layer it goes to,
+            but compute it again there (eager, on the CPU, where the next batch norm is one of ours).
+            Same gradients to the last bit, less memory, a pass more over the tensor.
+
+    A forward pass that activation checkpointing repeats inside a backward pass does not enter the running
+    statistics a second time.
+
+    Raises:
+        UsageError: an activation, pool or initialisation that does not exist.
+
+    Ioffe and Szegedy 2015, Algorithms 1 and 2.
+    """
+
+    # Class defaults too: a layer that `convert` adopts from PyTorch has not been through `__init__`.
+    activation: str | None = None
+    pool: Pool = None
+    skip_nonfinite: bool = True
+    initialize: str | None = None
+    recompute: bool = False
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        pool: Pool = None,
+        skip_nonfinite: bool = True,
+        initialize: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        extra = {"bias": bias} if _TAKES_BIAS else {}
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **extra)
+        if not bias:
+            self.register_parameter("bias", None)
+        self._set_extras(activation, pool, skip_nonfinite, initialize, recompute)
+
+    def _set_extras(
+        self,
+        activation: str | None,
+        pool: Pool,
+        skip_nonfinite: bool,
+        initialize: str | None,
+        recompute: bool,
+    ) -> None:
+        check_settings(activation, pool)
+        if initialize not in (None, "first_batch"):
+            raise UsageError(f"initialize must be None or 'first_batch', got {initialize!r}")
+        self.activation = activation
+        self.pool = pool
+        self.skip_nonfinite = skip_nonfinite
+        self.initialize = initialize
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        """Return PyTorch's text, and after it each setting that is not the default."""
+        inherited: Any = super().extra_repr
+        text = str(inherited())
+        for name in ("activation", "pool", "skip_nonfinite", "initialize", "recompute"):
+            value = getattr(self, name)
+            if value != getattr(Fused, name):
+                text += f", {name}={value!r}"
+        return text
+
+    def _batch_statistics(self) -> bool:
+        """Whether to normalise with the batch's statistics rather than the running ones."""
+        return self.training or (self.running_mean is None and self.running_var is None)
+
+    def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """``(weight, bias, running_mean, running_var)``, past ``Module.__getattr__`` where that can be."""
+        if not torch.compiler.is_compiling():
+            parameters, buffers = self._parameters, self._buffers
+            try:
+                return (
+                    parameters["weight"],
+                    parameters["bias"],
+                    buffers["running_mean"],
+                    buffers["running_var"],
+                )
+            except KeyError:  # a parametrisation, or whatever else put an attribute in its place
+                pass
+        return self.weight, self.bias, self.running_mean, self.running_var
+
+    def _tracked(self) -> tuple[Tensor | None, Tensor | None, bool]:
+        """The running statistics that this forward pass may update, and whether it counts.
+
+        It does not count when activation checkpointing repeats it inside a backward pass; then the statistics
+        are copies, as checkpointing wants to see the same tensors saved as the first time.
+        """
+        _, _, mean, var = self._tensors()
+        if not self.training or not self.track_running_stats or mean is None or var is None:
+            return None, None, False
+        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+            return mean, var, True
+        return mean.clone(), var.clone(), False
+
+    def _factor(self) -> float | Tensor:
+        """The weight of this batch in the running statistics."""
+        if self.momentum is not None and self.initialize is None:
+            return self.momentum
+        seen = self.num_batches_tracked
+        if seen is None:
+            return 0.0 if self.momentum is None else self.momentum
+        if seen.is_cpu and not torch.compiler.is_compiling() and traced(seen) is None:
+            count = int(seen)
+            if self.momentum is None:
+                return 1.0 / (count + 1)
+            return self.momentum if count else 1.0
+        # On a device, and in a graph, the count is not read back.
+        if self.momentum is None:
+            return 1.0 / (seen + 1)
+        return torch.where(seen == 0, 1.0, self.momentum)
+
+    def _count(self, accepted: bool | Tensor, x: Tensor) -> None:
+        """Count the batch, or warn that it was left out."""
+        seen = self.num_batches_tracked
+        if isinstance(accepted, Tensor):
+            if torch.compiler.is_compiling() or not accepted.is_cpu or traced(x) is not None:
+                if seen is not None:
+                    seen.add_(accepted)
+                return
+            accepted = bool(accepted)
+        if not accepted:
+            warnings.warn(_SKIPPED, RuntimeWarning, stacklevel=2)
+        elif seen is not None:
+            seen.add_(1)
+
+    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
+        weight, bias, running_mean, running_var = self._tensors()
+        if not self._batch_statistics():
+            return step.evaluate(
+                x, running_mean, running_var, weight, bias, self.eps, activation, residual, pool, "auto"
+            )
+        running_mean, running_var, counts = self._tracked()
+        out, accepted = step.train(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            self._factor() if counts else 0.0,
+            self.eps,
+            activation,
+            residual,
+            pool,
+            "auto",
+            self.skip_nonfinite,
+        )
+        if counts:
+            self._count(accepted, x)
+        return out
+
+    def forward(
+        self,
+        input: Tensor,
+        residual: Any = None,
+        *,
+        activation: str | None = None,
+        pool: Pool = None,
+    ) -> Tensor:
+        """Return ``pool(activation(bn(input) + residual))``.
+
+        Args:
+            input: ``(N, C, ...)`` as PyTorch's class of the same name takes it.
+            residual: added before the activation; None for nothing.
+            activation: for this call, where the layer itself has none. A converted model's rewritten
+                ``forward`` asks for it this way, so that the layer called from elsewhere means what it meant.
+            pool: likewise.
+        """
+        if isinstance(input, Proxy) or isinstance(residual, Proxy):
+            recorded: Tensor = self._record(input, residual, activation, pool)
+            return recorded
+        check: Any = self._check_input_dim
+        check(input)
+        activation = self.activation if activation is None else activation
+        pool = self.pool if pool is None else pool
+        if activation is not None or pool is not None:
+            check_extras(input, activation, pool)
+        out = self._normalise(input, residual, activation, pool)
+        recompute.spare(out, input, residual, self.recompute)
+        return out
+
+    def _record(self, x: Any, residual: Any, activation: str | None, pool: Pool) -> Any:
+        """While ``torch.fx`` traces symbolically: one node, as for PyTorch's own layers."""
+        tracer: Any = (x if isinstance(x, Proxy) else residual).tracer
+        given = {"residual": residual, "activation": activation, "pool": pool}
+        kwargs = {name: value for name, value in given.items() if value is not None}
+        recorded: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), kwargs)
+        return recorded
+
+
+class FusedLazy(Fused):
+    """The same with ``num_features`` taken from the first input."""
+
+    def __init__(
+        self,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        pool: Pool = None,
+        skip_nonfinite: bool = True,
+        initialize: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        extra = {"bias": bias} if _TAKES_BIAS else {}
+        # Past Fused, whose first argument PyTorch's lazy classes do not have.
+        start: Any = super(Fused, self).__init__
+        start(eps, momentum, affine, track_running_stats, device, dtype, **extra)
+        if not bias:
+            self.register_parameter("bias", None)
+        self._set_extras(activation, pool, skip_nonfinite, initialize, recompute)
+
+    def initialize_parameters(self, input: Tensor, residual: Any = None, **settings: Any) -> None:
+        """Take ``num_features`` from the input; what else ``forward`` was given does not matter."""
+        super().initialize_parameters(input)  # type: ignore[misc]

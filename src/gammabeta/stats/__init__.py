@@ -1,0 +1,1 @@
+"""Batch statistics of a model: exact ones from data, and their preservation."""

@@ -1,0 +1,295 @@
+"""``recalibrate``: replace running statistics by the exact ones of a data set.
+
+Running statistics are an exponential average over batches of *different* weights, each weighted alike
+whatever its size. Ioffe and Szegedy (2015, algorithm 2, lines 8-12) meant something else for inference: the
+population's mean and variance under the final weights. This module computes those, in one of two ways that
+the literature distinguishes:
+
+``"joint"`` (one pass)
+    Every layer normalises by its batch, as in training, while the moments of its input are pooled. This is
+    Ioffe and Szegedy's algorithm 2 and the "PreciseBN" of Wu and Johnson (2021, "Rethinking 'Batch' in
+    BatchNorm", section 3), except that the variance is the population's own, pooled about the common mean,
+    and not the average of the batches' variances. The first layer's statistics are the same for any split
+    of the data into batches; a deeper layer sees what its predecessors make of each batch, so use batches as
+    large as in training, or larger.
+
+``"in-order"`` (one partial pass per layer)
+    Each layer is measured with every earlier one already in evaluation on its new statistics, so it sees
+    exactly what it will see in use. The result does not depend on the split at any depth. It costs as many
+    passes as there are layers, each one stopped when its layer has been reached, and needs a loader that can
+    be iterated repeatedly. (A layer that one forward pass calls several times normalises by its batch while
+    it is measured itself.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import SurgeryError, UsageError
+from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unwrap
+from ..nn import SyncBatchNorm
+from .batches import ForwardFn, call, placement, size
+from .batches import batches as batches_of
+from .moments import Moments, batch_moments
+from .preserve import preserved, set_modes
+from .ranks import ALONE, Ranks
+from .ranks import current as current_ranks
+
+Mode = Literal["joint", "in-order"]
+
+
+def recalibrate(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    samples: int | None = None,
+    mode: Mode = "joint",
+    forward_fn: ForwardFn | None = None,
+    include_frozen: bool = False,
+    merge_ranks: bool = True,
+    progress: Callable[[int], object] | None = None,
+) -> nn.Module:
+    """Set every layer's running statistics to the exact moments of its input over ``loader``.
+
+    Means and variances are pooled in float64 by Chan's formula, so each *value* weighs the same, whatever the
+    sizes of the batches. ``running_var`` gets the unbiased variance (the sum of squares over n − 1), as
+    PyTorch stores it. Dropout and everything else but batch normalization is in evaluation. A layer called
+    several times per forward pass pools all its inputs. Layers without running statistics, layers that the
+    data never reaches and frozen layers (see below) keep what they have. ``num_batches_tracked`` becomes the
+    number of batches pooled where it was less.
+
+    All or nothing: when anything raises (the loader, the model, a non-finite moment) the model is left bit
+    for bit as it was. Modes, momentum, hooks and every other buffer are as before in any case.
+
+    Args:
+        model: any module with batch normalization in it: PyTorch's classes, ours, their subclasses; changed
+            in place. ``torch.compile`` and ``DistributedDataParallel`` wrappers are looked through.
+        loader: any iterable of batches: tensors (N, …), ``(input, target)`` tuples, or dicts.
+        samples: stop after the batch that completes this number of samples; None: use everything.
+        mode: "joint" or "in-order", as described above. In "joint", a batch with one value per channel, by
+            which no layer can normalise, is normalised by what has been pooled so far.
+        forward_fn: ``forward_fn(model, batch)`` runs the model where its input is not the batch, its first
+            element, or keywords.
+        include_frozen: also recalibrate frozen layers: of a ``FrozenBatchNorm`` class, in evaluation inside a
+            model in training, or (in a model in evaluation) with no affine parameter that requires a gradient
+            although others in the model do.
+        merge_ranks: under ``torch.distributed``, pool the moments of all ranks, so that they end with
+            identical statistics; every rank must then call this function, with as many batches as it has,
+            even none.
+        progress: called after each batch with its number of samples.
+
+    Returns:
+        ``model`` itself.
+
+    Raises:
+        SurgeryError: no layer to recalibrate, no data, a single value per channel, non-finite moments, or a
+            failure on another rank. The model is unchanged.
+        UsageError: a bad argument, or a one-shot iterator for "in-order".
+    """
+    if mode not in ("joint", "in-order"):
+        raise UsageError(f'mode must be "joint" or "in-order", not {mode!r}')
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples must be at least 1, not {samples}")
+    if mode == "in-order" and isinstance(loader, Iterator):
+        raise UsageError(
+            "in-order recalibration passes over the data repeatedly: give a loader, not an iterator"
+        )
+    inner = unwrap(model)
+    layers = _layers_to_change(inner, include_frozen)
+    if not layers:
+        raise SurgeryError(
+            "no batch normalization with running statistics to recalibrate, or all of it is frozen"
+        )
+    group = current_ranks() if merge_ranks else ALONE
+    with preserved(inner, loader), torch.no_grad():
+        set_modes(inner, training=False)
+        pass_over = _Pass(inner, loader, samples, forward_fn or call, progress, group)
+        results = _jointly(pass_over, layers) if mode == "joint" else _in_order(pass_over, layers)
+    new = {name: _checked(name, layers[name], *result) for name, result in results.items()}
+    for name, (mean, var, batches) in new.items():
+        _write(layers[name], mean, var, batches)
+    return model
+
+
+def _layers_to_change(model: nn.Module, include_frozen: bool) -> dict[str, BatchNormLayer]:
+    frozen = set() if include_frozen else frozen_layers(model)
+    return {
+        name: layer
+        for name, layer in batch_norm_layers(model).items()
+        if name not in frozen and layer.running_mean is not None and layer.running_var is not None
+    }
+
+
+class _Reached(BaseException):
+    """The layer being measured has been called: the rest of the forward pass is of no use.
+
+    Not an ``Exception``, so that a model's own error handling does not take it for one.
+    """
+
+
+class _Pass:
+    """One pass over the data that pools the moments of some layers' inputs."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        samples: int | None,
+        forward_fn: ForwardFn,
+        progress: Callable[[int], object] | None,
+        ranks: Ranks,
+    ) -> None:
+        self.model, self.loader, self.samples = model, loader, samples
+        self.forward_fn, self.progress, self.ranks = forward_fn, progress, ranks
+
+    def measure(self, layers: dict[str, BatchNormLayer], *, stop: bool) -> dict[str, tuple[Moments, int]]:
+        """Moments and number of calls per layer, over every rank; ``stop`` ends each forward at its layer."""
+        found = {name: (Moments.empty(layer.num_features), 0) for name, layer in layers.items()}
+        handles: list[Any] = []
+        failure: BaseException | None = None
+        try:
+            for name, layer in layers.items():
+                handles += _measure_layer(name, layer, found, stop)
+            self._run()
+        except Exception as error:
+            failure = error
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self.ranks.merge(found, failure)
+
+    def _run(self) -> None:
+        for batch in batches_of(self.loader, self.samples, placement(self.model)):
+            with suppress(_Reached):
+                self.forward_fn(self.model, batch)
+            if self.progress is not None:
+                self.progress(size(batch))
+
+    def order(self, layers: dict[str, BatchNormLayer]) -> list[tuple[str, int]]:
+        """The layers in the order in which the first batch reaches them, and how often it reaches each."""
+        calls: dict[str, int] = {}
+        handles = [layer.register_forward_pre_hook(_counter(calls, name)) for name, layer in layers.items()]
+        failure: Exception | None = None
+        try:
+            for batch in _first(batches_of(self.loader, 1, placement(self.model))):
+                self.forward_fn(self.model, batch)
+        except Exception as error:
+            failure = error
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self.ranks.agree(list(calls.items()), failure)
+
+
+def _first(items: Iterable[Any]) -> Iterator[Any]:
+    for item in items:
+        yield item
+        return
+
+
+def _counter(calls: dict[str, int], name: str) -> Callable[..., None]:
+    def count(_module: nn.Module, _inputs: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
+
+    return count
+
+
+def _measure_layer(
+    name: str, layer: BatchNormLayer, found: dict[str, tuple[Moments, int]], stop: bool
+) -> list[Any]:
+    """Hooks that pool ``layer``'s inputs and make it normalise each by itself, leaving its buffers alone."""
+    stored = (layer.running_mean, layer.running_var)
+
+    def before(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        x = inputs[0] if inputs else next(iter(keywords.values()))
+        moments, calls = found[name]
+        whole = batch_moments(x).whole
+        if whole.count > 1:
+            _use_batch(module)
+        else:
+            _use_pooled(module, moments, stored)
+        moments.pool(whole)
+        found[name] = (moments, calls + bool(whole.count))
+
+    def after(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if stop:
+            raise _Reached
+
+    return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+
+
+def _use_batch(layer: Any) -> None:
+    """Normalise by the batch without touching the buffers, by the rules of ``torch.nn.BatchNorm``'s forward.
+
+    A synchronized layer in training would wait for ranks that have no more batches. Without buffers and in
+    evaluation it normalises by its own batch, and takes CPU tensors, too.
+    """
+    if isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm):
+        layer.training, layer.running_mean, layer.running_var = False, None, None
+    else:
+        layer.training, layer.track_running_stats = True, False
+
+
+def _use_pooled(layer: Any, moments: Moments, stored: tuple[Tensor | None, Tensor | None]) -> None:
+    """Normalise by what has been pooled so far, or by the stored statistics when that is too little."""
+    layer.training = False
+    layer.running_mean, layer.running_var = stored
+    if moments.count > 1:
+        like = layer.running_mean
+        layer.running_mean = moments.mean.to(like.device, like.dtype)
+        layer.running_var = moments.variance.to(like.device, like.dtype)
+
+
+def _jointly(pass_over: _Pass, layers: dict[str, BatchNormLayer]) -> dict[str, tuple[Moments, int]]:
+    return pass_over.measure(layers, stop=False)
+
+
+def _in_order(pass_over: _Pass, layers: dict[str, BatchNormLayer]) -> dict[str, tuple[Moments, int]]:
+    results: dict[str, tuple[Moments, int]] = {}
+    for name, calls in pass_over.order(layers):
+        layer = layers[name]
+        buffers = layer.running_mean, layer.running_var, layer.track_running_stats
+        result = pass_over.measure({name: layer}, stop=calls == 1)[name]
+        layer.running_mean, layer.running_var, layer.track_running_stats = buffers
+        layer.training = False
+        mean, var, batches = _checked(name, layer, *result)
+        if batches:
+            _write(layer, mean, var, batches)
+            results[name] = result
+    if not results:
+        raise SurgeryError("the loader gave no data that reaches a batch-normalization layer")
+    return results
+
+
+def _checked(name: str, layer: BatchNormLayer, moments: Moments, batches: int) -> tuple[Tensor, Tensor, int]:
+    """The statistics as the layer stores them: mean, unbiased variance, number of batches."""
+    if moments.count == 1:
+        raise SurgeryError(f"{name or 'the layer'} saw one value per channel in all: give it more data")
+    mean, var = layer.running_mean, layer.running_var
+    assert mean is not None  # chosen in _layers_to_change
+    assert var is not None
+    new_mean = moments.mean.to(mean.device, mean.dtype)
+    new_var = moments.unbiased_variance.to(var.device, var.dtype)
+    if not (torch.isfinite(new_mean).all() and torch.isfinite(new_var).all()):
+        raise SurgeryError(
+            f"the input of {name or 'the layer'} is not finite, or its moments overflow {mean.dtype}"
+        )
+    return new_mean, new_var, batches
+
+
+def _write(layer: BatchNormLayer, mean: Tensor, var: Tensor, batches: int) -> None:
+    """Store the statistics, in place; a layer that no batch reached keeps its own."""
+    if not batches:
+        return
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    with torch.inference_mode(layer.running_mean.is_inference()), torch.no_grad():
+        layer.running_mean.copy_(mean)
+        layer.running_var.copy_(var)
+        if layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.clamp_(min=batches)

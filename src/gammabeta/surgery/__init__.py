@@ -1,1 +1,0 @@
-"""Changes to whole models: convert, recalibrate, fold, export."""
