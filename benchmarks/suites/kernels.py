@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gammabeta import functional
-from gammabeta.kernels.layout import MaxPool, Pool, pooled
+from gammabeta.epilogue import MaxPool, Pool, pooled_shape
 
 from . import IncorrectError, Options, Result
 from .timing import Timing, geometric_mean, interleave
@@ -196,7 +196,7 @@ def least_bytes(case: Case) -> float:
     stay in a cache: statistics come first), the gradient likewise, the residual, which is read again for
     the activation's derivative; writes are output, gradient and the residual's gradient.
     """
-    out = math.prod(pooled(case.shape, case.pool)) / math.prod(case.shape)
+    out = math.prod(pooled_shape(case.shape, case.pool)) / math.prod(case.shape)
     twice = 2 if case.channels_last else 1
     if not case.training:
         passes = 1 + out + case.residual

@@ -7,7 +7,6 @@ each backend of ``gammabeta.kernels`` has in its own language. The checks, torch
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -173,9 +172,6 @@ class Epilogue(NamedTuple):
     activation: str | None = None
     pool: Pool = None
 
-    def __bool__(self) -> bool:
-        return self.activation is not None or self.pool is not None
-
     def __str__(self) -> str:
         parts = [self.activation] if self.activation else []
         if isinstance(self.pool, MaxPool):
@@ -196,13 +192,14 @@ class Epilogue(NamedTuple):
 NOTHING = Epilogue()
 
 
-@lru_cache(256)
 def epilogue_of(activation: str | None, pool: Pool) -> Epilogue:
     """The epilogue of these settings.
 
     Raises:
         UsageError: an activation or a pool that does not exist; it says what there is.
     """
+    if activation is None and pool is None:
+        return NOTHING
     if activation is not None and activation not in ACTIVATIONS:
         raise UsageError(f"activation must be None or one of {', '.join(ACTIVATIONS)}; got {activation!r}")
     if isinstance(pool, MaxPool):

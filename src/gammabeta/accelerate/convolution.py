@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional import route
+from ..epilogue import Epilogue
+from ..kernels import backend
+from ..kernels.backend import Call, Normalized
 from ..kernels.conv import serving
 from .packed import WORTH, Held, Packed, Post, fits
 
@@ -121,16 +123,17 @@ class PackedConv2d(Packed, nn.Conv2d):
 
     def _pooled(self, x: Tensor, held: Held, kernel: bool, activation: str | None) -> Tensor:
         """Activate, and take the mean over 2x2 windows."""
-        module = route.kernels("cpu") if kernel else ""
+        module = backend.load("cpu") if kernel else ""
         if isinstance(module, str):
             return F.avg_pool2d(x if activation is None else torch.relu_(x), 2)
         # Under statistics that change nothing it only activates and pools, in one pass.
-        out: Tensor = module.forward(x, *self._neutral(held), None, None, None, activation, 2)
+        call = Call(x, None, None, None, Epilogue(activation, 2), 0.0)
+        out: Tensor = module.forward(Normalized(call, *self._neutral(held)))
         return out
 
     def _in_parts(self, x: Tensor, held: Held, bias: Tensor | None, images: int) -> Tensor:
         """Convolve and pool a few images at a time, so that what is pooled is still in the cache."""
-        module = route.kernels("cpu")
+        module = backend.load("cpu")
         if isinstance(module, str):
             return F.avg_pool2d(_convolve(x, self._packed(held), bias, *self.settings), 2)
         packed, neutral = self._packed(held), self._neutral(held)
@@ -139,7 +142,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         pooled = torch.empty(shape, memory_format=torch.channels_last)
         for part, out in zip(x.split(images), pooled.split(images), strict=True):
             found = _convolve(part, packed, bias, *self.settings)
-            module.forward(found, *neutral, None, None, None, None, 2, out=out)
+            call = Call(found, None, None, None, Epilogue(pool=2), 0.0)
+            module.forward(Normalized(call, *neutral), out=out)
         return pooled
 
     def _neutral(self, held: Held) -> tuple[Tensor, Tensor]:
@@ -181,7 +185,7 @@ class PackedConv2d(Packed, nn.Conv2d):
             return False
         if self.post not in _ACTIVATIONS or not (self.pool or products <= _SERVED):
             return False
-        return not isinstance(route.kernels("cpu"), str) and serving.unsupported(self.served[4]) is None
+        return not isinstance(backend.load("cpu"), str) and serving.unsupported(self.served[4]) is None
 
     def _size(self, shape: torch.Size) -> tuple[int, int]:
         """Height and width of what the convolution gives."""

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional.route import kernels, traced
+from ..functional.step import traced
+from ..kernels.backend import load as kernels
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _WASTE = 1.5  # multiplications of the library by those needed, from which on it is the slower; measured

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import nn as gbnn
-from ..functional.route import kernels, traced
-from ..functional.running import update_fused
+from ..epilogue import MaxPool, Pool
+from ..functional.step import traced, update_running
 from ..graph.pairs import convolutions_before_batch_norm, hooked
-from ..kernels.layout import MaxPool, Pool
+from ..kernels.backend import Running
+from ..kernels.backend import load as kernels
 from .gradients import Convolution, replaceable
 
 #: What a convolution gives that has left its work to its batch norm. Empty, so that nothing else can use it.
@@ -160,16 +161,8 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
             mean, var = found[0][:2]
             if convolution.bias is not None:
                 mean = mean + convolution.bias.detach()
-            accepted = update_fused(
-                kernels("cpu"),
-                running_mean,
-                running_var,
-                mean,
-                var,
-                _values(x, convolution),
-                self._factor(),
-                self.skip_nonfinite,
-            )
+            running = Running(running_mean, running_var, self._factor(), self.skip_nonfinite)
+            accepted = update_running(kernels("cpu"), running, mean, var, _values(x, convolution))
             self._count(accepted, x)
         return out
 

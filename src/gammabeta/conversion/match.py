@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 
+from ..epilogue import MaxPool, Pool
 from ..graph.trace import IN_PLACE_OPERATORS, has_hooks
-from ..kernels.layout import MaxPool, Pool
-from ..kernels.limits import LARGEST_WINDOW
+from ..kernels.backend import LARGEST_WINDOW
 
 _MODULES: dict[type, str] = {
     nn.ReLU: "relu",

@@ -7,9 +7,8 @@ from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import Module
 
-from ..functional.torch_path import ACTIVATIONS
+from ..epilogue import ACTIVATIONS, MaxPool
 from ..graph.trace import NotAGraph, trace
-from ..kernels.layout import MaxPool
 from ..nn.layer import Fused
 from .match import module_of
 from .rewrite import install
@@ -59,7 +58,7 @@ def _write_out(node: Node, layer: Fused, graph: Graph) -> bool:
         if residual is not None:
             last = graph.call_function(operator.add, (last, residual))
         if activation is not None:
-            last = graph.call_function(ACTIVATIONS[str(activation)], (last,))
+            last = graph.call_function(ACTIVATIONS[str(activation)].function, (last,))
         if isinstance(pool, MaxPool):
             last = graph.call_function(F.max_pool2d, (last, *pool))
         elif pool is not None:

@@ -1,15 +1,16 @@
-"""``batch_norm``: checks, dispatch, the autograd rule, registration with ``torch.library``."""
+"""``batch_norm``, with torch's signature and what follows it; ``explain`` says which path a call takes."""
+
+from dataclasses import dataclass
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..kernels.layout import MaxPool, Pool
+from ..epilogue import ACTIVATIONS, MaxPool, Pool, epilogue_of
+from ..kernels.backend import Call, Running, label_of
 from . import library as library
-from . import step
-from .checks import check_extras
-from .route import Explanation, explain
+from .step import check_call, evaluate, is_small, route, train
 
-__all__ = ["Explanation", "MaxPool", "batch_norm", "explain"]
+__all__ = ["ACTIVATIONS", "Explanation", "MaxPool", "batch_norm", "explain"]
 
 
 def batch_norm(
@@ -36,7 +37,7 @@ def batch_norm(
 
     Args:
         x: ``(N, C, *spatial)``, any floating dtype; kernels serve float32 and bfloat16 (on a GPU float16
-            too), everything else takes torch's road.
+            too), torch's operators serve everything else.
         running_mean: ``(C,)``; updated in place in training, used in evaluation. None: not kept.
         running_var: ``(C,)``, unbiased; likewise.
         weight: ``(C,)``, gamma, or None for one.
@@ -44,7 +45,8 @@ def batch_norm(
         training: normalise with the batch's statistics instead of the running ones.
         momentum: weight of the *new* value in the running statistics.
         eps: added to the variance.
-        activation: None, "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "hardswish" or "gelu" (exact).
+        activation: None, "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "hardswish" or "gelu" (exact);
+            ``ACTIVATIONS`` is the table of them.
         residual: added before the activation; the shape of ``x``, or one that broadcasts with it.
         pool: None; or 2: the mean over 2x2 windows, a last odd row or column dropped, as by
             ``avg_pool2d(out, 2)``; or ``MaxPool(kernel, stride, padding)``, as ``max_pool2d``.
@@ -62,14 +64,11 @@ def batch_norm(
     Ioffe and Szegedy 2015, Algorithm 1.
     """
     if has_torch_function_variadic(x, running_mean, running_var, weight, bias, residual):
+        tensors = (x, running_mean, running_var, weight, bias)
         out: Tensor = handle_torch_function(
             batch_norm,
-            (x, running_mean, running_var, weight, bias, residual),
-            x,
-            running_mean,
-            running_var,
-            weight=weight,
-            bias=bias,
+            (*tensors, residual),
+            *tensors,
             training=training,
             momentum=momentum,
             eps=eps,
@@ -80,20 +79,52 @@ def batch_norm(
             skip_nonfinite=skip_nonfinite,
         )
         return out
-    check_extras(x, activation, pool, backend)
-    if training:
-        return step.train(
-            x,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            momentum,
-            eps,
-            activation,
-            residual,
-            pool,
-            backend,
-            skip_nonfinite,
-        )[0]
-    return step.evaluate(x, running_mean, running_var, weight, bias, eps, activation, residual, pool, backend)
+    check_call(x, pool, backend)
+    call = Call(x, weight, bias, residual, epilogue_of(activation, pool), eps)
+    running = Running(running_mean, running_var, momentum, skip_nonfinite)
+    return train(call, running, backend)[0] if training else evaluate(call, running, backend)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which path a call takes: ``path`` is ``"torch"`` or a backend's name, ``reason`` a sentence."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+def explain(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    residual: Tensor | None = None,
+    pool: Pool = None,
+    backend: str = "auto",
+) -> Explanation:
+    """Say which path ``batch_norm`` takes for the same arguments, and why; nothing is computed.
+
+    Returns:
+        An ``Explanation``; ``str()`` of it is one line.
+
+    Raises:
+        UsageError, UnavailableError: as ``batch_norm``.
+    """
+    check_call(x, pool, backend)
+    call = Call(x, weight, bias, residual, epilogue_of(activation, pool), eps)
+    if backend == "auto" and is_small(call, training):
+        return Explanation("torch", "a small input: torch's operators are quicker than a kernel's call")
+    found = route(call, Running(running_mean, running_var, momentum), training, backend)
+    if found.kind != "kernels":
+        return Explanation("torch", found.reason)
+    apart = "; max pooling by torch's operator" if found.pool is not None else ""
+    return Explanation(found.name, f"{label_of(found.name)}; {found.reason}{apart}")

@@ -4,114 +4,116 @@ Saved are ``x``, the per-channel statistics and parameters, the residual where a
 recompute its mask, and for max pooling a byte an output: which of its window it is. The first derivative is
 the kernels'. The second, asked for with ``create_graph=True``, is that of torch's operators, rebuilt from
 what was saved.
+
+``train`` and ``apply`` call the kernels from one ``autograd.Function``. An operator of ``torch.library`` in
+between would cost about as much as a small batch norm; ``library`` has those, for graphs.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..kernels.layout import MaxPool, Pool, like
-from . import torch_path
-
-# x, weight, bias, residual, mean, invstd, codes
-Saved = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor, Tensor, Tensor | None]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
+from ..epilogue import NOTHING, Epilogue, MaxPool
+from ..kernels.backend import Backend, Call, Gradients, Normalized
+from ..kernels.layout import like
+from ..kernels.tensors import affine
 
 
-def single(t: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
+class Needs(NamedTuple):
+    """Which gradients are wanted; ``affine``: of the weight or the bias."""
+
+    x: bool
+    affine: bool
+    residual: bool
+
+
+# What computes the first derivatives: (grad, normalized, training, needs) -> gradients.
+FirstOrder = Callable[[Tensor, Normalized, bool, Needs], tuple[Tensor | None, ...]]
+
+
+def kernel_parameter(t: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
     """A per-channel parameter as the kernels read it: float32, contiguous."""
     if t is None or (t.dtype is dtype and t.is_contiguous()):
         return t
     return t.to(dtype).contiguous()
 
 
+def kernel_call(call: Call, dtype: torch.dtype = torch.float32) -> Call:
+    """The call with its parameters as the kernels read them."""
+    x, weight, bias, residual, epilogue, eps = call
+    return Call(x, kernel_parameter(weight, dtype), kernel_parameter(bias, dtype), residual, epilogue, eps)
+
+
+# --- what is kept -----------------------------------------------------------------------------------------
+
+
+def save(ctx: Any, normalized: Normalized, training: bool) -> None:
+    """Keep what ``backward`` reads; not a residual that is only added: its gradient is the upstream one."""
+    (x, weight, bias, residual, epilogue, eps), mean, invstd, codes = normalized
+    ctx.only_added = residual is not None and epilogue == NOTHING
+    ctx.save_for_backward(x, weight, bias, None if ctx.only_added else residual, mean, invstd, codes)
+    ctx.epilogue, ctx.eps, ctx.training = epilogue, eps, training
+
+
+def saved(ctx: Any) -> Normalized:
+    """What ``save`` kept."""
+    x, weight, bias, residual, mean, invstd, codes = ctx.saved_tensors
+    return Normalized(Call(x, weight, bias, residual, ctx.epilogue, ctx.eps), mean, invstd, codes)
+
+
+# --- derivatives ------------------------------------------------------------------------------------------
+
+
 def first_order(
-    kernel: Any,
-    grad: Tensor,
-    saved: Saved,
-    activation: str | None,
-    pool: Pool,
-    training: bool,
-    need_x: bool,
-    need_affine: bool,
-    need_residual: bool,
+    backend: Backend, grad: Tensor, normalized: Normalized, training: bool, needs: Needs
 ) -> Gradients:
     """The gradients of ``x``, weight, bias and residual from one backend's kernels; None where not needed."""
-    x, weight, bias, residual, mean, invstd, codes = saved
-    kind = mean.dtype
-    grad = like(grad, x)
-    w, b = single(weight, kind), single(bias, kind)
+    call, mean, invstd, codes = normalized
+    grad = like(grad, call.x)
+    given = Normalized(kernel_call(call, mean.dtype), mean, invstd, codes)
     dx = dweight = dbias = dresidual = None
-    more = {} if codes is None else {"codes": codes}  # no other backend knows of them
-    if training and (need_x or need_residual):
-        dx, dweight, dbias, dresidual = kernel.backward(
-            grad, x, mean, invstd, w, b, residual, activation, pool, need_residual, **more
-        )
+    if training and (needs.x or needs.residual):
+        dx, dweight, dbias, dresidual = backend.backward(grad, given, needs.residual)
     else:
-        call = (grad, x, mean, invstd, w, b, residual, activation, pool)
-        if need_affine or training:
-            dbias, dweight = kernel.backward_reduce(*call, **more)
-        if not training and (need_x or need_residual):
+        if needs.affine or training:
+            dbias, dweight = backend.backward_reduce(grad, given)
+        if not training and (needs.x or needs.residual):
             zero = torch.zeros_like(mean)
-            dx, dresidual = kernel.backward_apply(*call, zero, zero, need_residual, **more)
-    if w is not weight and dweight is not None:
-        dweight = dweight.to(weight.dtype)  # type: ignore[union-attr]
-    if b is not bias and dbias is not None:
-        dbias = dbias.to(bias.dtype)  # type: ignore[union-attr]
+            dx, dresidual = backend.backward_apply(grad, given, (zero, zero), needs.residual)
+    if call.weight is not None and dweight is not None and dweight.dtype is not call.weight.dtype:
+        dweight = dweight.to(call.weight.dtype)
+    if call.bias is not None and dbias is not None and dbias.dtype is not call.bias.dtype:
+        dbias = dbias.to(call.bias.dtype)
     return dx, dweight, dbias, dresidual
 
 
 def second_order(
-    grad: Tensor,
-    saved: Saved,
-    activation: str | None,
-    pool: Pool,
-    training: bool,
-    eps: float,
-    needs: tuple[bool, bool, bool, bool],
-) -> list[Tensor | None]:
+    grad: Tensor, normalized: Normalized, training: bool, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """The same gradients with a graph behind them: torch's operators, recomputed and differentiated."""
-    x, weight, bias, residual, mean, invstd, _ = saved
+    x, weight, bias, residual, epilogue, eps = normalized.call
     if training:
-        out = F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
-        out = torch_path.finish(out, residual, activation, pool)
+        out = epilogue.apply(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), residual)
     else:
-        out = torch_path.affine(x, mean, invstd, weight, bias, residual, activation, pool)
-    wanted = [t if need else None for t, need in zip((x, weight, bias, residual), needs, strict=True)]
-    inputs = [t for t in wanted if t is not None]
-    found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
-    return [None if t is None else next(found) for t in wanted]
+        out = affine(normalized)
+    return differentiate(out, (x, weight, bias, residual), needs, grad)
 
 
-def codes_of(kernel: Any, x: Tensor, pool: Pool) -> dict[str, Tensor]:
-    """Memory for what max pooling passes on to its backward pass, by name; nothing for other calls."""
-    return {"codes": kernel.codes_of(x, pool)} if isinstance(pool, MaxPool) else {}
-
-
-def save(
-    ctx: Any,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    activation: str | None,
-    pool: Pool,
-    training: bool,
-    eps: float,
-    codes: Tensor | None = None,
-) -> None:
-    """Keep what ``backward`` reads; not a residual that is only added: its gradient is the upstream one."""
-    only_added = residual is not None and activation is None and pool is None
-    ctx.save_for_backward(x, weight, bias, None if only_added else residual, mean, invstd, codes)
-    ctx.settings = (activation, pool, training, eps, only_added)
+def differentiate(
+    out: Tensor, inputs: tuple[Tensor | None, ...], needs: tuple[bool, ...], grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of those inputs that need one, themselves differentiable."""
+    wanted = [t if need else None for t, need in zip(inputs, needs, strict=True)]
+    found = iter(torch.autograd.grad(out, [t for t in wanted if t is not None], grad, create_graph=True))
+    return tuple(None if t is None else next(found) for t in wanted)
 
 
 def backward(
-    ctx: Any, grad: Tensor | None, needs: tuple[bool, bool, bool, bool], kernel: Any, gradients: Any
+    ctx: Any, grad: Tensor | None, needs: tuple[bool, bool, bool, bool], gradients: FirstOrder
 ) -> tuple[Tensor | None, ...]:
     """Apply the rule.
 
@@ -119,30 +121,104 @@ def backward(
         ctx: what ``save`` filled.
         grad: the gradient at the output, or None if nothing arrived.
         needs: which of ``x``, weight, bias and residual want a gradient.
-        kernel: what ``gradients`` takes first.
-        gradients: ``first_order``, or what stands for it in a graph.
+        gradients: what computes the first derivatives.
     """
     if grad is None:
         return None, None, None, None
-    activation, pool, training, eps, only_added = ctx.settings
     need_x, need_weight, need_bias, need_residual = needs
-    added = grad if only_added and need_residual else None
-    need_residual = need_residual and not only_added
+    added = grad if ctx.only_added and need_residual else None
+    need_residual = need_residual and not ctx.only_added
+    if not (need_x or need_weight or need_bias or need_residual):
+        return None, None, None, added
     if torch.is_grad_enabled():
-        needs = (need_x, need_weight, need_bias, need_residual)
-        if any(needs):
-            found = second_order(grad, ctx.saved_tensors, activation, pool, training, eps, needs)
-            return found[0], found[1], found[2], added if only_added else found[3]
-        return None, None, None, added
-    need_affine = need_weight or need_bias
-    if not (need_x or need_affine or need_residual):
-        return None, None, None, added
-    dx, dweight, dbias, dresidual = gradients(
-        kernel, grad, ctx.saved_tensors, activation, pool, training, need_x, need_affine, need_residual
-    )
+        found = second_order(grad, saved(ctx), ctx.training, (need_x, need_weight, need_bias, need_residual))
+        return found[0], found[1], found[2], added if ctx.only_added else found[3]
+    wanted = Needs(need_x, need_weight or need_bias, need_residual)
+    dx, dweight, dbias, dresidual = gradients(grad, saved(ctx), ctx.training, wanted)
     return (
         dx if need_x else None,
         dweight if need_weight else None,
         dbias if need_bias else None,
         dresidual if need_residual else added,
     )
+
+
+# --- the kernels, called directly -------------------------------------------------------------------------
+
+
+class _Train(torch.autograd.Function):
+    """Normalise with the batch's statistics, which leave through ``statistics``: they carry no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: tuple[Backend, Epilogue, float, list[Tensor]],
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        backend, epilogue, eps, statistics = plan
+        codes = backend.codes_of(x, epilogue.pool) if isinstance(epilogue.pool, MaxPool) else None
+        call = Call(x, weight, bias, residual, epilogue, eps)
+        out, mean, var, invstd = backend.forward_train(kernel_call(call), codes)
+        statistics += (mean, var)
+        ctx.backend, ctx.output = backend, None
+        save(ctx, Normalized(call, mean, invstd, codes), True)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        return None, *backward(ctx, grad, ctx.needs_input_grad[1:], partial(first_order, ctx.backend))
+
+
+class _Apply(torch.autograd.Function):
+    """Normalise with statistics that are given and are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: tuple[Backend, Epilogue, Tensor, Tensor],
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+    ) -> Tensor:
+        backend, epilogue, mean, invstd = plan
+        codes = backend.codes_of(x, epilogue.pool) if isinstance(epilogue.pool, MaxPool) else None
+        call = Call(x, weight, bias, residual, epilogue, 0.0)
+        out = backend.forward(Normalized(kernel_call(call), mean, invstd, codes))
+        ctx.backend, ctx.output = backend, None
+        save(ctx, Normalized(call, mean, invstd, codes), False)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        return None, *backward(ctx, grad, ctx.needs_input_grad[1:], partial(first_order, ctx.backend))
+
+
+def _needs_graph(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def train(backend: Backend, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``(out, mean, biased var)``; only ``out`` is differentiable."""
+    x, weight, bias, residual, epilogue, eps = call
+    if not _needs_graph(x, weight, bias, residual):
+        return backend.forward_train(kernel_call(call))[:3]
+    statistics: list[Tensor] = []
+    differentiable: Any = _Train.apply
+    out = differentiable((backend, epilogue, eps, statistics), x, weight, bias, residual)
+    mean, var = statistics
+    return out, mean, var
+
+
+def apply(backend: Backend, normalized: Normalized) -> Tensor:
+    """Normalise with the statistics given: float32, constants."""
+    call, mean, invstd, _ = normalized
+    x, weight, bias, residual, epilogue, _ = call
+    if not _needs_graph(x, weight, bias, residual):
+        return backend.forward(Normalized(kernel_call(call), mean, invstd))
+    differentiable: Any = _Apply.apply
+    out: Tensor = differentiable((backend, epilogue, mean, invstd), x, weight, bias, residual)
+    return out

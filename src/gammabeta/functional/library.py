@@ -1,18 +1,21 @@
-"""The same as operators of ``torch.library``: what ``torch.compile`` puts into its graphs.
+"""The kernels as operators of ``torch.library``: what ``torch.compile`` puts into its graphs.
 
 Each operator is functional: it returns new tensors and changes nothing. The running statistics are updated
 beside it with torch's own operators, which the compiler can see.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..kernels.layout import dense, empty, like, pooled
-from . import autograd, plain
-from .autograd import single
-from .route import kernels
+from ..epilogue import Epilogue, Pool, pooled_shape
+from ..kernels import backend as backends
+from ..kernels import tensors
+from ..kernels.backend import Backend, Call, Normalized
+from ..kernels.layout import dense, empty, like
+from . import autograd
+from .autograd import Needs, kernel_call
 
 _LIBRARY = torch.library.Library("gammabeta", "DEF")
 _TAGS = (torch.Tag.needs_fixed_stride_order, torch.Tag.pt2_compliant_tag)
@@ -34,139 +37,138 @@ _LIBRARY.define(
 )
 
 
-def _kernel(x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None) -> Any:
+# --- the arguments of each operator, in the order of its schema -------------------------------------------
+
+
+class _Train(NamedTuple):
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    eps: float
+    activation: str | None
+    pool: Pool
+
+    def call(self) -> Call:
+        epilogue = Epilogue(self.activation, self.pool)
+        return _readable(Call(self.x, self.weight, self.bias, self.residual, epilogue, self.eps))
+
+
+class _Apply(NamedTuple):
+    x: Tensor
+    mean: Tensor
+    invstd: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    activation: str | None
+    pool: Pool
+
+    def normalized(self) -> Normalized:
+        epilogue = Epilogue(self.activation, self.pool)
+        call = Call(self.x, self.weight, self.bias, self.residual, epilogue, 0.0)
+        return Normalized(_readable(call), self.mean, self.invstd)
+
+
+class _Backward(NamedTuple):
+    grad: Tensor
+    x: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    residual: Tensor | None
+    mean: Tensor
+    invstd: Tensor
+    activation: str | None
+    pool: Pool
+    training: bool
+    need_x: bool
+    need_affine: bool
+    need_residual: bool
+
+    def normalized(self) -> Normalized:
+        return _Apply(
+            self.x, self.mean, self.invstd, self.weight, self.bias, self.residual, self.activation, self.pool
+        ).normalized()
+
+    def needs(self) -> Needs:
+        return Needs(self.need_x, self.need_affine, self.need_residual)
+
+    def need_sums(self) -> bool:
+        return self.need_affine or (self.training and not self.need_x and not self.need_residual)
+
+
+def _readable(call: Call) -> Call:
+    """The call with its large tensors in a layout that kernels read."""
+    x = dense(call.x)
+    residual = None if call.residual is None else like(call.residual, x)
+    return call._replace(x=x, residual=residual)
+
+
+def _backend(call: Call) -> Backend:
     """The backend of this device, or tensor operations where it cannot serve."""
-    module = kernels("cpu") if x.is_cpu else kernels("gpu") if x.is_cuda else "no kernel"
-    if isinstance(module, str) or module.unsupported(x, residual, activation, pool) is not None:
-        return plain
-    return module
+    name = backends.for_device(call.x.device.type)
+    found: Any = tensors if name is None else backends.load(name)
+    unfit = isinstance(found, str) or backends.unfit(call.x, call.residual, call.epilogue.pool) is not None
+    if unfit or found.unsupported(call.x, call.residual, call.epilogue) is not None:
+        return tensors
+    chosen: Backend = found
+    return chosen
 
 
-def _train(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str | None,
-    pool: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = dense(x)
-    residual = None if residual is None else like(residual, x)
-    kernel = _kernel(x, residual, activation, pool)
-    kind = torch.float64 if x.dtype is torch.float64 else torch.float32
-    out, mean, var, invstd = kernel.forward_train(
-        x, single(weight, kind), single(bias, kind), residual, eps, activation, pool
-    )
-    return like(out, x), mean, var, invstd
+# --- what they compute ------------------------------------------------------------------------------------
 
 
-def _apply(
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: int | None,
-) -> Tensor:
-    x = dense(x)
-    residual = None if residual is None else like(residual, x)
-    kernel = _kernel(x, residual, activation, pool)
-    weight, bias = single(weight, mean.dtype), single(bias, mean.dtype)
-    return like(kernel.forward(x, mean, invstd, weight, bias, residual, activation, pool), x)
+def _train(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    call = _Train(*arguments).call()
+    kind = torch.float64 if call.x.dtype is torch.float64 else torch.float32
+    out, mean, var, invstd = _backend(call).forward_train(kernel_call(call, kind))
+    return like(out, call.x), mean, var, invstd
 
 
-def _backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    activation: str | None,
-    pool: int | None,
-    training: bool,
-    need_x: bool,
-    need_affine: bool,
-    need_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = dense(x)
-    residual = None if residual is None else like(residual, x)
-    saved = (x, weight, bias, residual, mean, invstd, None)
-    found = autograd.first_order(
-        _kernel(x, residual, activation, pool),
-        grad,
-        saved,
-        activation,
-        pool,
-        training,
-        need_x,
-        need_affine,
-        need_residual,
-    )
-    need_reduced = need_affine or (training and not need_x and not need_residual)
-    dx = like(found[0], x) if need_x and found[0] is not None else x.new_empty(0)
-    dweight = found[1] if need_reduced and found[1] is not None else mean.new_empty(0)
-    dbias = found[2] if need_reduced and found[2] is not None else mean.new_empty(0)
-    dresidual = like(found[3], x) if need_residual and found[3] is not None else x.new_empty(0)
+def _apply(*arguments: Any) -> Tensor:
+    call, mean, invstd, _ = _Apply(*arguments).normalized()
+    normalized = Normalized(kernel_call(call, mean.dtype), mean, invstd)
+    return like(_backend(call).forward(normalized), call.x)
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = _Backward(*arguments)
+    normalized, needs = given.normalized(), given.needs()
+    x, mean = normalized.call.x, normalized.mean
+    found = autograd.first_order(_backend(normalized.call), given.grad, normalized, given.training, needs)
+    dx = like(found[0], x) if needs.x and found[0] is not None else x.new_empty(0)
+    dweight = found[1] if given.need_sums() and found[1] is not None else mean.new_empty(0)
+    dbias = found[2] if given.need_sums() and found[2] is not None else mean.new_empty(0)
+    dresidual = like(found[3], x) if needs.residual and found[3] is not None else x.new_empty(0)
     return dx, dweight, dbias, dresidual
 
 
-def _train_fake(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str | None,
-    pool: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = dense(x)
+# --- their shapes and dtypes ------------------------------------------------------------------------------
+
+
+def _train_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = _Train(*arguments)
+    x = dense(given.x)
     kind = torch.float64 if x.dtype is torch.float64 else torch.float32
     mean, var, invstd = (x.new_empty(x.shape[1], dtype=kind) for _ in range(3))
-    return empty(pooled(tuple(x.shape), pool), x), mean, var, invstd
+    return empty(pooled_shape(tuple(x.shape), given.pool), x), mean, var, invstd
 
 
-def _apply_fake(
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: int | None,
-) -> Tensor:
-    x = dense(x)
-    return empty(pooled(tuple(x.shape), pool), x)
+def _apply_fake(*arguments: Any) -> Tensor:
+    given = _Apply(*arguments)
+    x = dense(given.x)
+    return empty(pooled_shape(tuple(x.shape), given.pool), x)
 
 
-def _backward_fake(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    activation: str | None,
-    pool: int | None,
-    training: bool,
-    need_x: bool,
-    need_affine: bool,
-    need_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x = dense(x)
-    need_reduced = need_affine or (training and not need_x and not need_residual)
+def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = _Backward(*arguments)
+    x, mean = dense(given.x), given.mean
     sums = [
-        mean.new_empty(mean.shape if need_reduced else 0, dtype=mean.dtype if t is None else t.dtype)
-        for t in (weight, bias)
+        mean.new_empty(mean.shape if given.need_sums() else 0, dtype=mean.dtype if t is None else t.dtype)
+        for t in (given.weight, given.bias)
     ]
-    dx = torch.empty_like(x) if need_x else x.new_empty(0)
-    return dx, sums[0], sums[1], torch.empty_like(x) if need_residual else x.new_empty(0)
+    dx = torch.empty_like(x) if given.need_x else x.new_empty(0)
+    return dx, sums[0], sums[1], torch.empty_like(x) if given.need_residual else x.new_empty(0)
 
 
 for _name, _real, _fake in (
@@ -178,9 +180,17 @@ for _name, _real, _fake in (
     torch.library.register_fake(f"gammabeta::{_name}", _fake, lib=_LIBRARY)
 
 
-def _in_graph(operator: Any, grad: Tensor, saved: autograd.Saved, *settings: Any) -> tuple[Tensor, ...]:
+# --- their derivatives ------------------------------------------------------------------------------------
+
+
+def _in_graph(
+    grad: Tensor, normalized: Normalized, training: bool, needs: Needs
+) -> tuple[Tensor | None, ...]:
     """``autograd.first_order`` as an operator, so that a traced backward pass is one node."""
-    found: tuple[Tensor, ...] = operator(grad, *saved[:6], *settings)
+    (x, weight, bias, residual, (activation, pool), _), mean, invstd, _ = normalized
+    given = _Backward(grad, x, weight, bias, residual, mean, invstd, activation, pool, training, *needs)
+    operator: Any = torch.ops.gammabeta.batch_norm_backward
+    found: tuple[Tensor, ...] = operator(*given)
     return found
 
 
@@ -188,24 +198,23 @@ def _save_train(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -
     x, weight, bias, residual, eps, activation, pool = inputs
     _, mean, var, invstd = output
     ctx.mark_non_differentiable(mean, var, invstd)
-    autograd.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, True, eps)
+    call = Call(x, weight, bias, residual, Epilogue(activation, pool), eps)
+    autograd.save(ctx, Normalized(call, mean, invstd), True)
 
 
 def _differentiate_train(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    operator = torch.ops.gammabeta.batch_norm_backward
-    found = autograd.backward(ctx, grad, ctx.needs_input_grad[:4], operator, _in_graph)
-    return (*found, None, None, None)
+    return *autograd.backward(ctx, grad, ctx.needs_input_grad[:4], _in_graph), None, None, None
 
 
 def _save_apply(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, mean, invstd, weight, bias, residual, activation, pool = inputs
-    autograd.save(ctx, x, weight, bias, residual, mean, invstd, activation, pool, False, 0.0)
+    call = Call(x, weight, bias, residual, Epilogue(activation, pool), 0.0)
+    autograd.save(ctx, Normalized(call, mean, invstd), False)
 
 
 def _differentiate_apply(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad
-    operator = torch.ops.gammabeta.batch_norm_backward
-    found = autograd.backward(ctx, grad, (needs[0], *needs[3:6]), operator, _in_graph)
+    found = autograd.backward(ctx, grad, (needs[0], *needs[3:6]), _in_graph)
     return (found[0], None, None, *found[1:], None, None)
 
 

@@ -19,11 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .autograd import single
+from ..kernels.backend import Normalized
+from .autograd import kernel_call, saved
 
 _MOST_PASSES = 2  # an output whose residual is computed again too costs two; a third would run up a chain
 _FARTHEST = 4  # operations between two batch norms, at most
-_RESIDUAL = 3  # its place among what `_rule.save` keeps
+_RESIDUAL = 3  # its place among what `autograd.save` keeps
 _SEEN = "gammabeta"
 _POOL = "MaxPool2DWithIndicesBackward0"
 # By kind of node: the name of the input it saves, "" if none, and the edge to where that was made.
@@ -60,7 +61,7 @@ def spare(out: Tensor, x: Tensor, residual: Any, recompute: bool) -> None:
         _spare_before(before)
     if recompute:
         node: Any = out.grad_fn
-        if getattr(node, "kernel", None) is not None and out.is_cpu and not _hooked():
+        if getattr(node, "backend", None) is not None and out.is_cpu and not _hooked():
             _describe(node, out, residual)
 
 
@@ -72,8 +73,7 @@ def _hooked() -> bool:
 
 def _describe(node: Any, out: Tensor, residual: Any) -> None:
     """Leave word of an output with its node; its residual, where that is ours too, is let go."""
-    only_added = node.settings[-1]
-    if only_added:
+    if node.only_added:
         return  # the residual is not saved
     passes = 1
     before = getattr(getattr(residual, "grad_fn", None), "output", None)
@@ -139,12 +139,9 @@ def _again(node: Any, _: None) -> Tensor:
     Holding it until the batch norm's own backward pass would save a pass or two in a residual network, and
     cost at the peak what a block's output takes.
     """
-    x, weight, bias, residual, mean, invstd, _ = node.saved_tensors
-    activation, pool = node.settings[:2]
+    kept = saved(node)
     with torch.no_grad():
-        again: Tensor = node.kernel.forward(
-            x, mean, invstd, single(weight), single(bias), residual, activation, pool
-        )
+        again: Tensor = node.backend.forward(Normalized(kernel_call(kept.call), kept.mean, kept.invstd))
     return again
 
 

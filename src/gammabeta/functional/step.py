@@ -1,173 +1,287 @@
-"""One training or evaluation step on the road selected; modules and ``batch_norm`` both stand on it."""
+"""One training or evaluation step: choose the path of a call, then run it.
 
-from typing import Any
+``route`` decides and gives its reason; ``train``, ``evaluate`` and ``explain`` all ask it. Modules and
+``batch_norm`` stand on the first two.
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
 
-from ..kernels.layout import Pool, dense, like
-from . import eager, running, torch_path
-from .checks import irregular
-from .route import is_small, pools_apart, select, select_compiled
+from ..epilogue import Epilogue, MaxPool, Pool, pool_by_torch
+from ..errors import UnavailableError, UsageError
+from ..kernels import backend as backends
+from ..kernels.backend import Backend, Call, Normalized, Running, unfit
+from ..kernels.layout import dense, like
+from ..kernels.tensors import enter
+from . import autograd, torch_path
+
+_TYPES = (Tensor, Parameter)
+
+# Elements up to which torch's operators are quicker than a kernel and the Python around it: with nothing to
+# fuse, with one thing, with more. Measured; see docs/design/modules.md.
+SMALL_TRAIN = [98304, 98304, 65536]
+SMALL_EVAL = [1 << 20, 1 << 18, 1 << 16]
+
+# --- which path -------------------------------------------------------------------------------------------
 
 
-def _settle(
-    x: Tensor, residual: Any, activation: str | None, pool: Pool, backend: str
-) -> tuple[Any, Tensor, Any]:
-    """The road (kernels, ``"compiled"`` or ``"torch"``), and the tensors in a layout it can read."""
-    if torch.compiler.is_compiling():
-        if select_compiled(x, residual, pool, backend) is not None:
-            return "torch", x, residual
-        x = dense(x)
-        return "compiled", x, None if residual is None else like(residual, x)
-    road, x, residual = select(x, residual, activation, pool, backend)
-    return ("torch" if isinstance(road, str) else road), x, residual
+class Route(NamedTuple):
+    """The path of a call.
+
+    ``kind``: "kernels" (of ``backend``, on ``call``, whose tensors they can read), "graph" (the operators of
+    ``library``), "torch", or "refused": torch refuses the call or treats it as a special case, and answers
+    for itself. ``pool`` is left to torch's operator afterwards.
+    """
+
+    kind: str
+    call: Call
+    reason: str
+    name: str = "torch"  # of the backend
+    backend: Any = None  # a Backend
+    pool: Pool = None
 
 
-def train(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factor: float | Tensor,
-    eps: float,
-    activation: str | None,
-    residual: Any,
-    pool: Pool,
-    backend: str,
-    skip_nonfinite: bool,
-) -> tuple[Tensor, bool | Tensor]:
+def route(call: Call, running: Running, training: bool, backend: str) -> Route:
+    """The path that a call takes, and why.
+
+    Raises:
+        UnavailableError: a backend was named and cannot serve the call.
+    """
+    if irregular(call, running, training):
+        reason = "torch refuses these arguments, or treats them as a special case (an empty input)"
+        return Route("refused", call, reason)
+    left: Pool = None
+    if isinstance(call.epilogue.pool, MaxPool) and _pools_apart(call.x, backend):
+        left = call.epilogue.pool
+        call = call._replace(epilogue=Epilogue(call.epilogue.activation))
+    if backend == "torch":
+        return Route("torch", call, "backend='torch' was asked for", pool=left)
+    choose = choose_operators if torch.compiler.is_compiling() else choose_kernels
+    found = choose(call, backend)
+    if isinstance(found, str):
+        if backend != "auto":
+            raise UnavailableError(f"backend={backend!r} cannot run this call: {found}; use backend='auto'")
+        return Route("torch", call, found, pool=left)
+    return found if left is None else found._replace(pool=left)
+
+
+def choose_kernels(call: Call, backend: str) -> Route | str:
+    """The route through a backend's kernels, or why there is none."""
+    x, weight, bias, residual, epilogue, eps = call
+    why = traced(x) or unfit(x, residual, epilogue.pool)
+    if why is not None:
+        return why
+    name = backends.for_device(x.device.type) if backend == "auto" else backend
+    if name is None:
+        return f"there is no kernel for device {x.device.type!r}"
+    kernels = backends.load(name)
+    if isinstance(kernels, str):
+        return kernels
+    x = dense(x)
+    residual = None if residual is None else like(residual, x)
+    why = kernels.unsupported(x, residual, epilogue)
+    if why is not None:
+        return str(why)
+    asked = "chosen for this device and dtype" if backend == "auto" else f"backend={backend!r} was asked for"
+    return Route("kernels", Call(x, weight, bias, residual, epilogue, eps), asked, name, kernels)
+
+
+def choose_operators(call: Call, backend: str) -> Route | str:
+    """The same while ``torch.compile`` traces: the operators of ``library``, or why not.
+
+    Reads nothing but metadata and loads nothing, so that it can be traced; the operator finds its kernels
+    when it runs. An exported program holds torch's operators only: it must run where this package is not.
+    """
+    if torch.compiler.is_exporting():
+        return "torch.export is tracing; the program shall run without this package"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active; torch's operators can be transformed"
+    x, weight, bias, residual, epilogue, eps = call
+    why = unfit(x, residual, epilogue.pool)
+    if why is not None:
+        return why
+    device = x.device.type
+    name = backends.GRAPHS.get(device)
+    if name is None or backend not in ("auto", name) or (device == "cpu" and x.dtype is torch.float16):
+        return f"there is no kernel for {x.dtype} on {device!r} here"
+    x = dense(x)
+    residual = None if residual is None else like(residual, x)
+    return Route("graph", Call(x, weight, bias, residual, epilogue, eps), "torch.compile is tracing", name)
+
+
+def _pools_apart(x: Tensor, backend: str) -> bool:
+    """Whether max pooling is left to torch's operator, after what the kernels do: theirs is for eager CPU."""
+    return not x.is_cpu or backend == "gpu" or torch.compiler.is_compiling()
+
+
+def traced(x: Tensor) -> str | None:
+    """Why this call is not plain eager execution on a plain tensor, or None if it is."""
+    if type(x) not in _TYPES:
+        return f"the input is a {type(x).__name__}, which only torch's operators know"
+    if torch._C._are_functorch_transforms_active():
+        return "a torch.func transform is active; torch's operators can be transformed"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation is active; torch's operators have the rule for it"
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode is active and shall see torch's operators"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit is tracing and shall see torch's operators"
+    return None
+
+
+def is_small(call: Call, training: bool) -> bool:
+    """Whether an eager call on the CPU is too small for a kernel to pay."""
+    x, epilogue = call.x, call.epilogue
+    size = x.numel()
+    extras = (call.residual is not None) + (epilogue.activation is not None) + (epilogue.pool is not None)
+    if size > (SMALL_TRAIN if training else SMALL_EVAL)[extras if extras < 2 else 2] or size == 0:
+        return False
+    return not torch.compiler.is_compiling() and x.is_cpu and traced(x) is None
+
+
+def irregular(call: Call, running: Running, training: bool) -> bool:
+    """Whether ``torch.nn.functional.batch_norm`` refuses this call, or treats it as a special case.
+
+    Such a call is handed to torch whatever backend was asked for, so that torch's words are always its own.
+    """
+    x, eps = call.x, call.eps
+    running_mean, running_var, momentum, _ = running
+    if x.dim() < 2 or x.numel() == 0:
+        return True
+    channels = x.shape[1]
+    if training:
+        if x.numel() == channels or eps <= 0.0 or (running_mean is None) != (running_var is None):
+            return True
+    elif running_mean is None or running_var is None or eps < 0.0:
+        return True
+    if not isinstance(momentum, float | int | torch.SymFloat | Tensor):
+        return True
+    storage, device, on_cpu = x.dtype, x.device, x.is_cpu
+    kind = None
+    for tensor in (running_mean, running_var, call.weight, call.bias):
+        if tensor is None:
+            continue
+        if tensor.dim() != 1 or tensor.numel() != channels:
+            return True
+        if tensor.is_cpu is not on_cpu or not (on_cpu or tensor.device == device):
+            return True
+        if kind is None:
+            kind = tensor.dtype
+            if kind is not storage and kind is not torch.float32:
+                return True
+        elif tensor.dtype is not kind:
+            return True
+    return False
+
+
+def check_call(x: Tensor, pool: Pool, backend: str = "auto") -> None:
+    """Refuse what a setting that exists cannot be used with.
+
+    Raises:
+        UsageError: pooling of an input that is not 4D, or a backend that does not exist.
+    """
+    if pool is not None and x.dim() != 4:
+        raise UsageError(f"pool={pool} needs a 4D input (N, C, H, W), got {x.dim()}D input")
+    if backend not in ("auto", "torch", *backends.names()):
+        known = ("auto", *backends.names(), "torch")
+        raise UsageError(f"backend must be one of {', '.join(known)}; got {backend!r}")
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+def train(call: Call, running: Running, backend: str = "auto") -> tuple[Tensor, bool | Tensor]:
     """Normalise with the batch's statistics and update the running ones, if there are any.
 
     Returns:
         The output, and whether the batch was counted: a bool, or a boolean tensor where reading it would
         make a device wait.
     """
-    if backend == "auto" and is_small(x, True, activation, residual, pool) and not isinstance(factor, Tensor):
-        call = (x, running_mean, running_var, weight, bias, factor, eps, skip_nonfinite)
-        return _small(*call, activation, residual, pool)
-    if pools_apart(x, pool, backend):
-        given = (x, running_mean, running_var, weight, bias, factor, eps, activation, residual)
-        out, accepted = train(*given, None, backend, skip_nonfinite)
-        return torch_path.pooled(out, pool), accepted
-    plain_factor = 1.0 if isinstance(factor, Tensor) else factor
-    if irregular(x, running_mean, running_var, weight, bias, True, plain_factor, eps):
-        out = torch_path.batch_norm(
-            x, running_mean, running_var, weight, bias, True, plain_factor, eps, activation, residual, pool
-        )
+    if backend == "auto" and is_small(call, True) and not isinstance(running.factor, Tensor):
+        return _train_small(call, running)
+    kind, call, _, _, kernels, pool = route(call, running, True, backend)
+    if kind == "refused":
+        factor = 1.0 if isinstance(running.factor, Tensor) else running.factor
+        return torch_path.batch_norm(call, running._replace(factor=factor), True), True
+    if kind == "torch":
+        out, accepted = _train_by_torch(call, running)
+        return pool_by_torch(out, pool), accepted
+    out, mean, var = _normalise(kind, kernels, call)
+    out = pool_by_torch(out, pool)
+    if running.mean is None or running.var is None:
         return out, True
-    road, x, residual = _settle(x, residual, activation, pool, backend)
-    tail = (activation, residual, pool)
-    if road == "torch":
-        if running_mean is None or running_var is None:
-            return torch_path.batch_norm(x, None, None, weight, bias, True, 0.0, eps, *tail), True
-        return _torch(x, running_mean, running_var, weight, bias, factor, eps, skip_nonfinite, *tail)
-    out, mean, var = _normalise(road, x, weight, bias, eps, *tail)
-    if running_mean is None or running_var is None:
-        return out, True
-    count = x.numel() // x.shape[1]
-    if road == "compiled":
-        unbiased = var * (count / (count - 1))
-        return out, running.update(running_mean, running_var, mean, unbiased, factor, skip_nonfinite)
-    return out, running.update_fused(
-        road, running_mean, running_var, mean, var, count, factor, skip_nonfinite
-    )
+    count = call.x.numel() // call.x.shape[1]
+    return out, update_running(kernels, running, mean, var, count)
 
 
-def _normalise(
-    road: Any,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Any,
-    pool: Pool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(out, mean, biased var)`` by kernels, called directly or as an operator in a graph."""
-    if road == "compiled":
-        found: tuple[Tensor, ...] = torch.ops.gammabeta.batch_norm_train(
-            x, weight, bias, residual, eps, activation, pool
-        )
-        return found[0], found[1], found[2]
-    return eager.train(road, x, weight, bias, residual, eps, activation, pool)
+def update_running(
+    kernels: Backend | None, running: Running, mean: Tensor, var: Tensor, count: int
+) -> bool | Tensor:
+    """Enter a batch of ``count`` values a channel (``var`` biased), by the kernel where it can."""
+    if kernels is None or isinstance(running.factor, Tensor):
+        return enter(running, mean, var * (count / (count - 1)))
+    return kernels.update_running(running, mean, var, count)
 
 
-def with_statistics(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Any,
-    pool: Pool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def with_statistics(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's statistics: ``(out, mean, unbiased var)``, the last two without gradient."""
-    if pools_apart(x, pool, backend):
-        out, mean, var = with_statistics(x, weight, bias, eps, activation, residual, None, backend)
-        return torch_path.pooled(out, pool), mean, var
-    road: Any = "torch"
-    if not irregular(x, None, None, weight, bias, True, 0.0, eps):
-        road, x, residual = _settle(x, residual, activation, pool, backend)
-    if road == "torch":
-        return torch_path.train(x, weight, bias, residual, eps, activation, pool)
-    out, mean, var = _normalise(road, x, weight, bias, eps, activation, residual, pool)
-    count = x.numel() // x.shape[1]
-    return out, mean, var * (count / (count - 1))
+    kind, call, _, _, kernels, pool = route(call, Running(None, None), True, "auto")
+    if kind in ("refused", "torch"):
+        out, mean, var = torch_path.train(call)
+        return pool_by_torch(out, pool), mean, var
+    out, mean, var = _normalise(kind, kernels, call)
+    count = call.x.numel() // call.x.shape[1]
+    return pool_by_torch(out, pool), mean, var * (count / (count - 1))
 
 
-def _small(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factor: float,
-    eps: float,
-    skip_nonfinite: bool,
-    activation: str | None,
-    residual: Any,
-    pool: Pool,
-) -> tuple[Tensor, bool | Tensor]:
+def _normalise(kind: str, kernels: Backend, call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """``(out, mean, biased var)`` by kernels, called directly or as an operator in a graph."""
+    if kind == "kernels":
+        return autograd.train(kernels, call)
+    x, weight, bias, residual, (activation, pool), eps = call
+    operator: Any = torch.ops.gammabeta.batch_norm_train
+    out, mean, var, _ = operator(x, weight, bias, residual, eps, activation, pool)
+    return out, mean, var
+
+
+def _train_small(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
     """A small input on the CPU: torch's operator, with as little around it as can be."""
+    x, weight, bias, _, _, eps = call
+    running_mean, running_var, _, skip_nonfinite = running
+    factor: float = running.factor  # type: ignore[assignment]
     if x.numel() == x.shape[1] or eps <= 0.0:
         F.batch_norm(x, running_mean, running_var, weight, bias, True, factor, eps)  # raises
     if running_mean is None or running_var is None or not skip_nonfinite:
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, False)
-        return torch_path.finish_in_place(out, residual, activation, pool), True
+        return torch_path.apply_in_place(out, call), True
     # With momentum 1 torch leaves the batch's own statistics, the variance unbiased already.
     mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
     out = torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, False)
-    accepted = running.update_small(running_mean, running_var, mean, var, factor)
-    return torch_path.finish_in_place(out, residual, activation, pool), accepted
+    kernels = backends.load("cpu")
+    if isinstance(kernels, str) or running_mean.dtype is not torch.float32:
+        accepted = enter(running, mean, var)
+    else:  # one short call instead of ten; what is unbiased already needs the correction of endless values
+        accepted = kernels.update_running(running, mean, var, 1 << 53)
+    return torch_path.apply_in_place(out, call), accepted
 
 
-def _torch(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factor: float | Tensor,
-    eps: float,
-    skip_nonfinite: bool,
-    activation: str | None,
-    residual: Any,
-    pool: Pool,
-) -> tuple[Tensor, bool | Tensor]:
+def _train_by_torch(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
     """The same through torch's operators; the running statistics are torch's own to the last bit."""
-    tail = (activation, residual, pool)
+    running_mean, running_var, factor, skip_nonfinite = running
+    if running_mean is None or running_var is None:
+        return torch_path.batch_norm(call, Running(None, None), True), True
     if isinstance(factor, Tensor):
-        out, mean, var = torch_path.train(x, weight, bias, residual, eps, activation, pool)
-        return out, running.update(running_mean, running_var, mean, var, factor, skip_nonfinite)
+        out, mean, var = torch_path.train(call)
+        return out, enter(running, mean, var)
     if not skip_nonfinite:
-        call = (x, running_mean, running_var, weight, bias, True, factor, eps)
-        return torch_path.batch_norm(*call, *tail), True
+        return torch_path.batch_norm(call, running, True), True
     new_mean, new_var = running_mean.clone(), running_var.clone()
-    out = torch_path.batch_norm(x, new_mean, new_var, weight, bias, True, factor, eps, *tail)
+    out = torch_path.batch_norm(call, Running(new_mean, new_var, factor), True)
     with torch.no_grad():
         accepted = torch.isfinite(new_mean).all() & torch.isfinite(new_var).all()
         running_mean.copy_(torch.where(accepted, new_mean, running_mean))
@@ -175,40 +289,28 @@ def _torch(
     return out, accepted
 
 
-def evaluate(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    residual: Any,
-    pool: Pool,
-    backend: str,
-) -> Tensor:
+# --- evaluation -------------------------------------------------------------------------------------------
+
+
+def evaluate(call: Call, running: Running, backend: str = "auto") -> Tensor:
     """Normalise with the running statistics, which are constants."""
-    if backend == "auto" and is_small(x, False, activation, residual, pool):
+    running_mean, running_var, _, _ = running
+    if backend == "auto" and is_small(call, False):
+        x, weight, bias, _, _, eps = call
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
-        return torch_path.finish_in_place(out, residual, activation, pool)
-    if pools_apart(x, pool, backend):
-        given = (x, running_mean, running_var, weight, bias, eps, activation, residual)
-        return torch_path.pooled(evaluate(*given, None, backend), pool)
-    wrong = irregular(x, running_mean, running_var, weight, bias, False, 0.0, eps)
-    road: Any = "torch"
-    if not wrong:
-        road, x, residual = _settle(x, residual, activation, pool, backend)
-    if running_mean is None or running_var is None or road == "torch":
-        call = (x, running_mean, running_var, weight, bias, False, 0.0, eps)
-        return torch_path.batch_norm(*call, activation, residual, pool)
+        return torch_path.apply_in_place(out, call)
+    kind, call, _, _, kernels, pool = route(call, running, False, backend)
+    if kind in ("refused", "torch") or running_mean is None or running_var is None:
+        return pool_by_torch(torch_path.batch_norm(call, running, False), pool)
     with torch.no_grad():
         # A copy: the running mean may be updated in place between this forward and its backward pass.
         mean = running_mean.to(torch.float32, copy=True)
-        invstd = (running_var.to(torch.float32) + eps).rsqrt()
-    if road == "compiled":
-        operator: Any = torch.ops.gammabeta.batch_norm_apply
-        applied: Tensor = operator(x, mean, invstd, weight, bias, residual, activation, pool)
-        return applied
-    return eager.apply(road, x, mean, invstd, weight, bias, residual, activation, pool)
+        invstd = (running_var.to(torch.float32) + call.eps).rsqrt()
+    if kind == "kernels":
+        return pool_by_torch(autograd.apply(kernels, Normalized(call, mean, invstd)), pool)
+    x, weight, bias, residual, epilogue, _ = call
+    operator: Any = torch.ops.gammabeta.batch_norm_apply
+    out = operator(x, mean, invstd, weight, bias, residual, *epilogue)
+    return pool_by_torch(out, pool)

@@ -9,18 +9,19 @@ other parameters: ``DistributedDataParallel`` averages them.
 Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", equations 2.1.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..epilogue import NOTHING
+from ..kernels import tensors
+from ..kernels.backend import Backend, Call, Normalized, Running
 from ..kernels.layout import like
-from . import plain, running, torch_path
-from .autograd import single
-from .checks import irregular
-from .route import select
+from . import step
+from .autograd import differentiate, kernel_call
 
 # --- what is exchanged ------------------------------------------------------------------------------------
 
@@ -42,13 +43,13 @@ def merge(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return total, mean, var
 
 
-def _gather(kernel: Any, x: Tensor, group: Any) -> Tensor:
+def _gather(backend: Backend, x: Tensor, group: Any) -> Tensor:
     """Every rank's ``[count | mean | M2]``, float64 ``(ranks, 2C + 1)``."""
     channels = x.shape[1]
     mine = torch.zeros(2 * channels + 1, dtype=torch.float64, device=x.device)
     if x.numel():
         count = x.numel() // channels
-        mean, var = kernel.statistics(x)
+        mean, var = backend.statistics(x)
         mine[0] = count
         mine[1 : channels + 1] = mean
         torch.mul(var.double(), count, out=mine[channels + 1 :])
@@ -78,99 +79,89 @@ class _SumOverRanks(torch.autograd.Function):
 # --- the rule ---------------------------------------------------------------------------------------------
 
 
+class _Plan(NamedTuple):
+    """What a synchronised pass needs besides its tensors."""
+
+    backend: Backend
+    group: Any
+    call: Call  # its epilogue and eps; the tensors travel beside it, where autograd sees them
+    statistics: list[Tensor]  # on the way out: the count, mean and variance of all ranks
+
+
 class _Synced(torch.autograd.Function):
-    """Normalise with the statistics of all ranks' batches; they leave through ``statistics``."""
+    """Normalise with the statistics of all ranks' batches; they leave through the plan."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        kernel: Any,
-        group: Any,
-        statistics: list[Tensor],
-        eps: float,
-        activation: str | None,
-        pool: int | None,
+        plan: _Plan,
         x: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
         kind = torch.float64 if x.dtype is torch.float64 else torch.float32
-        count, mean64, var64 = merge(_gather(kernel, x, group))
-        mean, invstd = mean64.to(kind), (var64 + eps).rsqrt().to(kind)
-        out: Tensor = kernel.forward(
-            x, mean, invstd, single(weight, kind), single(bias, kind), residual, activation, pool
-        )
-        statistics += (count, mean64, var64)
+        count, mean64, var64 = merge(_gather(plan.backend, x, plan.group))
+        mean, invstd = mean64.to(kind), (var64 + plan.call.eps).rsqrt().to(kind)
+        call = Call(x, weight, bias, residual, plan.call.epilogue, plan.call.eps)
+        out = plan.backend.forward(Normalized(kernel_call(call, kind), mean, invstd))
+        plan.statistics.extend((count, mean64, var64))
         ctx.save_for_backward(x, weight, bias, residual, mean, invstd, count)
-        ctx.settings = (kernel, group, eps, activation, pool)
+        ctx.plan = plan._replace(call=call._replace(x=None, weight=None, bias=None, residual=None))  # type: ignore[arg-type]
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        needs = ctx.needs_input_grad[6:]
-        found = (_twice if torch.is_grad_enabled() else _once)(ctx, grad, needs)
-        return (None, None, None, None, None, None, *found)
+        x, weight, bias, residual, mean, invstd, count = ctx.saved_tensors
+        call = Call(x, weight, bias, residual, ctx.plan.call.epilogue, ctx.plan.call.eps)
+        derivative = _twice if torch.is_grad_enabled() else _once
+        normalized = Normalized(call, mean, invstd)
+        return None, *derivative(grad, normalized, count, ctx.plan, ctx.needs_input_grad[1:])
 
 
-def _once(ctx: Any, grad: Tensor, needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
+def _once(
+    grad: Tensor, normalized: Normalized, count: Tensor, plan: _Plan, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """The gradients of ``x``, weight, bias and residual; the ranks meet only where ``x`` wants one."""
-    x, weight, bias, residual, mean, invstd, count = ctx.saved_tensors
-    kernel, group, _, activation, pool = ctx.settings
-    kind = mean.dtype
-    w, b = single(weight, kind), single(bias, kind)
-    grad = grad if kernel is plain else like(grad, x)
-    call = (grad, x, mean, invstd, w, b, residual, activation, pool)
-    sums = torch.stack(kernel.backward_reduce(*call))
-    dweight = sums[1].to(weight.dtype, copy=True) if needs[1] else None
-    dbias = sums[0].to(bias.dtype, copy=True) if needs[2] else None
+    call, mean, invstd, _ = normalized
+    backend = plan.backend
+    given = Normalized(kernel_call(call, mean.dtype), mean, invstd)
+    grad = grad if backend is tensors else like(grad, call.x)
+    sums = torch.stack(backend.backward_reduce(grad, given))
+    dweight = sums[1].to(call.weight.dtype, copy=True) if needs[1] and call.weight is not None else None
+    dbias = sums[0].to(call.bias.dtype, copy=True) if needs[2] and call.bias is not None else None
     dx = dresidual = None
     if needs[0]:
-        dist.all_reduce(sums, group=group)
+        dist.all_reduce(sums, group=plan.group)
     if needs[0] or needs[3]:
-        means = sums / count.to(kind).clamp(min=1)
-        dx, dresidual = kernel.backward_apply(*call, means[0], means[1], needs[3])
+        means = sums / count.to(mean.dtype).clamp(min=1)
+        dx, dresidual = backend.backward_apply(grad, given, (means[0], means[1]), needs[3])
     return dx if needs[0] else None, dweight, dbias, dresidual
 
 
-def _twice(ctx: Any, grad: Tensor, needs: tuple[bool, bool, bool, bool]) -> tuple[Tensor | None, ...]:
+def _twice(
+    grad: Tensor, normalized: Normalized, count: Tensor, plan: _Plan, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, ...]:
     """The same with a graph behind them: torch's operators and a differentiable sum over the ranks.
 
     Every rank must differentiate twice, as every rank must call backward.
     """
-    x, weight, bias, residual, about, _, count = ctx.saved_tensors
-    _, group, eps, activation, pool = ctx.settings
+    call, about, _, _ = normalized
+    x = call.x
     shape, axes = (1, -1, *[1] * (x.dim() - 2)), [0, *range(2, x.dim())]
     total: Any = _SumOverRanks.apply
     size = count.to(about.dtype).clamp(min=1)
     centred = x.to(about.dtype) - about.view(shape)
-    shift = total(centred.sum(axes), group) / size
-    var = total((centred - shift.view(shape)).square().sum(axes), group) / size
-    invstd = (var + eps).rsqrt()
-    out = torch_path.affine(x, about + shift, invstd, weight, bias, residual, activation, pool)
-    wanted = [t if need else None for t, need in zip((x, weight, bias, residual), needs, strict=True)]
-    inputs = [t for t in wanted if t is not None]
-    found = iter(torch.autograd.grad(out, inputs, grad, create_graph=True))
-    return tuple(None if t is None else next(found) for t in wanted)
+    shift = total(centred.sum(axes), plan.group) / size
+    var = total((centred - shift.view(shape)).square().sum(axes), plan.group) / size
+    out = tensors.affine(Normalized(call, about + shift, (var + call.eps).rsqrt()))
+    return differentiate(out, (x, call.weight, call.bias, call.residual), needs, grad)
 
 
 # --- one step ---------------------------------------------------------------------------------------------
 
 
-def train(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    factor: float | Tensor,
-    eps: float,
-    activation: str | None,
-    residual: Any,
-    pool: int | None,
-    skip_nonfinite: bool,
-    group: Any,
-) -> tuple[Tensor, bool | Tensor]:
+def train(call: Call, running: Running, group: Any) -> tuple[Tensor, bool | Tensor]:
     """Normalise with the statistics of all ranks of ``group`` and update the running ones, if there are any.
 
     Returns:
@@ -180,37 +171,31 @@ def train(
     Raises:
         ValueError: one value per channel, or arguments that torch refuses, too; on all ranks alike.
     """
-    _refuse(x, running_mean, running_var, weight, bias, eps)
-    kernel, x, residual = select(x, residual, activation, pool, "auto")
-    tail = (residual, activation, pool)
-    fused = not isinstance(kernel, str)
+    _refuse(call, running)
+    found = step.choose_kernels(call, "auto")
     statistics: list[Tensor] = []
     differentiable: Any = _Synced.apply
-    if fused:
-        out = differentiable(kernel, group, statistics, eps, activation, pool, x, weight, bias, residual)
+    if isinstance(found, str):
+        plan = _Plan(tensors, group, call._replace(epilogue=NOTHING), statistics)
+        out = differentiable(plan, call.x, call.weight, call.bias, None)
+        out = call.epilogue.apply(out, call.residual)
     else:
-        out = differentiable(plain, group, statistics, eps, None, None, x, weight, bias, None)
-        out = torch_path.finish(out, *tail)
+        call = found.call
+        plan = _Plan(found.backend, group, call, statistics)
+        out = differentiable(plan, call.x, call.weight, call.bias, call.residual)
     count, mean, var = statistics
-    if x.is_cpu and count == 1:
+    on_cpu = call.x.is_cpu
+    if on_cpu and count == 1:
         raise ValueError("Expected more than 1 value per channel when training, got 1 over all ranks")
-    if running_mean is None or running_var is None or (x.is_cpu and count == 0):
+    if running.mean is None or running.var is None or (on_cpu and count == 0):
         return out, True
-    if not x.is_cpu:
-        factor = torch.where(count > 0, factor, 0.0)  # nothing in, nothing changes, and no device waits
-    unbiased = var * (count / (count - 1))
-    return out, running.update(running_mean, running_var, mean, unbiased, factor, skip_nonfinite)
+    if not on_cpu:  # nothing in, nothing changes, and no device waits
+        running = running._replace(factor=torch.where(count > 0, running.factor, 0.0))
+    return out, tensors.enter(running, mean, var * (count / (count - 1)))
 
 
-def _refuse(
-    x: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-) -> None:
+def _refuse(call: Call, running: Running) -> None:
     """Raise what torch raises for such arguments, before this rank makes any other wait for it."""
-    two = x.new_zeros((2, x.shape[1]))  # this rank's own share may be empty, or a single value
-    if irregular(two, running_mean, running_var, weight, bias, True, 0.0, eps):
-        F.batch_norm(two, running_mean, running_var, weight, bias, True, 0.0, eps)
+    two = call.x.new_zeros((2, call.x.shape[1]))  # this rank's own share may be empty, or a single value
+    if step.irregular(call._replace(x=two), running._replace(factor=0.0), True):
+        F.batch_norm(two, running.mean, running.var, call.weight, call.bias, True, 0.0, call.eps)

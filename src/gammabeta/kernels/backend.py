@@ -14,9 +14,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from ..epilogue import Epilogue, Pool
+from ..epilogue import Epilogue, MaxPool, Pool, pooled_shape
 
 # --- the objects ------------------------------------------------------------------------------------------
 
@@ -44,10 +45,10 @@ class Normalized(NamedTuple):
 class Running(NamedTuple):
     """The running statistics, and how a batch enters them: ``factor`` is the weight of the new value."""
 
-    mean: Tensor
-    var: Tensor  # unbiased
-    factor: float | Tensor
-    skip_nonfinite: bool
+    mean: Tensor | None
+    var: Tensor | None  # unbiased
+    factor: float | Tensor = 0.0
+    skip_nonfinite: bool = False
 
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # x, weight, bias, residual
@@ -84,6 +85,50 @@ class Backend(Protocol):
 
     def update_running(self, running: Running, mean: Tensor, var: Tensor, count: int) -> bool | Tensor:
         """Enter a batch of ``count`` values a channel, in place; False, or a boolean tensor, if refused."""
+
+
+# --- what no kernel takes ---------------------------------------------------------------------------------
+
+LARGEST_WINDOW = 256  # elements: which of them was the greatest is kept in a byte
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def unfit(x: Tensor, residual: Any, pool: Pool) -> str | None:
+    """Why no kernel may be asked for these tensors, whichever backend it is of; None if one may."""
+    if x.dtype not in _FLOATS:
+        return f"{x.dtype} has no kernel; kernels compute in float32"
+    if x.layout is not torch.strided:
+        return f"layout {x.layout} has no kernel"
+    if residual is not None:
+        if not isinstance(residual, Tensor):
+            return "the residual is a number, not a tensor"
+        if residual.shape != x.shape or residual.dtype is not x.dtype or residual.device != x.device:
+            return "the residual's shape, dtype or device is not the input's, so torch broadcasts or promotes"
+    if pool == 2 and min(x.shape[2:]) < 2:
+        return "the input is smaller than the 2x2 pool"
+    return None
+
+
+def lacking(x: Tensor, epilogue: Epilogue, dtypes: tuple[torch.dtype, ...], max_pool: bool) -> str | None:
+    """Why a backend that stores ``dtypes``, and has max pooling or not, cannot take tensors that are fit."""
+    if x.dtype not in dtypes:
+        stored = ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        return f"the kernels store {stored}, not {str(x.dtype).removeprefix('torch.')}"
+    if x.dim() < 2:
+        return "the tensor has no channels"
+    if x.numel() == 0:
+        return "the tensor is empty"
+    pool = epilogue.pool
+    if pool is None:
+        return None
+    if x.dim() != 4:
+        return "pooling is over the last two of four dimensions"
+    if isinstance(pool, MaxPool):
+        if not max_pool:
+            return "these kernels have no max pooling"
+        if pool.kernel**2 > LARGEST_WINDOW:
+            return f"a window has more than {LARGEST_WINDOW} elements"
+    return None if min(pooled_shape(x.shape, pool)[2:]) > 0 else "the input is smaller than the pool's window"
 
 
 # --- the registry -----------------------------------------------------------------------------------------
@@ -156,3 +201,6 @@ def _from(module: str, package: str, label: str) -> Callable[[], Any]:
 
 register("cpu", "the fused Numba kernels", {"cpu"}, _from("gammabeta.kernels.cpu", "numba", "Numba"))
 register("gpu", "the fused Triton kernels", {"cuda"}, _from("gammabeta.kernels.gpu", "triton", "Triton"))
+
+# The backend whose operators ``torch.compile`` puts into its graphs, by type of device.
+GRAPHS = {"cpu": "cpu"} | ({"cuda": "gpu"} if find_spec("triton") is not None else {})

@@ -1,24 +1,8 @@
 """Memory layouts: a kernel reads contiguous ``(N, C, S)`` or channels_last ``(N, S, C)``, nothing else."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
-
-
-class MaxPool(NamedTuple):
-    """Max pooling over square windows, as ``torch.nn.MaxPool2d(kernel, stride, padding)``.
-
-    A last window that would reach beyond the padding is left out (``ceil_mode=False``).
-    """
-
-    kernel: int
-    stride: int
-    padding: int = 0
-
-
-Pool = int | MaxPool | None  # 2: the mean over 2x2 windows
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -54,14 +38,6 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     if form is not None:
         return t.contiguous(memory_format=form)
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
-
-
-def pooled(shape: tuple[int, ...], pool: Pool) -> tuple[int, ...]:
-    """The shape of the output; rows and columns that fill no window are dropped."""
-    if pool is None:
-        return shape
-    kernel, stride, padding = pool if isinstance(pool, MaxPool) else (pool, pool, 0)
-    return (*shape[:2], *((side + 2 * padding - kernel) // stride + 1 for side in shape[2:]))
 
 
 def empty(shape: tuple[int, ...], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .layout import MaxPool, Pool, pooled
+from ..epilogue import MaxPool, Pool, pooled_shape
 
 LARGEST_WINDOW = 256  # elements: which of them was the greatest is kept in a byte
 ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu")
@@ -55,7 +55,7 @@ def _unpooled(x: Tensor, pool: Pool, windows: bool) -> str | None:
             return f"a window has more than {LARGEST_WINDOW} elements"
     elif pool != 2:
         return "pooling is the mean over 2×2, or a MaxPool"
-    return None if min(pooled(x.shape, pool)[2:]) > 0 else "the input is smaller than the pool's window"
+    return None if min(pooled_shape(x.shape, pool)[2:]) > 0 else "the input is smaller than the pool's window"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -4,8 +4,8 @@ from typing import Any, Self
 
 import torch
 
+from ..epilogue import Pool
 from ..errors import UsageError
-from ..kernels.layout import Pool
 from .layer import Fused
 
 

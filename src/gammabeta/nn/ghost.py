@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..epilogue import Epilogue
 from ..errors import UsageError
-from ..functional import running, step
-from ..kernels.layout import Pool
+from ..functional import step
+from ..kernels.backend import Call, Running
+from ..kernels.tensors import enter
 from .layer import Fused
 
 
@@ -33,10 +35,7 @@ class Ghost(Fused):
         dtype: of parameters and buffers.
         bias: whether there is a bias, if ``affine``.
         virtual_batch_size: samples in a ghost batch, at least.
-        activation: and the rest as for ``BatchNorm1d/2d/3d``.
-        pool: as there.
-        skip_nonfinite: as there.
-        initialize: as there.
+        settings: activation, pool, skip_nonfinite and initialize, as for ``BatchNorm1d/2d/3d``.
 
     Raises:
         UsageError: ``virtual_batch_size`` below 1, or as ``BatchNorm1d/2d/3d``.
@@ -59,10 +58,7 @@ class Ghost(Fused):
         *,
         bias: bool = True,
         virtual_batch_size: int = 32,
-        activation: str | None = None,
-        pool: Pool = None,
-        skip_nonfinite: bool = True,
-        initialize: str | None = None,
+        **settings: Any,
     ) -> None:
         if virtual_batch_size < 1:
             raise UsageError(f"virtual_batch_size must be at least 1, got {virtual_batch_size}")
@@ -75,10 +71,7 @@ class Ghost(Fused):
             device,
             dtype,
             bias=bias,
-            activation=activation,
-            pool=pool,
-            skip_nonfinite=skip_nonfinite,
-            initialize=initialize,
+            **settings,
         )
         self.virtual_batch_size = virtual_batch_size
 
@@ -86,32 +79,30 @@ class Ghost(Fused):
         """Add the size of a ghost batch."""
         return f"{super().extra_repr()}, virtual_batch_size={self.virtual_batch_size}"
 
-    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
+    def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         groups = max(1, x.shape[0] // self.virtual_batch_size)
         if groups == 1 or not self._batch_statistics() or x.numel() == 0:
-            return super()._normalise(x, residual, activation, pool)
+            return super()._normalise(x, residual, epilogue)
         size, larger = x.shape[0] // groups, x.shape[0] % groups
         if larger == 0:
-            out, mean, var = self._ghosts(x, residual, groups, activation, pool)
+            out, mean, var = self._ghosts(x, residual, groups, epilogue)
         else:
             # The first ghost batches have `size` samples, the last `larger` ones have one more.
             cut = (groups - larger) * size
             rests = (None, None) if residual is None else (residual[:cut], residual[cut:])
-            out, mean, var = self._ghosts(x[:cut], rests[0], groups - larger, activation, pool)
-            more = self._ghosts(x[cut:], rests[1], larger, activation, pool)
+            out, mean, var = self._ghosts(x[:cut], rests[0], groups - larger, epilogue)
+            more = self._ghosts(x[cut:], rests[1], larger, epilogue)
             out = torch.cat((out, more[0]))
             share = cut / x.shape[0]
             mean, var = mean * share + more[1] * (1 - share), var * share + more[2] * (1 - share)
         running_mean, running_var, counts = self._tracked()
-        if counts and running_mean is not None and running_var is not None:
-            accepted = running.update(
-                running_mean, running_var, mean, var, self._factor(), self.skip_nonfinite
-            )
-            self._count(accepted, x)
+        if counts:
+            running = Running(running_mean, running_var, self._factor(), self.skip_nonfinite)
+            self._count(enter(running, mean, var), x)
         return out
 
     def _ghosts(
-        self, x: Tensor, residual: Any, groups: int, activation: str | None, pool: Pool
+        self, x: Tensor, residual: Any, groups: int, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Ghost batches of one size: ``(out, mean of their means, mean of their unbiased variances)``."""
         N, C, *spatial = x.shape
@@ -119,21 +110,10 @@ class Ghost(Fused):
         def gathered(t: Any) -> Any:
             return t.reshape(N // groups, groups * C, *spatial) if isinstance(t, Tensor) else t
 
-        out, mean, var = step.with_statistics(
-            gathered(x),
-            None if self.weight is None else self.weight.repeat(groups),
-            None if self.bias is None else self.bias.repeat(groups),
-            self.eps,
-            activation,
-            gathered(residual),
-            pool,
-            "auto",
-        )
-        return (
-            out.reshape(N, C, *out.shape[2:]),
-            mean.view(groups, C).mean(0),
-            var.view(groups, C).mean(0),
-        )
+        weight, bias = (None if t is None else t.repeat(groups) for t in (self.weight, self.bias))
+        call = Call(gathered(x), weight, bias, gathered(residual), epilogue, self.eps)
+        out, mean, var = step.with_statistics(call)
+        return out.reshape(N, C, *out.shape[2:]), mean.view(groups, C).mean(0), var.view(groups, C).mean(0)
 
 
 class GhostBatchNorm1d(Ghost, torch.nn.BatchNorm1d):

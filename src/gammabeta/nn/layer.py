@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.fx import Proxy
 
+from ..epilogue import NOTHING, Epilogue, Pool, epilogue_of
 from ..errors import UsageError
-from ..functional import recompute, step
-from ..functional.checks import check_extras, check_settings
-from ..functional.route import traced
-from ..kernels.layout import Pool
+from ..functional import recompute as recomputing
+from ..functional import step
+from ..kernels.backend import Call, Running
 
 _TAKES_BIAS = "bias" in inspect.signature(torch.nn.BatchNorm2d.__init__).parameters
 _SKIPPED = (
@@ -97,7 +97,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         initialize: str | None,
         recompute: bool,
     ) -> None:
-        check_settings(activation, pool)
+        epilogue_of(activation, pool)
         if initialize not in (None, "first_batch"):
             raise UsageError(f"initialize must be None or 'first_batch', got {initialize!r}")
         self.activation = activation
@@ -155,7 +155,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         seen = self.num_batches_tracked
         if seen is None:
             return 0.0 if self.momentum is None else self.momentum
-        if seen.is_cpu and not torch.compiler.is_compiling() and traced(seen) is None:
+        if seen.is_cpu and not torch.compiler.is_compiling() and step.traced(seen) is None:
             count = int(seen)
             if self.momentum is None:
                 return 1.0 / (count + 1)
@@ -169,7 +169,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         """Count the batch, or warn that it was left out."""
         seen = self.num_batches_tracked
         if isinstance(accepted, Tensor):
-            if torch.compiler.is_compiling() or not accepted.is_cpu or traced(x) is not None:
+            if torch.compiler.is_compiling() or not accepted.is_cpu or step.traced(x) is not None:
                 if seen is not None:
                     seen.add_(accepted)
                 return
@@ -179,27 +179,14 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         elif seen is not None:
             seen.add_(1)
 
-    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
+    def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         weight, bias, running_mean, running_var = self._tensors()
+        call = Call(x, weight, bias, residual, epilogue, self.eps)
         if not self._batch_statistics():
-            return step.evaluate(
-                x, running_mean, running_var, weight, bias, self.eps, activation, residual, pool, "auto"
-            )
+            return step.evaluate(call, Running(running_mean, running_var))
         running_mean, running_var, counts = self._tracked()
-        out, accepted = step.train(
-            x,
-            running_mean,
-            running_var,
-            weight,
-            bias,
-            self._factor() if counts else 0.0,
-            self.eps,
-            activation,
-            residual,
-            pool,
-            "auto",
-            self.skip_nonfinite,
-        )
+        factor = self._factor() if counts else 0.0
+        out, accepted = step.train(call, Running(running_mean, running_var, factor, self.skip_nonfinite))
         if counts:
             self._count(accepted, x)
         return out
@@ -228,10 +215,12 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         check(input)
         activation = self.activation if activation is None else activation
         pool = self.pool if pool is None else pool
+        epilogue = NOTHING
         if activation is not None or pool is not None:
-            check_extras(input, activation, pool)
-        out = self._normalise(input, residual, activation, pool)
-        recompute.spare(out, input, residual, self.recompute)
+            epilogue = epilogue_of(activation, pool)
+            step.check_call(input, pool)
+        out = self._normalise(input, residual, epilogue)
+        recomputing.spare(out, input, residual, self.recompute)
         return out
 
     def _record(self, x: Any, residual: Any, activation: str | None, pool: Pool) -> Any:

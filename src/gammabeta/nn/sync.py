@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..epilogue import Epilogue, MaxPool, pool_by_torch
 from ..functional import sync
-from ..functional.torch_path import pooled
-from ..kernels.layout import MaxPool, Pool
+from ..kernels.backend import Call, Running
 from .layer import Fused
 
 
@@ -36,10 +36,8 @@ class SyncBatchNorm(Fused):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: whether there is a bias, if ``affine``.
-        activation: what follows in the same pass, as for ``BatchNorm2d``.
-        pool: as there.
-        skip_nonfinite: as there; a batch that is not finite on one rank is left out on all.
-        initialize: as there.
+        settings: activation, pool, skip_nonfinite and initialize, as for ``BatchNorm2d``; a batch that is not
+            finite on one rank is left out on all.
 
     Raises:
         UsageError: an activation, pool or initialisation that does not exist.
@@ -64,10 +62,7 @@ class SyncBatchNorm(Fused):
         dtype: Any = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
-        pool: Pool = None,
-        skip_nonfinite: bool = True,
-        initialize: str | None = None,
+        **settings: Any,
     ) -> None:
         super().__init__(
             num_features,
@@ -78,10 +73,7 @@ class SyncBatchNorm(Fused):
             device,
             dtype,
             bias=bias,
-            activation=activation,
-            pool=pool,
-            skip_nonfinite=skip_nonfinite,
-            initialize=initialize,
+            **settings,
         )
         self.process_group = process_group
 
@@ -109,30 +101,21 @@ class SyncBatchNorm(Fused):
             and dist.get_world_size(self.process_group) > 1
         )
 
-    def _normalise(self, x: Tensor, residual: Any, activation: str | None, pool: Pool) -> Tensor:
+    def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         if not self._others():
-            return super()._normalise(x, residual, activation, pool)
-        if isinstance(pool, MaxPool):
-            return pooled(self._normalise(x, residual, activation, None), pool)
+            return super()._normalise(x, residual, epilogue)
+        if isinstance(epilogue.pool, MaxPool):
+            out = self._normalise(x, residual, Epilogue(epilogue.activation))
+            return pool_by_torch(out, epilogue.pool)
         if torch.compiler.is_compiling():  # an exchange has no place in a graph: break it here
             apart: Any = torch.compiler.disable(self._normalise)
-            out: Tensor = apart(x, residual, activation, pool)
-            return out
+            synced: Tensor = apart(x, residual, epilogue)
+            return synced
         running_mean, running_var, counts = self._tracked()
-        out, accepted = sync.train(
-            x,
-            running_mean,
-            running_var,
-            self.weight,
-            self.bias,
-            self._factor() if counts else 0.0,
-            self.eps,
-            activation,
-            residual,
-            pool,
-            self.skip_nonfinite,
-            self.process_group,
-        )
+        factor = self._factor() if counts else 0.0
+        call = Call(x, self.weight, self.bias, residual, epilogue, self.eps)
+        running = Running(running_mean, running_var, factor, self.skip_nonfinite)
+        out, accepted = sync.train(call, running, self.process_group)
         if counts:
             self._count(accepted, x)
         return out

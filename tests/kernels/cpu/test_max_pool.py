@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gammabeta.epilogue import MaxPool
 from gammabeta.kernels.cpu import host
-from gammabeta.kernels.layout import MaxPool
 
 EPS = 1e-5
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...epilogue import ACTIVATIONS
 from ..cpu.launch import Step, run
 from ..cpu.registry import Key
-from ..limits import ACTIVATIONS
 from .registers import ROWS
 from .serving_arguments import pack
 
@@ -26,7 +26,11 @@ def unsupported(activation: str | None) -> str | None:
     """Why there is no kernel on this machine or for this activation, None if there is."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return "the kernel's tiles need the 32 vector registers of AVX-512"
-    return None if activation in ACTIVATIONS else f"no kernel has the activation {activation!r}"
+    return (
+        None
+        if activation is None or activation in ACTIVATIONS
+        else f"no kernel has the activation {activation!r}"
+    )
 
 
 def lay_out(weight: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...epilogue import ACTIVATIONS
 from ..cpu.launch import Step, run
 from ..cpu.registry import Key
-from ..limits import ACTIVATIONS
 from .registers import ROWS
 from .stem_arguments import pack
 
@@ -59,7 +59,7 @@ def unsupported(
         return (
             f"patches have more than {MOST_VALUES} values, or the output more than {MOST_CHANNELS} channels"
         )
-    if activation not in ACTIVATIONS or pool not in (None, 2):
+    if (activation is not None and activation not in ACTIVATIONS) or pool not in (None, 2):
         return "no kernel has such an activation or pooling"
     if (pool and height < 2) or width // (pool or 1) * (pool or 1) < ROWS[_vectors(outs) - 1]:
         return "the output is narrower than a tile"

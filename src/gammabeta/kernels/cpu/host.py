@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..layout import MaxPool, Pool, dense, empty, like, pooled
+from ...epilogue import MaxPool, Pool, pooled_shape
+from ..layout import dense, empty, like
 from ..limits import unfit
 from .allocator import empty_like
 from .arguments import pack
@@ -156,14 +157,14 @@ def _channelwise(x: Tensor) -> Tensor:
 
 
 def _output(x: Tensor, pool: Pool) -> Tensor:
-    return empty_like(x) if pool is None else empty(pooled(x.shape, pool), x)
+    return empty_like(x) if pool is None else empty(pooled_shape(x.shape, pool), x)
 
 
 def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
     """What a forward pass writes and the backward pass reads besides: which element of a window won."""
     if not isinstance(pool, MaxPool):
         return None
-    return empty(pooled(x.shape, pool), x, torch.uint8)
+    return empty(pooled_shape(x.shape, pool), x, torch.uint8)
 
 
 # --- forward ----------------------------------------------------------------------------------------------

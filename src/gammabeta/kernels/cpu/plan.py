@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..layout import MaxPool, Pool
+from ...epilogue import MaxPool, Pool
 from .arguments import ACCOUNT, MARGIN, NEAR
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings

@@ -14,7 +14,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from ..limits import unfit
+from ...epilogue import Epilogue, Pool
+from ..backend import lacking, unfit
 from .host import (
     backward,
     backward_apply,
@@ -29,6 +30,7 @@ __all__ = [
     "backward",
     "backward_apply",
     "backward_reduce",
+    "codes_of",
     "forward",
     "forward_train",
     "statistics",
@@ -64,9 +66,14 @@ def _unfit_device(device: torch.device) -> str | None:
     return None
 
 
-def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: int | None) -> str | None:
+def unsupported(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str | None:
     """Why these kernels cannot take the tensors, None if they can."""
     why = _unfit_device(x.device)
     if why is not None:
         return why
-    return unfit(x, residual, activation, pool, _DTYPES)
+    return unfit(x, residual, epilogue.pool) or lacking(x, epilogue, _DTYPES, max_pool=False)
+
+
+def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
+    """No codes: these kernels have no max pooling."""
+    return None

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layout import dense, empty, is_rows, like, pooled
+from ...epilogue import NOTHING, pooled_shape
+from ..backend import Call, Gradients, Normalized, Running
+from ..layout import dense, empty, is_rows, like
+from ..tensors import enter
 from . import backward_kernels, forward_kernels, plan
 
 MERGE_TILE = 4096
@@ -81,26 +84,27 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def forward_train(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str | None,
-    pool: int | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _dense(call: Call) -> Call:
+    """The call with its large tensors in one layout that the kernels read."""
+    x = dense(call.x)
+    return call._replace(x=x, residual=None if call.residual is None else like(call.residual, x))
+
+
+def _view(call: Call, pool: Any) -> plan.View:
+    return plan.view_of(call.x.shape, is_rows(call.x), pool, call.x.itemsize)
+
+
+def forward_train(call: Call, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training: ``(out, mean, var, invstd)``."""
-    x = dense(x)
-    rows = is_rows(x)
-    residual = None if residual is None else like(residual, x)
-    view = plan.view_of(x.shape, rows, pool, x.itemsize)
+    call = _dense(call)
+    x, weight, bias, residual, (activation, pool), eps = call
+    view = _view(call, pool)
     t = plan.owned(view, 1 if residual is None else 2, _chip(x.device))
     if t is None:
         with _on(x):
-            mean, var, invstd = _moments(x, rows, eps)
-        return forward(x, mean, invstd, weight, bias, residual, activation, pool), mean, var, invstd
-    out = empty(pooled(x.shape, pool), x)
+            mean, var, invstd = _moments(x, is_rows(x), eps)
+        return forward(Normalized(call, mean, invstd)), mean, var, invstd
+    out = empty(pooled_shape(x.shape, pool), x)
     mean, var, invstd = _single(x, view.C), _single(x, view.C), _single(x, view.C)
     with _on(x):
         forward_kernels.whole_channels[(t.blocks,)](
@@ -110,45 +114,25 @@ def forward_train(
     return out, mean, var, invstd
 
 
-def forward(
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: int | None,
-) -> Tensor:
+def forward(normalized: Normalized) -> Tensor:
     """The output for given statistics."""
-    x = dense(x)
-    rows = is_rows(x)
-    residual = None if residual is None else like(residual, x)
-    out = empty(pooled(x.shape, pool), x)
+    call = _dense(normalized.call)
+    x, weight, bias, residual, (activation, pool), _ = call
+    out = empty(pooled_shape(x.shape, pool), x)
     if out.numel():
-        view = plan.view_of(x.shape, rows, pool, x.itemsize)
+        view = _view(call, pool)
         t = plan.tile(view, 1 if residual is None else 2, False)
         with _on(x):
             forward_kernels.normalise[(t.blocks * t.tiles,)](
-                x, residual, out, mean, invstd, weight, bias, *t.extents,
+                x, residual, out, normalized.mean, normalized.invstd, weight, bias, *t.extents,
                 ACT=activation, POOL=view.pool, **t.shape,
             )  # fmt: skip
     return out
 
 
-def _sums(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    dz: Tensor | None,
-    activation: str | None,
-    view: plan.View,
-) -> tuple[Tensor, Tensor]:
+def _sums(grad: Tensor, normalized: Normalized, view: plan.View, dz: Tensor | None) -> tuple[Tensor, Tensor]:
     """``sum(dz)`` and ``sum(dz * xhat)``, ``(C,)``, by the whole chip; fills ``dz`` if given."""
+    (x, weight, bias, residual, (activation, _), _), mean, invstd, _ = normalized
     t = plan.tile(view, 2, True)
     splits = plan.splits(t, _chip(x.device))
     part, part_xhat = _single(x, splits, view.C), _single(x, splits, view.C)
@@ -165,112 +149,71 @@ def _sums(
     return sum_dz, sum_dz_xhat
 
 
-def backward_reduce(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: int | None,
-) -> tuple[Tensor, Tensor]:
+def _prepare(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Normalized]:
+    """Gradient and call in one layout."""
+    normalized = normalized._replace(call=_dense(normalized.call))
+    return like(grad, normalized.call.x), normalized
+
+
+def backward_reduce(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Tensor]:
     """``(sum_dz, sum_dz_xhat)``, float32 ``(C,)``: the gradients of bias and weight."""
-    x = dense(x)
-    rows = is_rows(x)
+    grad, normalized = _prepare(grad, normalized)
+    x = normalized.call.x
     if not x.numel():
         return x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
-    grad, residual = like(grad, x), None if residual is None else like(residual, x)
-    view = plan.view_of(x.shape, rows, pool, x.itemsize)
     with _on(x):
-        return _sums(grad, x, mean, invstd, weight, bias, residual, None, activation, view)
+        return _sums(grad, normalized, _view(normalized.call, normalized.call.epilogue.pool), None)
 
 
 def _input_gradient(
     grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    dz: Tensor | None,
-    activation: str | None,
+    normalized: Normalized,
     view: plan.View,
-    sum_dz: Tensor,
-    sum_dz_xhat: Tensor,
+    dz: Tensor | None,
+    sums: tuple[Tensor, Tensor],
     per_value: float,
 ) -> Tensor:
-    """dx, with ``per_value`` times the sums as means; fills ``dz`` if given."""
+    """dx, with ``per_value`` times the sums of dz and dz * xhat as means; fills ``dz`` if given."""
+    (x, weight, bias, residual, (activation, _), _), mean, invstd, _ = normalized
     dx = torch.empty_like(x)
     if x.numel():
         t = plan.tile(view, 2, True)
         backward_kernels.input_gradient[(t.blocks * t.tiles,)](
-            grad, x, residual, dx, dz, sum_dz, sum_dz_xhat, mean, invstd, weight, bias, per_value, *t.extents,
+            grad, x, residual, dx, dz, *sums, mean, invstd, weight, bias, per_value, *t.extents,
             ACT=activation, POOL=view.pool, **t.shape,
         )  # fmt: skip
     return dx
 
 
 def backward_apply(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: int | None,
-    mean_dz: Tensor,
-    mean_dz_xhat: Tensor,
-    need_residual: bool,
+    grad: Tensor, normalized: Normalized, means: tuple[Tensor, Tensor], need_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``(dx, dresidual)`` for given means of dz and dz * xhat (both zero in evaluation)."""
-    x = dense(x)
-    rows = is_rows(x)
-    grad, residual = like(grad, x), None if residual is None else like(residual, x)
-    view = plan.view_of(x.shape, rows, pool, x.itemsize)
+    grad, normalized = _prepare(grad, normalized)
+    x = normalized.call.x
+    view = _view(normalized.call, normalized.call.epilogue.pool)
     dz = torch.empty_like(x) if need_residual else None
     with _on(x):
-        dx = _input_gradient(
-            grad, x, mean, invstd, weight, bias, residual, dz, activation, view, mean_dz, mean_dz_xhat, 1.0
-        )
-    return dx, dz
+        return _input_gradient(grad, normalized, view, dz, means, 1.0), dz
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: int | None,
-    need_residual: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def backward(grad: Tensor, normalized: Normalized, need_residual: bool) -> Gradients:
     """``(dx, dweight, dbias, dresidual)``, the statistics differentiated."""
-    x = dense(x)
-    rows = is_rows(x)
-    grad, residual = like(grad, x), None if residual is None else like(residual, x)
-    view = plan.view_of(x.shape, rows, pool, x.itemsize)
+    grad, normalized = _prepare(grad, normalized)
+    call, mean, invstd, _ = normalized
+    x, weight, bias, residual, (activation, pool), _ = call
+    view = _view(call, pool)
     per_value = x.shape[1] / max(1, x.numel())
     dz = torch.empty_like(x) if need_residual else None
     t = plan.owned(view, 2 if residual is None else 3, _chip(x.device))
     with _on(x):
         if t is None:
-            sums = _sums(grad, x, mean, invstd, weight, bias, residual, dz, activation, view)
-            if (
-                dz is not None
-            ):  # it is stored, and stands for grad, residual and activation in the second pass
-                grad, residual, activation = dz, None, None
-                view = plan.view_of(x.shape, rows, None, x.itemsize)
-            dx = _input_gradient(
-                grad, x, mean, invstd, weight, bias, residual, None, activation, view, *sums, per_value
-            )
+            sums = _sums(grad, normalized, view, dz)
+            if dz is None:
+                dx = _input_gradient(grad, normalized, view, None, sums, per_value)
+            else:  # it is stored: from here on it is the gradient of a batch norm without an epilogue
+                linear = normalized._replace(call=call._replace(residual=None, epilogue=NOTHING))
+                dx = _input_gradient(dz, linear, _view(call, None), None, sums, per_value)
         else:
             dx, sums = torch.empty_like(x), (_single(x, view.C), _single(x, view.C))
             backward_kernels.whole_channels_backward[(t.blocks,)](
@@ -280,25 +223,23 @@ def backward(
     return dx, sums[1], sums[0], dz
 
 
-def update_running(
-    running_mean: Tensor,
-    running_var: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    count: int,
-    factor: float,
-    skip_nonfinite: bool,
-) -> bool | Tensor:
-    """Move the running statistics towards the batch's, in place; ``factor`` is the weight of the new.
+def update_running(running: Running, mean: Tensor, var: Tensor, count: int) -> bool | Tensor:
+    """Move the running statistics towards the batch's, in place.
 
     ``var`` is the batch's biased variance over ``count`` values; what is stored is the unbiased one. With
     ``skip_nonfinite`` a batch that has an infinite or NaN statistic changes nothing, and whether it was
     counted is a boolean tensor on the device: reading it is what would make the host wait.
     """
-    accepted = mean.new_empty((), dtype=torch.uint8) if skip_nonfinite else None
+    if not (_plain(running.mean) and _plain(running.var)):
+        return enter(running, mean, var * (count / (count - 1)))
+    accepted = mean.new_empty((), dtype=torch.uint8) if running.skip_nonfinite else None
     with _on(mean):
         forward_kernels.update_running[(1,)](
-            running_mean, running_var, mean, var, accepted, factor, count / max(1, count - 1), mean.numel(),
-            BC=RUNNING_BLOCK, num_warps=4, enable_fp_fusion=True,
+            running.mean, running.var, mean, var, accepted, running.factor, count / max(1, count - 1),
+            mean.numel(), BC=RUNNING_BLOCK, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
     return True if accepted is None else accepted.view(torch.bool)
+
+
+def _plain(t: Tensor | None) -> bool:
+    return t is not None and t.dtype is torch.float32 and t.is_contiguous()

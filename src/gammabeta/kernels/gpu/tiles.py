@@ -13,9 +13,15 @@ multiplying by it where the extent enters tells the compiler how many neighbouri
 import triton
 import triton.language as tl
 
+from ...epilogue import require_arithmetic
+
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 LEAKY_SLOPE = tl.constexpr(0.01)
+
+
+# What the two functions below compute.
+require_arithmetic("gpu", {"relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"})
 
 
 @triton.jit
@@ -33,6 +39,8 @@ def activate(z, ACT: tl.constexpr):
         z = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, z, z * (z + 3.0) * (1.0 / 6.0)))
     elif ACT == "gelu":
         z = 0.5 * z * (1.0 + tl.erf(z * SQRT_HALF))
+    else:
+        tl.static_assert(ACT is None, "this activation has no arithmetic here")
     return z
 
 
@@ -53,6 +61,8 @@ def activate_backward(g, z, ACT: tl.constexpr):
     elif ACT == "gelu":
         cdf = 0.5 * (1.0 + tl.erf(z * SQRT_HALF))
         g = g * (cdf + z * INV_SQRT_2PI * tl.exp(-0.5 * z * z))
+    else:
+        tl.static_assert(ACT is None, "this activation has no arithmetic here")
     return g
 
 
