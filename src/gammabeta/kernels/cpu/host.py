@@ -1,54 +1,44 @@
-"""Batch normalization on the CPU: what ``gammabeta.kernels`` promises, on the kernels of ``compiled``.
+"""Batch normalization on the CPU: what ``gammabeta.kernels`` promises, on the kernels of ``jit``.
 
-This module looks at tensors, cuts the work and calls; the arithmetic is in ``compiled``. Tensors that lie
+This module looks at tensors, cuts the work and calls; the arithmetic is in ``jit``. Tensors that lie
 in memory neither contiguous nor channels_last are copied into the nearer of the two first.
 """
 
+import ctypes
 import threading
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ...epilogue import MaxPool, Pool, pooled_shape
+from ...epilogue import NOTHING, Epilogue, MaxPool, Pool, pooled_shape
+from ..backend import Call, Gradients, Normalized, Running, lacking, unfit
 from ..layout import dense, empty, like
-from ..limits import unfit
+from ..tensors import enter
 from .allocator import empty_like
-from .arguments import pack
+from .arguments import Arguments, RunningArguments, packer
 from .launch import Step, run
+from .launch import call as launch_one
 from .plan import Plan, plan_of
 from .registry import Key
-from .running import update_running
-
-__all__ = [
-    "backward",
-    "backward_apply",
-    "backward_reduce",
-    "codes_of",
-    "forward",
-    "forward_train",
-    "statistics",
-    "unsupported",
-    "update_running",
-]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _NOTHING: tuple[Tensor, int, int] = (torch.empty(0), 0, 0)
 _local = threading.local()
 
-_Seven = tuple[int, int, int, int, int, int, int]
-_Nine = tuple[int, int, int, int, int, int, int, int, int]
+_UPDATE = Key("update_running")
+_pack, _pack_running = packer(Arguments), packer(RunningArguments)
 
 
 # --- what this backend takes ------------------------------------------------------------------------------
 
 
-def unsupported(x: Tensor, residual: Tensor | None, activation: str | None, pool: Pool) -> str | None:
+def unsupported(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str | None:
     """Why these kernels cannot take the tensors, None if they can."""
     if x.device.type != "cpu":
         return f"the tensor is on {x.device}, not on the CPU"
-    return unfit(x, residual, activation, pool, _DTYPES, windows=True)
+    return unfit(x, residual, epilogue.pool) or lacking(x, epilogue, _DTYPES, max_pool=True)
 
 
 class _Program(NamedTuple):
@@ -63,28 +53,11 @@ class _Program(NamedTuple):
     backward: tuple[Step, ...]  # where one part sees the whole of a channel
 
 
-def _program_of(
-    x: Tensor, residual: Tensor | None, activation: str | None, pool: Pool
-) -> tuple[Tensor, _Program]:
-    """``x`` in a layout that a kernel reads, and its program."""
-    contiguous = x.is_contiguous()
-    if not contiguous:
-        x = dense(x)
-        contiguous = x.is_contiguous()
-    options = (activation, residual is not None, pool)
-    return x, _program(x.shape, x.dtype, contiguous, *options, torch.get_num_threads())
-
-
 @lru_cache(1024)
 def _program(
-    shape: torch.Size,
-    dtype: torch.dtype,
-    contiguous: bool,
-    activation: str | None,
-    residual: bool,
-    pool: Pool,
-    threads: int,
+    shape: torch.Size, dtype: torch.dtype, contiguous: bool, residual: bool, epilogue: Epilogue, threads: int
 ) -> _Program:
+    activation, pool = epilogue
     plan = plan_of(shape, dtype.itemsize, contiguous, pool, threads)
     layout, bf16 = "rows_" if plan.rows else "planes_", dtype == torch.bfloat16
     compiled_pool = (*pool,) if isinstance(pool, MaxPool) else pool is not None
@@ -101,6 +74,43 @@ def _program(
     reduce = (*step("reduce"), Step(Key("finish_gradients"), once=True))
     backward = step("backward") if plan.fused else ()
     return _Program(plan, statistics, train, forward, reduce, apply, backward)
+
+
+class _Work(NamedTuple):
+    """A call in a layout that kernels read, its program, and the kernels' arguments so far."""
+
+    x: Tensor
+    program: _Program
+    fields: dict[str, Any]
+    kept: tuple[Tensor | None, ...]  # what the addresses in ``fields`` point to
+
+
+def _work(call: Call) -> _Work:
+    x, weight, bias, residual, epilogue, eps = call
+    contiguous = x.is_contiguous()
+    if not contiguous:
+        x = dense(x)
+        contiguous = x.is_contiguous()
+    added = residual is not None
+    program = _program(x.shape, x.dtype, contiguous, added, epilogue, torch.get_num_threads())
+    weight, bias = _parameter(weight), _parameter(bias)
+    residual = _beside(residual, x) if added else None
+    fields = {
+        "x": x.data_ptr(),
+        "residual": _address(residual),
+        "weight": _address(weight),
+        "bias": _address(bias),
+        "eps": eps,
+    }
+    return _Work(x, program, fields, (weight, bias, residual))
+
+
+def _work_normalized(normalized: Normalized) -> _Work:
+    call, mean, invstd, codes = normalized
+    work = _work(call)
+    work.fields["mean"], work.fields["invstd"] = mean.data_ptr(), invstd.data_ptr()
+    work.fields["codes"] = _address(codes)
+    return work
 
 
 def _beside(t: Tensor, x: Tensor) -> Tensor:
@@ -128,27 +138,11 @@ def _workspace(nbytes: int) -> int:
     return held[1]
 
 
-def _launch(
-    plan: Plan,
-    steps: tuple[Step, ...],
-    tensors: _Seven,
-    channelwise: _Nine,
-    eps: float = 0.0,
-    alone: bool = False,
-) -> None:
-    """Run steps one after the other on the same slots.
-
-    Args:
-        plan: how the work is cut.
-        steps: the kernels.
-        tensors: addresses of x, residual, grad, out, dx, dresidual and codes.
-        channelwise: of mean, var, invstd, weight, bias, dweight, dbias, mean_dz and mean_dz_xhat.
-        eps: added to the variance.
-        alone: a forward pass by itself, not in a training step.
-    """
+def _launch(plan: Plan, steps: tuple[Step, ...], fields: dict[str, Any], alone: bool = False) -> None:
+    """Run steps one after the other on the same ``Arguments``; ``alone``: not in a training step."""
     sums = _workspace(plan.bytes)
-    sizes = plan.alone if alone else plan.sizes
-    args = pack(*tensors, *channelwise, sums, sums + plan.own, *sizes, 0, eps, 0.0)
+    fields["sums"], fields["scratch"] = sums, sums + plan.own
+    args = _pack(fields, plan.alone if alone else plan.sizes)
     run(steps, args, plan.parts, plan.threads)
 
 
@@ -172,202 +166,115 @@ def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, float32 of shape (C,)."""
-    x, program = _program_of(x, None, None, None)
+    work = _work(Call(x, None, None, None, NOTHING, 0.0))
     mean, var = _channelwise(x), _channelwise(x)
-    _launch(
-        program.plan,
-        program.statistics,
-        (x.data_ptr(), 0, 0, 0, 0, 0, 0),
-        (mean.data_ptr(), var.data_ptr(), 0, 0, 0, 0, 0, 0, 0),
-    )
+    work.fields["mean"], work.fields["var"] = mean.data_ptr(), var.data_ptr()
+    _launch(work.program.plan, work.program.statistics, work.fields)
     return mean, var
 
 
-def forward_train(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    eps: float,
-    activation: str | None,
-    pool: Pool,
-    codes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def forward_train(call: Call, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased."""
-    x, program = _program_of(x, residual, activation, pool)
-    weight, bias = _parameter(weight), _parameter(bias)
-    residual = None if residual is None else _beside(residual, x)
+    x, program, fields, _kept = _work(call)
     mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
-    out = _output(x, pool)
-    found = (mean.data_ptr(), var.data_ptr(), invstd.data_ptr())
-    _launch(
-        program.plan,
-        program.train,
-        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
-        (*found, _address(weight), _address(bias), 0, 0, 0, 0),
-        eps,
-    )
+    out = _output(x, call.epilogue.pool)
+    fields["mean"], fields["var"], fields["invstd"] = mean.data_ptr(), var.data_ptr(), invstd.data_ptr()
+    fields["out"], fields["codes"] = out.data_ptr(), _address(codes)
+    _launch(program.plan, program.train, fields)
     return out, mean, var, invstd
 
 
-def forward(
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: Pool,
-    out: Tensor | None = None,
-    codes: Tensor | None = None,
-) -> Tensor:
+def forward(normalized: Normalized, out: Tensor | None = None) -> Tensor:
     """The output under the statistics given, as in evaluation; in ``out``, laid out as ``x`` is, if given."""
-    x, program = _program_of(x, residual, activation, pool)
-    weight, bias = _parameter(weight), _parameter(bias)
-    residual = None if residual is None else _beside(residual, x)
+    x, program, fields, _kept = _work_normalized(normalized)
     if out is None:
-        out = _output(x, pool)
-    _launch(
-        program.plan,
-        program.forward,
-        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
-        (mean.data_ptr(), 0, invstd.data_ptr(), _address(weight), _address(bias), 0, 0, 0, 0),
-        alone=True,
-    )
+        out = _output(x, normalized.call.epilogue.pool)
+    fields["out"] = out.data_ptr()
+    _launch(program.plan, program.forward, fields, alone=True)
     return out
 
 
 # --- backward ---------------------------------------------------------------------------------------------
 
 
-class _Backward(NamedTuple):
-    """The tensors every backward kernel reads, in one layout."""
-
-    program: _Program
-    grad: Tensor
-    x: Tensor
-    mean: Tensor
-    invstd: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    residual: Tensor | None
-    codes: Tensor | None
-
-    def linear(self, grad: Tensor) -> "_Backward":
-        """The same layer without what follows the normalisation; ``grad`` is the gradient there."""
-        program = _program_of(self.x, None, None, None)[1]
-        return self._replace(program=program, grad=grad, residual=None, codes=None)
-
-    def launch(
-        self, steps: tuple[Step, ...], dx: int, dresidual: int, sums: tuple[int, int, int, int]
-    ) -> None:
-        """Run; ``sums`` are the addresses of dweight, dbias, mean_dz and mean_dz_xhat."""
-        given = (self.mean.data_ptr(), 0, self.invstd.data_ptr(), _address(self.weight), _address(self.bias))
-        _launch(
-            self.program.plan,
-            steps,
-            (
-                self.x.data_ptr(),
-                _address(self.residual),
-                self.grad.data_ptr(),
-                0,
-                dx,
-                dresidual,
-                _address(self.codes),
-            ),
-            (*given, *sums),
-        )
-
-
-def _prepare(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: Pool,
-    codes: Tensor | None,
-) -> _Backward:
-    x, program = _program_of(x, residual, activation, pool)
-    residual = None if residual is None else _beside(residual, x)
-    given = (mean, invstd, _parameter(weight), _parameter(bias), residual, codes)
-    return _Backward(program, _beside(grad, x), x, *given)
-
-
-def backward_reduce(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: Pool,
-    codes: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+def backward_reduce(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Tensor]:
     """Per channel Σdz and Σdz·xhat: the gradients of bias and weight."""
-    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
+    x, program, fields, _kept = _work_normalized(normalized)
+    grad = _beside(grad, x)
     sum_dz, sum_dz_xhat = _channelwise(x), _channelwise(x)
-    job.launch(job.program.reduce, 0, 0, (sum_dz_xhat.data_ptr(), sum_dz.data_ptr(), 0, 0))
+    fields["grad"], fields["dbias"] = grad.data_ptr(), sum_dz.data_ptr()
+    fields["dweight"] = sum_dz_xhat.data_ptr()
+    _launch(program.plan, program.reduce, fields)
     return sum_dz, sum_dz_xhat
 
 
 def backward_apply(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: Pool,
-    mean_dz: Tensor,
-    mean_dz_xhat: Tensor,
-    need_residual: bool,
-    codes: Tensor | None = None,
+    grad: Tensor, normalized: Normalized, means: tuple[Tensor, Tensor], need_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``dx``, and the residual's gradient if wanted; both means are zero where the statistics were given."""
-    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
-    dx = empty_like(job.x)
-    dresidual = empty_like(job.x) if need_residual else None
-    means = (mean_dz.data_ptr(), mean_dz_xhat.data_ptr())
-    job.launch(job.program.apply, dx.data_ptr(), _address(dresidual), (0, 0, *means))
+    x, program, fields, _kept = _work_normalized(normalized)
+    grad = _beside(grad, x)
+    dx = empty_like(x)
+    dresidual = empty_like(x) if need_residual else None
+    fields["grad"], fields["dx"], fields["dresidual"] = grad.data_ptr(), dx.data_ptr(), _address(dresidual)
+    fields["mean_dz"], fields["mean_dz_xhat"] = means[0].data_ptr(), means[1].data_ptr()
+    _launch(program.plan, program.apply, fields)
     return dx, dresidual
 
 
-def backward(
-    grad: Tensor,
-    x: Tensor,
-    mean: Tensor,
-    invstd: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    pool: Pool,
-    need_residual: bool,
-    codes: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def backward(grad: Tensor, normalized: Normalized, need_residual: bool) -> Gradients:
     """``(dx, dweight, dbias, dresidual)``, the batch's own statistics differentiated."""
-    job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
-    dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
-    dresidual = empty_like(job.x) if need_residual else None
-    program = job.program
-    addresses = (dx.data_ptr(), _address(dresidual))
-    mean_dz = _workspace(program.plan.bytes) + program.plan.means
-    sums = (dweight.data_ptr(), dbias.data_ptr(), mean_dz, mean_dz + 4 * x.shape[1])
-    if program.plan.fused and (residual is None) == (dresidual is None):
-        job.launch(program.backward, *addresses, sums)
+    x, program, fields, _kept = _work_normalized(normalized)
+    grad = _beside(grad, x)
+    dx, dweight, dbias = empty_like(x), _channelwise(x), _channelwise(x)
+    dresidual = empty_like(x) if need_residual else None
+    plan = program.plan
+    mean_dz = _workspace(plan.bytes) + plan.means
+    fields["grad"], fields["dx"], fields["dresidual"] = grad.data_ptr(), dx.data_ptr(), _address(dresidual)
+    fields["dweight"], fields["dbias"] = dweight.data_ptr(), dbias.data_ptr()
+    fields["mean_dz"], fields["mean_dz_xhat"] = mean_dz, mean_dz + 4 * x.shape[1]
+    if plan.fused and (normalized.call.residual is None) == (dresidual is None):
+        _launch(plan, program.backward, fields)
     elif dresidual is None:
-        job.launch(program.reduce + program.apply, *addresses, sums)
-    else:  # the first pass has written dz
-        job.launch(program.reduce, *addresses, sums)
-        linear = job.linear(dresidual)  # its working memory is no larger, and begins alike: the means stay
-        linear.launch(linear.program.apply, dx.data_ptr(), 0, sums)
+        _launch(plan, program.reduce + program.apply, fields)
+    else:  # the first pass writes dz, and the second is that of a batch norm without an epilogue
+        _launch(plan, program.reduce, fields)
+        linear = _program(x.shape, x.dtype, x.is_contiguous(), False, NOTHING, torch.get_num_threads())
+        # Its working memory is no larger, and begins alike: the means stay.
+        fields |= {"grad": dresidual.data_ptr(), "dresidual": 0, "residual": 0, "codes": 0}
+        _launch(linear.plan, linear.apply, fields)
     return dx, dweight, dbias, dresidual
+
+
+# --- running statistics -----------------------------------------------------------------------------------
+
+
+def update_running(running: Running, mean: Tensor, var: Tensor, count: int) -> bool | Tensor:
+    """Move the running statistics towards the batch's, in place, by one small kernel on the calling thread.
+
+    ``var`` is the batch's biased variance over ``count`` values; what is stored is the unbiased one. With
+    ``skip_nonfinite`` a batch that has an infinite or NaN statistic changes nothing, and the answer is False.
+    """
+    running_mean, running_var, factor, skip_nonfinite = running
+    if running_mean is None or running_var is None:
+        return True
+    if not (_plain(running_mean) and _plain(running_var)):
+        return enter(running, mean, var * (count / (count - 1)))
+    done = ctypes.c_int64(0)
+    fields = {
+        "mean": mean.data_ptr(),
+        "var": var.data_ptr(),
+        "running_mean": running_mean.data_ptr(),
+        "running_var": running_var.data_ptr(),
+        "done": ctypes.addressof(done),
+        "channels": mean.numel(),
+        "samples": count,
+        "skip": skip_nonfinite,
+        "factor": factor,
+    }
+    launch_one(_UPDATE, _pack_running(fields))
+    return bool(done.value)
+
+
+def _plain(t: Tensor) -> bool:
+    return t.dtype is torch.float32 and t.is_contiguous()
