@@ -2,7 +2,7 @@
 
 ``python benchmarks/small_inputs.py`` prints microseconds, medians of interleaved calls, as a Markdown table:
 torch, ours with torch's operator, ours with the kernel. Outputs are compared before anything is timed. The
-thresholds in ``gammabeta.functional.route`` are read off it.
+thresholds in ``gammabeta.functional.step`` are read off it.
 """
 
 import time
