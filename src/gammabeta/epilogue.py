@@ -190,6 +190,7 @@ class Epilogue(NamedTuple):
 
 
 NOTHING = Epilogue()
+_UNPOOLED = {None: NOTHING} | {name: Epilogue(name) for name in ACTIVATIONS}
 
 
 def epilogue_of(activation: str | None, pool: Pool) -> Epilogue:
@@ -198,13 +199,14 @@ def epilogue_of(activation: str | None, pool: Pool) -> Epilogue:
     Raises:
         UsageError: an activation or a pool that does not exist; it says what there is.
     """
-    if activation is None and pool is None:
-        return NOTHING
-    if activation is not None and activation not in ACTIVATIONS:
+    unpooled = _UNPOOLED.get(activation)
+    if unpooled is None:
         raise UsageError(f"activation must be None or one of {', '.join(ACTIVATIONS)}; got {activation!r}")
+    if pool is None:
+        return unpooled
     if isinstance(pool, MaxPool):
         _check_windows(pool)
-    elif pool is not None and pool != 2:
+    elif pool != 2:
         raise UsageError(f"pool must be None, 2 (the 2x2 mean) or a MaxPool, got {pool!r}")
     return Epilogue(activation, pool)
 

@@ -17,7 +17,6 @@ from .. import nn as gbnn
 from ..epilogue import MaxPool, Pool
 from ..functional.step import traced, update_running
 from ..graph.pairs import convolutions_before_batch_norm, hooked
-from ..kernels.backend import Running
 from ..kernels.backend import load as kernels
 from .gradients import Convolution, replaceable
 
@@ -106,10 +105,11 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
     def takes(self, convolution: StemConvolution, x: Tensor) -> bool:
         """Tell whether this call can be done in one, as far as the convolution can see."""
         tensors = (*self._tensors(), convolution.bias)
+        running = tensors[2:4]
         if not _plain(x) or hooked(self) or hooked(convolution) or not all(map(_float32, tensors)):
             return False
         if not torch.is_grad_enabled():
-            return self._batch_statistics() == self.training
+            return self._batch_statistics(*running) == self.training
         bias = convolution.bias
         return self.training and (bias is None or not bias.requires_grad)
 
@@ -156,12 +156,11 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         settings = (self.eps, activation, pool, dtype)
         function: Any = _Stem.apply
         out: Tensor = function(x, convolution.weight, weight, bias, settings, found)
-        running_mean, running_var, counts = self._tracked()
-        if counts and running_mean is not None and running_var is not None:
+        running, counts = self._running(running_mean, running_var)
+        if counts:
             mean, var = found[0][:2]
             if convolution.bias is not None:
                 mean = mean + convolution.bias.detach()
-            running = Running(running_mean, running_var, self._factor(), self.skip_nonfinite)
             accepted = update_running(kernels("cpu"), running, mean, var, _values(x, convolution))
             self._count(accepted, x)
         return out

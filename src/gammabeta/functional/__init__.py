@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from ..epilogue import ACTIVATIONS, MaxPool, Pool, epilogue_of
+from ..epilogue import ACTIVATIONS, NOTHING, MaxPool, Pool, epilogue_of
 from ..kernels.backend import Call, Running, label_of
 from . import library as library
 from .step import check_call, evaluate, is_small, route, train
@@ -79,10 +79,15 @@ def batch_norm(
             skip_nonfinite=skip_nonfinite,
         )
         return out
-    check_call(x, pool, backend)
-    call = Call(x, weight, bias, residual, epilogue_of(activation, pool), eps)
-    running = Running(running_mean, running_var, momentum, skip_nonfinite)
-    return train(call, running, backend)[0] if training else evaluate(call, running, backend)
+    epilogue = NOTHING
+    if activation is not None or pool is not None:
+        epilogue = epilogue_of(activation, pool)
+    if pool is not None or backend != "auto":
+        check_call(x, pool, backend)
+    call = Call(x, weight, bias, residual, epilogue, eps)
+    if training:
+        return train(call, Running(running_mean, running_var, momentum, skip_nonfinite), backend)[0]
+    return evaluate(call, running_mean, running_var, backend)
 
 
 @dataclass(frozen=True)

@@ -35,17 +35,15 @@ class Needs(NamedTuple):
 FirstOrder = Callable[[Tensor, Normalized, bool, Needs], tuple[Tensor | None, ...]]
 
 
-def kernel_parameter(t: Tensor | None, dtype: torch.dtype = torch.float32) -> Tensor | None:
-    """A per-channel parameter as the kernels read it: float32, contiguous."""
-    if t is None or (t.dtype is dtype and t.is_contiguous()):
-        return t
-    return t.to(dtype).contiguous()
-
-
 def kernel_call(call: Call, dtype: torch.dtype = torch.float32) -> Call:
-    """The call with its parameters as the kernels read them."""
+    """The call with its weight and bias as the kernels read them: float32 (or ``dtype``), contiguous."""
     x, weight, bias, residual, epilogue, eps = call
-    return Call(x, kernel_parameter(weight, dtype), kernel_parameter(bias, dtype), residual, epilogue, eps)
+    changed = False
+    if weight is not None and (weight.dtype is not dtype or not weight.is_contiguous()):
+        weight, changed = weight.to(dtype).contiguous(), True
+    if bias is not None and (bias.dtype is not dtype or not bias.is_contiguous()):
+        bias, changed = bias.to(dtype).contiguous(), True
+    return Call(x, weight, bias, residual, epilogue, eps) if changed else call
 
 
 # --- what is kept -----------------------------------------------------------------------------------------
@@ -197,15 +195,23 @@ class _Apply(torch.autograd.Function):
         return None, *backward(ctx, grad, ctx.needs_input_grad[1:], partial(first_order, ctx.backend))
 
 
-def _needs_graph(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def _needs_graph(call: Call) -> bool:
+    if not torch.is_grad_enabled():
+        return False
+    x, weight, bias, residual, _, _ = call
+    return bool(
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+        or (residual is not None and residual.requires_grad)
+    )
 
 
 def train(backend: Backend, call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Return ``(out, mean, biased var)``; only ``out`` is differentiable."""
-    x, weight, bias, residual, epilogue, eps = call
-    if not _needs_graph(x, weight, bias, residual):
+    if not _needs_graph(call):
         return backend.forward_train(kernel_call(call))[:3]
+    x, weight, bias, residual, epilogue, eps = call
     statistics: list[Tensor] = []
     differentiable: Any = _Train.apply
     out = differentiable((backend, epilogue, eps, statistics), x, weight, bias, residual)
@@ -216,9 +222,9 @@ def train(backend: Backend, call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def apply(backend: Backend, normalized: Normalized) -> Tensor:
     """Normalise with the statistics given: float32, constants."""
     call, mean, invstd, _ = normalized
-    x, weight, bias, residual, epilogue, _ = call
-    if not _needs_graph(x, weight, bias, residual):
+    if not _needs_graph(call):
         return backend.forward(Normalized(kernel_call(call), mean, invstd))
+    x, weight, bias, residual, epilogue, _ = call
     differentiable: Any = _Apply.apply
     out: Tensor = differentiable((backend, epilogue, mean, invstd), x, weight, bias, residual)
     return out

@@ -21,6 +21,7 @@ from ..kernels.tensors import enter
 from . import autograd, torch_path
 
 _TYPES = (Tensor, Parameter)
+_NUMBERS = (float, int, torch.SymFloat, Tensor)
 
 # Elements up to which torch's operators are quicker than a kernel and the Python around it: with nothing to
 # fuse, with one thing, with more. Measured; see docs/design/modules.md.
@@ -76,19 +77,22 @@ def choose_kernels(call: Call, backend: str) -> Route | str:
     why = traced(x) or unfit(x, residual, epilogue.pool)
     if why is not None:
         return why
-    name = backends.for_device(x.device.type) if backend == "auto" else backend
+    device = "cpu" if x.is_cpu else x.device.type
+    name = backends.for_device(device) if backend == "auto" else backend
     if name is None:
-        return f"there is no kernel for device {x.device.type!r}"
+        return f"there is no kernel for device {device!r}"
     kernels = backends.load(name)
     if isinstance(kernels, str):
         return kernels
-    x = dense(x)
-    residual = None if residual is None else like(residual, x)
+    if residual is not None or not x.is_contiguous():
+        x = dense(x)
+        residual = None if residual is None else like(residual, x)
+        call = Call(x, weight, bias, residual, epilogue, eps)
     why = kernels.unsupported(x, residual, epilogue)
     if why is not None:
         return str(why)
-    asked = "chosen for this device and dtype" if backend == "auto" else f"backend={backend!r} was asked for"
-    return Route("kernels", Call(x, weight, bias, residual, epilogue, eps), asked, name, kernels)
+    reason = "chosen for this device and dtype" if backend == "auto" else "asked for by name"
+    return Route("kernels", call, reason, name, kernels)
 
 
 def choose_operators(call: Call, backend: str) -> Route | str:
@@ -136,9 +140,9 @@ def traced(x: Tensor) -> str | None:
 
 def is_small(call: Call, training: bool) -> bool:
     """Whether an eager call on the CPU is too small for a kernel to pay."""
-    x, epilogue = call.x, call.epilogue
+    x, _, _, residual, (activation, pool), _ = call
     size = x.numel()
-    extras = (call.residual is not None) + (epilogue.activation is not None) + (epilogue.pool is not None)
+    extras = (residual is not None) + (activation is not None) + (pool is not None)
     if size > (SMALL_TRAIN if training else SMALL_EVAL)[extras if extras < 2 else 2] or size == 0:
         return False
     return not torch.compiler.is_compiling() and x.is_cpu and traced(x) is None
@@ -149,7 +153,7 @@ def irregular(call: Call, running: Running, training: bool) -> bool:
 
     Such a call is handed to torch whatever backend was asked for, so that torch's words are always its own.
     """
-    x, eps = call.x, call.eps
+    x, weight, bias, _, _, eps = call
     running_mean, running_var, momentum, _ = running
     if x.dim() < 2 or x.numel() == 0:
         return True
@@ -159,11 +163,11 @@ def irregular(call: Call, running: Running, training: bool) -> bool:
             return True
     elif running_mean is None or running_var is None or eps < 0.0:
         return True
-    if not isinstance(momentum, float | int | torch.SymFloat | Tensor):
+    if not isinstance(momentum, _NUMBERS):
         return True
     storage, device, on_cpu = x.dtype, x.device, x.is_cpu
     kind = None
-    for tensor in (running_mean, running_var, call.weight, call.bias):
+    for tensor in (running_mean, running_var, weight, bias):
         if tensor is None:
             continue
         if tensor.dim() != 1 or tensor.numel() != channels:
@@ -187,8 +191,8 @@ def check_call(x: Tensor, pool: Pool, backend: str = "auto") -> None:
     """
     if pool is not None and x.dim() != 4:
         raise UsageError(f"pool={pool} needs a 4D input (N, C, H, W), got {x.dim()}D input")
-    if backend not in ("auto", "torch", *backends.names()):
-        known = ("auto", *backends.names(), "torch")
+    known = ("auto", *backends.names(), "torch")
+    if backend not in known:
         raise UsageError(f"backend must be one of {', '.join(known)}; got {backend!r}")
 
 
@@ -292,15 +296,17 @@ def _train_by_torch(call: Call, running: Running) -> tuple[Tensor, bool | Tensor
 # --- evaluation -------------------------------------------------------------------------------------------
 
 
-def evaluate(call: Call, running: Running, backend: str = "auto") -> Tensor:
+def evaluate(
+    call: Call, running_mean: Tensor | None, running_var: Tensor | None, backend: str = "auto"
+) -> Tensor:
     """Normalise with the running statistics, which are constants."""
-    running_mean, running_var, _, _ = running
     if backend == "auto" and is_small(call, False):
         x, weight, bias, _, _, eps = call
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
         return torch_path.apply_in_place(out, call)
+    running = Running(running_mean, running_var)
     kind, call, _, _, kernels, pool = route(call, running, False, backend)
     if kind in ("refused", "torch") or running_mean is None or running_var is None:
         return pool_by_torch(torch_path.batch_norm(call, running, False), pool)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..epilogue import Epilogue, pool_by_torch
+from ..epilogue import ACTIVATIONS, Epilogue, pool_by_torch
 from ..kernels.backend import Call, Running
 
 
@@ -40,6 +40,10 @@ def train(call: Call) -> tuple[Tensor, Tensor, Tensor]:
 def apply_in_place(out: Tensor, call: Call) -> Tensor:
     """The epilogue in the memory of ``out``, which nothing else reads, where autograd and shapes allow it."""
     residual, (activation, pool) = call.residual, call.epilogue
+    if residual is None and pool is None:
+        if activation is None:
+            return out
+        return out.relu_() if activation == "relu" else ACTIVATIONS[activation].function(out)
     if isinstance(residual, Tensor) and residual.shape == out.shape and residual.dtype is out.dtype:
         out += residual
         residual = None

@@ -146,18 +146,26 @@ class Registered:
 
 _REGISTRY: dict[str, Registered] = {}
 _LOADED: dict[str, Any] = {}
+_CHOSEN: dict[str, str] = {}  # by type of device
 
 
 def register(name: str, label: str, devices: set[str], load: Callable[[], Any]) -> None:
     """Add a backend. Of several for one type of device, the first registered is chosen."""
     _REGISTRY[name] = Registered(name, label, frozenset(devices), load)
-    _LOADED.pop(name, None)
+    _refresh(name)
 
 
 def unregister(name: str) -> None:
     """Take a backend out again."""
     _REGISTRY.pop(name, None)
+    _refresh(name)
+
+
+def _refresh(name: str) -> None:
     _LOADED.pop(name, None)
+    _CHOSEN.clear()
+    for one in reversed(_REGISTRY.values()):
+        _CHOSEN.update(dict.fromkeys(one.devices, one.name))
 
 
 def names() -> tuple[str, ...]:
@@ -172,7 +180,7 @@ def label_of(name: str) -> str:
 
 def for_device(device: str) -> str | None:
     """The name of the backend chosen for a type of device, or None if there is none."""
-    return next((name for name, one in _REGISTRY.items() if device in one.devices), None)
+    return _CHOSEN.get(device)
 
 
 def load(name: str) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from ..epilogue import Pool
 from ..errors import UsageError
@@ -70,7 +71,7 @@ class Frozen(Fused):
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def _batch_statistics(self) -> bool:
+    def _batch_statistics(self, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
         return False
 
 

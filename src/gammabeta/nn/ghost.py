@@ -8,7 +8,7 @@ from torch import Tensor
 from ..epilogue import Epilogue
 from ..errors import UsageError
 from ..functional import step
-from ..kernels.backend import Call, Running
+from ..kernels.backend import Call
 from ..kernels.tensors import enter
 from .layer import Fused
 
@@ -81,7 +81,8 @@ class Ghost(Fused):
 
     def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         groups = max(1, x.shape[0] // self.virtual_batch_size)
-        if groups == 1 or not self._batch_statistics() or x.numel() == 0:
+        _, _, running_mean, running_var = self._tensors()
+        if groups == 1 or not self._batch_statistics(running_mean, running_var) or x.numel() == 0:
             return super()._normalise(x, residual, epilogue)
         size, larger = x.shape[0] // groups, x.shape[0] % groups
         if larger == 0:
@@ -95,9 +96,8 @@ class Ghost(Fused):
             out = torch.cat((out, more[0]))
             share = cut / x.shape[0]
             mean, var = mean * share + more[1] * (1 - share), var * share + more[2] * (1 - share)
-        running_mean, running_var, counts = self._tracked()
+        running, counts = self._running(running_mean, running_var)
         if counts:
-            running = Running(running_mean, running_var, self._factor(), self.skip_nonfinite)
             self._count(enter(running, mean, var), x)
         return out
 

@@ -116,9 +116,9 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
                 text += f", {name}={value!r}"
         return text
 
-    def _batch_statistics(self) -> bool:
+    def _batch_statistics(self, running_mean: Tensor | None, running_var: Tensor | None) -> bool:
         """Whether to normalise with the batch's statistics rather than the running ones."""
-        return self.training or (self.running_mean is None and self.running_var is None)
+        return self.training or (running_mean is None and running_var is None)
 
     def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """``(weight, bias, running_mean, running_var)``, past ``Module.__getattr__`` where that can be."""
@@ -135,18 +135,17 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
                 pass
         return self.weight, self.bias, self.running_mean, self.running_var
 
-    def _tracked(self) -> tuple[Tensor | None, Tensor | None, bool]:
+    def _running(self, mean: Tensor | None, var: Tensor | None) -> tuple[Running, bool]:
         """The running statistics that this forward pass may update, and whether it counts.
 
         It does not count when activation checkpointing repeats it inside a backward pass; then the statistics
         are copies, as checkpointing wants to see the same tensors saved as the first time.
         """
-        _, _, mean, var = self._tensors()
         if not self.training or not self.track_running_stats or mean is None or var is None:
-            return None, None, False
+            return Running(None, None, 0.0, self.skip_nonfinite), False
         if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
-            return mean, var, True
-        return mean.clone(), var.clone(), False
+            return Running(mean, var, self._factor(), self.skip_nonfinite), True
+        return Running(mean.clone(), var.clone(), 0.0, self.skip_nonfinite), False
 
     def _factor(self) -> float | Tensor:
         """The weight of this batch in the running statistics."""
@@ -167,26 +166,31 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
 
     def _count(self, accepted: bool | Tensor, x: Tensor) -> None:
         """Count the batch, or warn that it was left out."""
-        seen = self.num_batches_tracked
         if isinstance(accepted, Tensor):
             if torch.compiler.is_compiling() or not accepted.is_cpu or step.traced(x) is not None:
-                if seen is not None:
-                    seen.add_(accepted)
+                if self.num_batches_tracked is not None:
+                    self.num_batches_tracked.add_(accepted)
                 return
             accepted = bool(accepted)
         if not accepted:
             warnings.warn(_SKIPPED, RuntimeWarning, stacklevel=2)
-        elif seen is not None:
+            return
+        # Past `Module.__getattr__`, as in `_tensors`.
+        seen = (
+            self.num_batches_tracked
+            if torch.compiler.is_compiling()
+            else self._buffers["num_batches_tracked"]
+        )
+        if seen is not None:
             seen.add_(1)
 
     def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         weight, bias, running_mean, running_var = self._tensors()
         call = Call(x, weight, bias, residual, epilogue, self.eps)
-        if not self._batch_statistics():
-            return step.evaluate(call, Running(running_mean, running_var))
-        running_mean, running_var, counts = self._tracked()
-        factor = self._factor() if counts else 0.0
-        out, accepted = step.train(call, Running(running_mean, running_var, factor, self.skip_nonfinite))
+        if not self._batch_statistics(running_mean, running_var):
+            return step.evaluate(call, running_mean, running_var)
+        running, counts = self._running(running_mean, running_var)
+        out, accepted = step.train(call, running)
         if counts:
             self._count(accepted, x)
         return out

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..epilogue import Epilogue, MaxPool, pool_by_torch
 from ..functional import sync
-from ..kernels.backend import Call, Running
+from ..kernels.backend import Call
 from .layer import Fused
 
 
@@ -111,10 +111,9 @@ class SyncBatchNorm(Fused):
             apart: Any = torch.compiler.disable(self._normalise)
             synced: Tensor = apart(x, residual, epilogue)
             return synced
-        running_mean, running_var, counts = self._tracked()
-        factor = self._factor() if counts else 0.0
-        call = Call(x, self.weight, self.bias, residual, epilogue, self.eps)
-        running = Running(running_mean, running_var, factor, self.skip_nonfinite)
+        weight, bias, running_mean, running_var = self._tensors()
+        running, counts = self._running(running_mean, running_var)
+        call = Call(x, weight, bias, residual, epilogue, self.eps)
         out, accepted = sync.train(call, running, self.process_group)
         if counts:
             self._count(accepted, x)

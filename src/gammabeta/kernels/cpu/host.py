@@ -36,7 +36,7 @@ _pack, _pack_running = packer(Arguments), packer(RunningArguments)
 
 def unsupported(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str | None:
     """Why these kernels cannot take the tensors, None if they can."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the tensor is on {x.device}, not on the CPU"
     return unfit(x, residual, epilogue.pool) or lacking(x, epilogue, _DTYPES, max_pool=True)
 
@@ -76,13 +76,9 @@ def _program(
     return _Program(plan, statistics, train, forward, reduce, apply, backward)
 
 
-class _Work(NamedTuple):
-    """A call in a layout that kernels read, its program, and the kernels' arguments so far."""
-
-    x: Tensor
-    program: _Program
-    fields: dict[str, Any]
-    kept: tuple[Tensor | None, ...]  # what the addresses in ``fields`` point to
+# A call in a layout that kernels read: x, its program, the kernels' arguments so far, and the residual, which
+# may be a copy that has to live until they have run.
+_Work = tuple[Tensor, _Program, dict[str, Any], Tensor | None]
 
 
 def _work(call: Call) -> _Work:
@@ -92,24 +88,26 @@ def _work(call: Call) -> _Work:
         x = dense(x)
         contiguous = x.is_contiguous()
     added = residual is not None
+    if added:
+        residual = _beside(residual, x)
     program = _program(x.shape, x.dtype, contiguous, added, epilogue, torch.get_num_threads())
-    weight, bias = _parameter(weight), _parameter(bias)
-    residual = _beside(residual, x) if added else None
     fields = {
         "x": x.data_ptr(),
-        "residual": _address(residual),
-        "weight": _address(weight),
-        "bias": _address(bias),
+        "residual": residual.data_ptr() if added else 0,
+        "weight": 0 if weight is None else weight.data_ptr(),
+        "bias": 0 if bias is None else bias.data_ptr(),
         "eps": eps,
     }
-    return _Work(x, program, fields, (weight, bias, residual))
+    return x, program, fields, residual
 
 
 def _work_normalized(normalized: Normalized) -> _Work:
     call, mean, invstd, codes = normalized
     work = _work(call)
-    work.fields["mean"], work.fields["invstd"] = mean.data_ptr(), invstd.data_ptr()
-    work.fields["codes"] = _address(codes)
+    fields = work[2]
+    fields["mean"], fields["invstd"] = mean.data_ptr(), invstd.data_ptr()
+    if codes is not None:
+        fields["codes"] = codes.data_ptr()
     return work
 
 
@@ -120,13 +118,6 @@ def _beside(t: Tensor, x: Tensor) -> Tensor:
 
 def _address(t: Tensor | None) -> int:
     return 0 if t is None else t.data_ptr()
-
-
-def _parameter(t: Tensor | None) -> Tensor | None:
-    """A parameter as contiguous float32."""
-    if t is None or (t.dtype == torch.float32 and t.is_contiguous()):
-        return t
-    return t.to(torch.float32).contiguous()
 
 
 def _workspace(nbytes: int) -> int:
@@ -166,10 +157,10 @@ def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, float32 of shape (C,)."""
-    work = _work(Call(x, None, None, None, NOTHING, 0.0))
+    x, program, fields, _ = _work(Call(x, None, None, None, NOTHING, 0.0))
     mean, var = _channelwise(x), _channelwise(x)
-    work.fields["mean"], work.fields["var"] = mean.data_ptr(), var.data_ptr()
-    _launch(work.program.plan, work.program.statistics, work.fields)
+    fields["mean"], fields["var"] = mean.data_ptr(), var.data_ptr()
+    _launch(program.plan, program.statistics, fields)
     return mean, var
 
 
