@@ -46,11 +46,24 @@ class Layer:
         return self.name or "(the model)"
 
     @property
+    def stored(self) -> bool:
+        """Whether the layer keeps statistics, frozen or not."""
+        return self.mean is not None and self.var is not None
+
+    @property
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of a layer that keeps them."""
+        assert self.mean is not None
+        assert self.var is not None
+        return self.mean, self.var
+
+    @property
     def trivial(self) -> bool:
         """Whether the statistics are exactly those a new layer starts with: mean 0, variance 1."""
-        if self.mean is None or self.var is None:
+        if not self.stored:
             return False
-        return bool((self.mean == 0).all() and (self.var == 1).all())
+        mean, var = self.running
+        return bool((mean == 0).all() and (var == 1).all())
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,14 @@ class Evidence:
     ranks: Ranks | None = None
     samples: int = 0
     not_examined: list[str] = field(default_factory=list)
+
+    def stored(self) -> list[Layer]:
+        """Layers that keep statistics, frozen or not."""
+        return [layer for layer in self.layers if layer.stored]
+
+    def updating(self) -> list[Layer]:
+        """Layers that keep statistics of their own and are not held still by their owner."""
+        return [layer for layer in self.layers if layer.stored and not layer.frozen]
 
     def around(self, layer: Layer) -> Surroundings:
         """The layer's surroundings, or none known."""
