@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..stats.moments import Moments
+
+BINS, REACH = 60, 6.0  # of the histograms: equal bins of [-REACH, REACH]
 
 
 @dataclass(frozen=True)
@@ -104,8 +107,7 @@ class Activity:
         eval_batches: batches that ``image_means`` were taken over.
         dead: (C,) channels whose batch variance stayed under eps on every batch.
         sizes: how many batches had which size.
-        histogram: counts of the standardised input of the first batch in equal bins of [-6, 6], by the
-            running statistics and by the batch's own.
+        histogram: counts of the first batch's input, standardised by the running statistics and by its own.
     """
 
     population: Moments
@@ -118,6 +120,13 @@ class Activity:
     eval_batches: int = 0
     sizes: Counter[BatchSize] = field(default_factory=Counter)
     histogram: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def empty(cls, channels: int) -> Activity:
+        """No data yet."""
+        none = partial(Moments.empty, channels)
+        within, dead = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.bool)
+        return cls(none(), none(), none(), none(), none(), within, dead)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..collect import BINS, REACH
-from ..evidence import Activity, Gap, Layer
+from ..evidence import BINS, REACH, Activity, Gap, Layer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
