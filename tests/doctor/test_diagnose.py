@@ -1,6 +1,7 @@
 """diagnose on what models and loaders come as; the report and its renderings."""
 
 import json
+import pickle
 import xml.etree.ElementTree as ET
 from base64 import b64decode
 from html.parser import HTMLParser
@@ -248,6 +249,13 @@ def test_json_is_strict_and_complete(report):
     assert all(set(finding) == keys for finding in document["findings"])
     assert document["counts"]["error"] == report.count("error") > 0
     assert document["layers"][0]["worst"] == "error"
+
+
+def test_a_report_pickled_with_version_0_1_0_loads(report):
+    text = pickle.dumps(report, protocol=2)  # names of modules without a length before them
+    old = text.replace(b"gammabeta.stats.moments", b"gammabeta.surgery._moments")
+    assert old != text
+    assert pickle.loads(old).to_json() == report.to_json()
 
 
 class Page(HTMLParser):
