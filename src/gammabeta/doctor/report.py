@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console, ConsoleOptions, RenderResult
 
 from .render import html, terminal
 from .summary import Summary
-
-if TYPE_CHECKING:
-    from rich.console import Console, ConsoleOptions, RenderResult
 
 
 class Report(Summary):
@@ -43,8 +41,6 @@ class Report(Summary):
         yield from terminal.render(self)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
         text = io.StringIO()
         Console(file=text, width=100, color_system=None).print(self)
         return text.getvalue().rstrip("\n")

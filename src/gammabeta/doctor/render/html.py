@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import TYPE_CHECKING
 
-from .plots import figures
+from ..summary import Group, Summary
+from .plots import plots
 from .terminal import cells
-
-if TYPE_CHECKING:
-    from ..summary import Group, Summary
 
 STYLE = """
 .gb { font: 15px/1.5 system-ui, sans-serif; color: #2b3036; background: #fff; max-width: 62rem; }
@@ -44,7 +41,7 @@ def body(report: Summary) -> str:
     """What stands in the page, and in a notebook's cell."""
     parts = [f'<style>{STYLE}</style><div class="gb"><h1>{escape(report.verdict)}</h1>']
     parts += [_group(group) for group in report.groups]
-    for title, explanation, svg in figures(report):
+    for title, explanation, svg in plots(report):
         data = base64.b64encode(svg.encode()).decode()
         parts.append(
             f"<h2>{escape(title)}</h2><figure><img alt='{escape(title)}'"

@@ -1,4 +1,4 @@
-"""The report's pictures, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
+"""The report's plots, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evidence import BINS, REACH, Activity, Gap, Layer
+from ..summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..summary import Summary
-
 BLUE, ORANGE, GREY, INK = "#2f6fb5", "#d9722b", "#9aa3ad", "#2b3036"
 PANELS, CHANNELS = 12, 128
 
 
-def figures(report: Summary) -> list[tuple[str, str, str]]:
+def plots(report: Summary) -> list[tuple[str, str, str]]:
     """(title, explanation, svg) for everything that the evidence allows to draw."""
     drawn = []
     gap = report.evidence.gap
@@ -85,7 +84,7 @@ def _gap_figure(gap: Gap) -> Figure:
     """One bar per mode; the last is stacked from the one with batch statistics."""
     figure, axes = _figure(7.5, 2.3)
     axis: Axes = axes[0, 0]
-    assert gap.bn_train is not None  # figures() draws this only with losses
+    assert gap.bn_train is not None  # plots() draws this only with losses
     assert gap.population is not None
     assert gap.evaluation is not None
     noise, stale = gap.population - gap.bn_train, gap.evaluation - gap.population

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..finding import Severity
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from ..summary import Group, Summary
+from ..summary import Group, Summary
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 NAMED, ROWS = 4, 40
