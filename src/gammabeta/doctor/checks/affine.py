@@ -1,4 +1,4 @@
-"""γ, β, and a bias before the layer that does nothing."""
+"""γ and β, and a bias before the layer that has no effect."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PEERS, ABSOLUTE, SIGMAS, FEW = 1e-3, 1e-6, 4.0, 0.1
 
 @check
 def dead_gamma(evidence: Evidence) -> Iterator[Finding]:
-    """Channels that the affine part switches off.
+    """Channels that γ and β switch off.
 
-    Symptom: capacity that is paid for and not used.
+    Symptom: channels that cost time and memory, and have no effect.
     Computation: |γ| below a thousandth of the layer's median, or the whole layer below 1e-6; and, where a
     ReLU follows, β/|γ| below -4 (always off) or above 4 (always on: the ReLU does nothing).
     Threshold: a thousandth is below half precision's resolution (2^-11) of its peers. A normal variable
-    exceeds four standard deviations once in 30000 values. A note under 10 % of the channels, since decay and
-    sparsity penalties do that on purpose; then a warning. Always on is a note.
-    Fix: prune the channels; check weight decay on γ; for whole layers, whether γ = 0 was an initialisation
-    that training never left (the last layer of each residual branch).
+    exceeds four standard deviations once in 30000 values. A note under 10 % of the channels, since weight
+    decay and sparsity penalties do this on purpose; a warning from there. Always on is a note.
+    Fix: prune the channels; check weight decay on γ; for whole layers, check whether γ started at 0 (as in
+    the last layer of a residual branch) and never learned.
     Source: Liu et al. (2017), "Network slimming": small γ marks a channel without effect.
     """
     for layer in evidence.layers:
@@ -39,7 +39,7 @@ def dead_gamma(evidence: Evidence) -> Iterator[Finding]:
                 "dead-gamma",
                 layer.name,
                 _severity(count, layer.channels),
-                f"γ is next to nothing in {count} of {layer.channels} channels (median {usual:.1e})",
+                f"γ is almost 0 in {count} of {layer.channels} channels (median {usual:.1e})",
                 "weight decay or a sparsity penalty on γ; or γ = 0 at the start and never learned",
                 "prune the channels, or exempt γ from weight decay",
                 {"channels": count},
@@ -57,7 +57,7 @@ def _relus(layer: Layer, ratio: Tensor) -> Iterator[Finding]:
             _severity(off, layer.channels),
             f"β is more than {SIGMAS:g}·|γ| below zero in {off} of {layer.channels} channels:"
             " the ReLU after it is always off",
-            "a learning rate that threw β far out, or inputs that have changed",
+            "a learning rate so large that β moved far away, or inputs that have changed",
             "prune the channels, or restart them with β = 0",
             {"off": off},
         )
@@ -68,7 +68,7 @@ def _relus(layer: Layer, ratio: Tensor) -> Iterator[Finding]:
             "note",
             f"β is more than {SIGMAS:g}·|γ| above zero in {on} of {layer.channels} channels:"
             " the ReLU after it does nothing",
-            "channels that pass on a linear signal",
+            "channels that pass a linear signal on",
             "nothing",
             {"on": on},
         )
@@ -104,13 +104,13 @@ def weight_decay_on_affine(evidence: Evidence) -> Iterator[Finding]:
 
 @check
 def redundant_bias(evidence: Evidence) -> Iterator[Finding]:
-    """A bias that the normalization after it subtracts again.
+    """A bias that has no effect, because the normalization after it subtracts it.
 
-    Symptom: none, but memory, time, and a parameter whose gradient is zero up to rounding.
-    Computation: a convolution or linear layer with a bias whose output is, unchanged, the layer's input;
-    found by tracing, or in ``nn.Sequential``.
-    Threshold: none; a note. Not for frozen layers, which subtract a constant and let the bias through.
-    Fix: ``bias=False`` before batch normalization; β does its work.
+    Symptom: none in the results; it costs memory and time, and its gradient is zero up to rounding.
+    Computation: a convolution or linear layer with a bias whose output goes unchanged into the layer; found
+    by tracing, or in ``nn.Sequential``.
+    Threshold: none; a note. Not for frozen layers, which subtract a constant: there the bias has an effect.
+    Fix: ``bias=False`` before batch normalization; β replaces it.
     Source: Ioffe and Szegedy (2015), section 3.2.
     """
     for layer in evidence.layers:
@@ -120,7 +120,7 @@ def redundant_bias(evidence: Evidence) -> Iterator[Finding]:
                 "redundant-bias",
                 layer.name,
                 "note",
-                f"the bias of {around.producer} goes straight into this layer",
+                f"the bias of {around.producer} goes directly into this layer",
                 "subtracting the batch mean removes any constant",
                 "create it with bias=False",
             )

@@ -13,14 +13,14 @@ from .registry import check
 
 @check
 def never_updated(evidence: Evidence) -> Iterator[Finding]:
-    """The running statistics are those a new layer starts with.
+    """The running statistics are still those of a new layer.
 
-    Symptom: evaluation is as good as random, or much worse than training.
+    Symptom: evaluation is no better than chance, or much worse than training.
     Computation: ``running_mean`` is exactly 0 and ``running_var`` exactly 1 in every channel; or the counter
-    of updates is 0 beside other values.
+    of updates is 0, although the statistics are others.
     Threshold: exact equality. No data with a finite number of batches leaves both at exactly 0 and 1; a
-    counter of 0 beside other values is what weights converted from another framework or from before PyTorch
-    0.4 have, so it is only noted.
+    counter of 0 with other statistics is usual for weights from another framework or from before PyTorch 0.4,
+    so it is only a note.
     Fix: train in training mode, or recalibrate on training data.
     Source: ``torch.nn.BatchNorm2d``, initial values of the buffers.
     """
@@ -54,7 +54,7 @@ def tracking_toggled(evidence: Evidence) -> Iterator[Finding]:
 
     Symptom: training does not update statistics that evaluation then uses; or evaluation silently uses the
     batch.
-    Computation: the attribute beside the presence of ``running_mean`` and ``running_var``.
+    Computation: the attribute is compared with the presence of ``running_mean`` and ``running_var``.
     Threshold: exact. Statistics that exist but are not tracked are an error (they are used in evaluation and
     never updated in training), statistics that are tracked but do not exist a warning.
     Fix: choose at construction; the attribute is not meant to be changed afterwards.
@@ -90,7 +90,7 @@ def invalid_statistics(evidence: Evidence) -> Iterator[Finding]:
     Symptom: NaN or infinity in evaluation while training still gives finite losses.
     Computation: every value is looked at.
     Threshold: none: a single such value makes its channel's output undefined.
-    Fix: recalibrate; if the layer's input itself is not finite, that will say so and change nothing.
+    Fix: recalibrate; if the layer's input itself is not finite, recalibration says so and changes nothing.
     Source: one non-finite batch stays in an exponential average for ever; E[x²] − E[x]² can be negative.
     """
     for layer in evidence.stored():
@@ -114,7 +114,7 @@ def invalid_statistics(evidence: Evidence) -> Iterator[Finding]:
 def half_precision_buffers(evidence: Evidence) -> Iterator[Finding]:
     """Running statistics kept in float16 or bfloat16.
 
-    Symptom: statistics that stop moving short of the truth; variances above 65504 become infinite.
+    Symptom: statistics that stop before they reach the true values; variances above 65504 become infinite.
     Computation: the dtype of ``running_mean``.
     Threshold: any dtype of fewer than 24 significant bits. An update changes the average by momentum times
     the difference; below half a unit in the last place (2^-9 of the value in bfloat16) it is rounded away, so
@@ -130,7 +130,7 @@ def half_precision_buffers(evidence: Evidence) -> Iterator[Finding]:
                 layer.name,
                 "warning",
                 f"running statistics in {str(layer.buffer_dtype).removeprefix('torch.')}:"
-                f" the average stalls {stall:.1%} short",
+                f" the average stops {stall:.1%} before its true value",
                 "the whole model was cast to half precision, or created so",
                 "keep this layer in float32 with .float(), then recalibrate",
                 {"stall": stall},

@@ -28,16 +28,16 @@ class Drift(NamedTuple):
 def statistics_drift(evidence: Evidence) -> Iterator[Finding]:
     """The running statistics are not those of the data.
 
-    Symptom: worse in evaluation; which layers are to blame.
+    Symptom: worse in evaluation; this shows which layers cause it.
     Computation: per channel, the difference of the means over the population's standard deviation, and the
-    logarithm of the ratio of the variances (both with eps); root mean square over channels. Beside it, the
-    same for what chance explains: an exponential average of momentum m over independent batches has m/(2-m)
-    of one batch's variance; the average over the loader's b batches, 1/b of it.
+    logarithm of the ratio of the variances (both with eps); root mean square over channels. Each is compared
+    with what chance explains: an exponential average of momentum m over independent batches has m/(2-m) of
+    one batch's variance; the average over the loader's b batches, 1/b of it.
     Threshold: 0.3 for either, and four times what chance explains. A mean off by 0.3 standard deviations
-    moves 12 % of a normal variable across a ReLU's edge, and 0.3 is a third of a variance. Weights that still
-    move make healthy averages lag; in the healthy models of the fault bench, trained to the end of their
-    schedule, both stay under 0.1. An error from 1.
-    Fix: recalibrate on training data; when the data is not what the model was trained on, find out why.
+    moves 12 % of a normal variable across zero, where a ReLU switches; 0.3 in the logarithm is about a third
+    of the variance. While the weights still change, running averages lag behind in healthy models, too; at
+    the end of training both stay under 0.1 in the healthy models of the fault bench. An error from 1.
+    Fix: recalibrate on training data; if the data is not what the model was trained on, find out why.
     Source: Wu and Johnson (2021), section 3 (EMA against population statistics).
     """
     for layer in evidence.updating():
@@ -54,7 +54,7 @@ def statistics_drift(evidence: Evidence) -> Iterator[Finding]:
                 "error" if max(drift.mean, drift.variance) > SEVERE else "warning",
                 f"means are off by {drift.mean:.2g} standard deviations (chance: {drift.chance_mean:.1g}),"
                 f" variances by a factor of {math.exp(min(drift.variance, 50.0)):.3g}",
-                "statistics of other data, other weights, too few updates, or a momentum that averages badly",
+                "statistics of other data, other weights, too few updates, or an unsuitable momentum",
                 "recalibrate on training data",
                 {"mean": drift.mean, "log_variance": drift.variance},
             )

@@ -17,7 +17,7 @@ ROUNDING = 1e-3
 def eval_mutates(evidence: Evidence) -> Iterator[Finding]:
     """Evaluation changes the model.
 
-    Symptom: a test score that depends on how often one has tested; the test set leaks into the statistics.
+    Symptom: a test score that depends on how often the test was run; the test set leaks into the statistics.
     Computation: every buffer before and after one batch in evaluation, bit by bit; and the output of the same
     samples twice, for state that is not a buffer.
     Threshold: any bit of a buffer is an error. Outputs that differ by more than a thousandth of their
@@ -35,8 +35,8 @@ def eval_mutates(evidence: Evidence) -> Iterator[Finding]:
             owner,
             "error",
             f"{' and '.join(names)} changed during a batch in evaluation",
-            "the statistics are updated without looking at self.training, or eval() does not reach the layer",
-            "update only in training; then recalibrate, for the statistics have seen the evaluation data",
+            "the statistics are updated whatever self.training is, or eval() does not reach the layer",
+            "update only in training; then recalibrate, because the statistics have seen the evaluation data",
         )
     if not owners and (evidence.repeats_differ or 0.0) > ROUNDING:
         yield Finding(
@@ -57,11 +57,11 @@ SINGLE, HALF = 1e-3, 0.05
 def batch_dependence(evidence: Evidence) -> Iterator[Finding]:
     """In evaluation, a sample's output depends on the others in its batch.
 
-    Symptom: predictions that change with the batch size; one image gives nonsense.
-    Computation: up to eight samples together, and the same in batches of two; the largest difference over the
-    standard deviation of the output.
-    Threshold: a thousandth in float32, a twentieth in half precision: other shapes take other kernels, which
-    round differently; that is 1e-6 and 1e-2.
+    Symptom: predictions that change with the batch size; a single image gives a wrong result.
+    Computation: up to eight samples in one batch, and the same samples in batches of two; the largest
+    difference, divided by the standard deviation of the output.
+    Threshold: a thousandth in float32, a twentieth in half precision: for other shapes PyTorch takes other
+    kernels, which round differently, by about 1e-6 and 1e-2.
     Fix: give the layers running statistics (``track_running_stats=True``, then recalibrate).
     Source: ``torch.nn.BatchNorm2d``: without running statistics the batch's are used in evaluation, too.
     """
@@ -75,7 +75,7 @@ def batch_dependence(evidence: Evidence) -> Iterator[Finding]:
             "batch-dependence",
             name,
             "warning",
-            f"outputs change by up to {change:.2g} of their spread with the other samples in the batch",
+            f"outputs change by up to {change:.2g} of their spread when the batch has other samples",
             "no running statistics: evaluation uses the batch's"
             if bare
             else "a layer mixes samples in evaluation",

@@ -31,7 +31,7 @@ def rank_divergence(evidence: Evidence) -> Iterator[Finding]:
             name,
             "warning",
             f"buffers differ between the {evidence.ranks.world_size} processes",
-            "each process averages its own batches, and nothing has made them equal since",
+            "each process averages its own batches, and the averages were not made equal afterwards",
             "recalibrate on all processes together, or broadcast the buffers",
         )
 
@@ -43,8 +43,8 @@ def unsynchronized_replicas(evidence: Evidence) -> Iterator[Finding]:
     Symptom: distributed training that is worse than the same total batch on one device.
     Computation: more than one process, a layer that does not synchronise, and the median of the local batch
     sizes.
-    Threshold: fewer than 16 samples per process: Wu and He measure no loss from 32 to 16, one point of
-    ImageNet accuracy at 8, and eleven at 2. A note where the batch size is not known.
+    Threshold: fewer than 16 samples per process: Wu and He measure no loss from 32 to 16, 1 percentage point
+    of ImageNet accuracy at 8, and 11 at 2. A note where the batch size is not known.
     Fix: ``gammabeta.convert(model, to="sync")``.
     Source: Wu and He (2018), "Group normalization", table 2; Peng et al. (2018), "MegDet".
     """

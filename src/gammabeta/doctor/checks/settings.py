@@ -15,15 +15,15 @@ DEFAULTS = {"pytorch": 1e-5, "keras": 1e-3, "flax": 1e-5, "equinox": 1e-5, "mxne
 
 @check
 def eps(evidence: Evidence) -> Iterator[Finding]:
-    """An ``eps`` that cannot be used, or not the one that the weights were trained with.
+    """An ``eps`` that cannot be used, or that differs from the one used in training.
 
     Symptom: division by zero; or outputs that are slightly wrong in channels of small variance after a
     conversion.
-    Computation: its sign; whether it is still above 0 in the dtype of the layer's parameters or buffers;
-    beside the default of the framework named by ``source``; and beside the other layers of the model.
+    Computation: its sign; whether it is still above 0 in the dtype of the layer's parameters or buffers; a
+    comparison with the default of the framework named by ``source``, and with the other layers of the model.
     Threshold: exact. A difference from the source's default is a warning (the model may have set its own);
     layers of one model that differ among themselves are a note.
-    Fix: take ``eps`` over with the weights. It is not part of a state dict.
+    Fix: copy ``eps`` together with the weights. It is not part of a state dict.
     Source: defaults: PyTorch, Flax, Equinox, MXNet and ONNX 1e-5, Keras 1e-3.
     """
     expected = DEFAULTS.get(evidence.source or "")
@@ -31,7 +31,7 @@ def eps(evidence: Evidence) -> Iterator[Finding]:
         dtypes = [d for d in (layer.parameter_dtype, layer.buffer_dtype) if d is not None]
         lost = [d for d in dtypes if layer.eps > 0 and float(torch.tensor(layer.eps, dtype=d)) == 0]
         if layer.eps <= 0:
-            cause = "a channel of constant input divides by zero"
+            cause = "a channel with constant input divides by zero"
             yield Finding("eps", layer.name, "error", f"eps is {layer.eps:g}", cause, "set it to 1e-5")
         elif lost:
             yield Finding(
@@ -48,7 +48,7 @@ def eps(evidence: Evidence) -> Iterator[Finding]:
                 layer.name,
                 "warning",
                 f"eps is {layer.eps:g}; the default of {evidence.source} is {expected:g}",
-                "eps is not part of the weights, and was not taken over with them",
+                "eps is not part of the weights, and was not copied with them",
                 f"set it to what the original model used, {expected:g} unless it says otherwise",
                 {"eps": layer.eps},
             )
@@ -69,15 +69,16 @@ OTHER_CONVENTION, MISPLACED = 0.9, 0.05
 
 @check
 def momentum(evidence: Evidence) -> Iterator[Finding]:
-    """A weight of the new value that cannot be meant.
+    """A momentum that is hardly intended.
 
-    Symptom: statistics that never move, follow the last batch alone, or weigh a remainder like a full batch.
+    Symptom: statistics that never change, follow the last batch alone, or give a small last batch the weight
+    of a full one.
     Computation: the attribute; for None (equal weight to each batch) also the sizes of the loader's batches:
     half the sum of |1/batches − size/samples|, the share of weight that lands on the wrong samples.
     Threshold: outside [0, 1] an error; exactly 0 or 1 and from 0.9 a warning: PyTorch's momentum is the
     weight of the *new* value, so the 0.9 or 0.99 of MXNet, Keras, Flax and ONNX is 0.1 or 0.01 here, and at
-    0.9 the last batch alone has nine tenths of the weight. None: 5 % misplaced, which a last half batch of
-    many does not reach.
+    0.9 the last batch alone has nine tenths of the weight. None: 5 % misplaced, which one half-full last
+    batch among many does not reach.
     Fix: 1 minus the other framework's value; for None, drop the last batch, or recalibrate.
     Source: the definitions of momentum in PyTorch, Keras, Flax, MXNet and ONNX.
     """
@@ -90,9 +91,9 @@ def momentum(evidence: Evidence) -> Iterator[Finding]:
                     "momentum",
                     layer.name,
                     "warning",
-                    f"momentum None weighs every batch alike: {misplaced:.0%} of the weight is misplaced",
+                    f"momentum None weighs all batches the same: {misplaced:.0%} of the weight is misplaced",
                     "batches of uneven size under a plain average of batches",
-                    "drop the last batch, or recalibrate, which weighs values",
+                    "drop the last batch, or recalibrate, which gives every value the same weight",
                     {"misplaced": misplaced},
                 )
         elif not OTHER_CONVENTION > value > 0:
@@ -109,7 +110,7 @@ def _odd(name: str, value: float) -> Finding:
     if not 0 <= value <= 1:
         cause, fix = "a weight must lie between 0 and 1", "set it to 0.1"
     elif value == 0:
-        cause = "with momentum 0 the running statistics never move"
+        cause = "with momentum 0 the running statistics never change"
         fix = "set it to 0.1 and recalibrate; to freeze the layer use eval() or FrozenBatchNorm"
     elif value == 1:
         cause = "with momentum 1 the running statistics are the last batch's"

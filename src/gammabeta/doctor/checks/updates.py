@@ -28,18 +28,19 @@ def measured_share(mean: Tensor, var: Tensor, population: Moments) -> float:
 def init_residue(evidence: Evidence) -> Iterator[Finding]:
     """The initial mean 0 and variance 1 still weigh in the running statistics.
 
-    Symptom: a briefly trained model is worse in evaluation; more training heals it.
+    Symptom: a briefly trained model is worse in evaluation; more training cures it.
     Computation: an exponential average of weight ``momentum`` on the new value keeps ``(1 - momentum) **
     updates`` of its initial value. Given data, that share is also estimated from the statistics themselves,
     by least squares of (population - running) on (population - initial), both in units of the population's
     standard deviation.
     Threshold: 1 %, about the noise that batches of 64 leave in a variance averaged with momentum 0.1; or what
-    is left of the initial variance 1 is 10 % of the median running variance, which a share far below 1 % is
-    where activations are small. A running variance below the share proves that the start is gone; so does,
-    given data, less than a quarter of the predicted share: recalibrated statistics are not accused. An error
-    from 30 %, where the variance of a layer may be wrong by that much, if data confirms it.
+    is left of the initial variance 1 is 10 % of the median running variance (with small activations a share
+    far below 1 % is enough for that). There is no finding where a running variance is below the share, or
+    where the share estimated from data is under a quarter of the predicted one: such statistics were
+    recalibrated. An error from 30 %, where the variance of a layer may be wrong by that much, if data
+    confirms it.
     Fix: recalibrate, train longer, or use a larger momentum in short runs.
-    Source: Kingma and Ba (2015), section 3, on the same bias of an exponential average that starts from a
+    Source: Kingma and Ba (2015), section 3, on the bias of an exponential average that starts from a
     constant.
     """
     for layer in evidence.updating():
@@ -80,11 +81,11 @@ def double_update(evidence: Evidence) -> Iterator[Finding]:
 
     Symptom: statistics follow the last batches more closely than momentum says; evaluation is noisier.
     Computation: a forward and backward pass on two samples; a layer whose statistics change *during the
-    backward* is run again by activation checkpointing. Without that, updates per call beside the optimiser's
-    steps.
+    backward* is run again by activation checkpointing. Without a backward pass: the updates per call, divided
+    by the optimiser's steps.
     Threshold: any change of a bit in the backward is certain: a warning. A ratio between 1.8 and 2.2 is a
-    note only, since gradient accumulation over two batches, and a discriminator that sees a real and a
-    generated batch per step, have it in good health.
+    note only: gradient accumulation over two batches gives it in a healthy model, and so does a discriminator
+    that sees a real and a generated batch per step.
     Fix: let the recomputation skip the update (``gammabeta.nn`` layers do), or halve the momentum.
     Source: ``torch.utils.checkpoint``: the forward runs again during the backward, in both of its modes.
     """
@@ -108,8 +109,8 @@ def double_update(evidence: Evidence) -> Iterator[Finding]:
                     layer.name,
                     "note",
                     f"{layer.updates} updates in {steps} optimiser steps",
-                    "activation checkpointing; or two forward passes per step, which is in order",
-                    "give an example, so that a backward pass can tell the two apart",
+                    "activation checkpointing; or two forward passes per step, which is fine",
+                    "give an example: a backward pass on it shows which of the two it is",
                     {"ratio": ratio},
                 )
 
@@ -157,5 +158,5 @@ def unequal_updates(evidence: Evidence) -> Iterator[Finding]:
             "note",
             f"parts of the model were updated a different number of times ({counts})",
             "parts trained apart, or run a different number of times per step",
-            "nothing, if that is meant",
+            "nothing, if this is intended",
         )

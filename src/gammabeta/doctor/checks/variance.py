@@ -1,4 +1,4 @@
-"""Channels whose variance is next to nothing, or far too large."""
+"""Channels whose variance is almost 0, or far too large."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ FEW = 0.1
 def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
     """Running variances under ``eps``.
 
-    Symptom: channels that say nothing; or that are magnified by up to 1/sqrt(eps), about 300, on the least
-    change.
+    Symptom: channels that carry no signal; or whose smallest change is magnified by up to 1/sqrt(eps), about
+    300.
     Computation: channels whose running variance is below ``eps``.
     Threshold: at ``eps`` the divisor sqrt(var + eps) is already sqrt(2) too large, below it ``eps`` decides
-    alone. A few dead channels are common in trained networks: a note under 10 % of the layer's channels, then
-    a warning.
+    alone. A few dead channels are common in trained networks: a note under 10 % of the layer's channels, a
+    warning from there.
     Fix: prune the channels, repair the initialisation before them, or scale the input.
     Source: Ioffe and Szegedy (2015), algorithm 1: eps is there for stability, not to set the scale.
     """
@@ -35,7 +35,7 @@ def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
                 f"{dead} of {layer.channels} running variances are under eps {layer.eps:g},"
                 f" the least {float(var.min()):.1e}",
                 "inputs that never change, weights near zero, or statistics damaged by hand",
-                "see whether the channels are dead in the data, too; prune or re-initialise them",
+                "check whether the channels are constant in the data, too; prune or re-initialise them",
                 {"channels": dead},
             )
 
@@ -47,7 +47,7 @@ def dead_input(evidence: Evidence) -> Iterator[Finding]:
     Symptom: channels that carry nothing; the layer passes on β alone.
     Computation: channels whose batch variance stayed under ``eps`` on every batch of the data.
     Threshold: ``eps``, below which the channel is no longer brought to unit variance. A note under 10 % of
-    the channels, which trained networks often have; then a warning.
+    the channels, which trained networks often have; a warning from there.
     Fix: look at what produces the channel: zero weights, a ReLU that is always off, an empty input plane.
     Source: Ioffe and Szegedy (2015), algorithm 1.
     """
@@ -71,14 +71,15 @@ LARGEST_HALF, DECADES = 65504.0, 1e6
 
 @check
 def exploding_variance(evidence: Evidence) -> Iterator[Finding]:
-    """Running variances that half precision cannot hold, or far above their peers'.
+    """Running variances that half precision cannot hold, or far above those of the other channels.
 
-    Symptom: infinity as soon as the model is cast to float16; one channel that drowns the others before the
-    layer.
+    Symptom: infinity as soon as the model is cast to float16; one channel of the layer's input hides the
+    others.
     Computation: variances above 65504, float16's largest number; and above a million times the layer's
     median.
-    Threshold: 65504 is exact. Six decades of variance are three of scale, all of float16's precision (2^-11):
-    the other channels are lost beside this one. The healthy models of the fault bench stay under one decade.
+    Threshold: 65504 is exact. A million times the variance is a thousand times the scale, which is float16's
+    precision (2^-11): beside this channel the others are lost in rounding. In the healthy models of the fault
+    bench the factor stays under 10.
     Fix: scale the input, find the layer that diverges, keep statistics in float32, recalibrate.
     Source: IEEE 754 binary16.
     """
