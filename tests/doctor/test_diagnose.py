@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
-from gammabeta.doctor.checks import CHECKS
+from gammabeta.doctor.checks import CHECKS, Check
 from gammabeta.errors import UsageError
-from scripts.doctor_page import BEGIN, END, PARTS, chapter, put_between
+from scripts.doctor_page import BEGIN, END, PARTS, chapter, put_between, section
 
 
 def checks(report) -> set[str]:
@@ -54,6 +54,24 @@ def test_the_page_says_what_the_checks_say():
     assert put_between(page, BEGIN, END, chapter()) == page, (
         "run python -m scripts.doctor_page docs/doctor.md"
     )
+
+
+def test_a_check_whose_docstring_lacks_a_part_gets_no_section():
+    def my_check(evidence):
+        """A summary.
+
+        Symptom: a.
+        Computation: b.
+        Threshold: c
+        in two lines.
+        Fix: d.
+        Source: e.
+        """
+
+    assert "- **Threshold**: c in two lines." in section(Check("my-check", my_check))
+    my_check.__doc__ = my_check.__doc__.replace("Source", "See")
+    with pytest.raises(SystemExit, match="my-check"):
+        section(Check("my-check", my_check))
 
 
 def test_without_anything_but_the_model():
