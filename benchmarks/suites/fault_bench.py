@@ -15,7 +15,7 @@ import torch
 
 from gammabeta.doctor import Report, diagnose
 from gammabeta.doctor.checks import CHECKS
-from gammabeta.doctor.handbook import put_between
+from scripts.doctor_page import put_between
 
 from . import fault_ranks
 from .fault_subjects import Subject, subjects

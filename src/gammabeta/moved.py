@@ -13,6 +13,7 @@ from types import ModuleType
 
 MOVED = {
     "surgery": "conversion",
+    "surgery._moments": "stats.moments",
     "surgery._report": "conversion.report",
     "surgery._rewritten": "conversion.rewrite",
     "surgery.convert": "conversion.convert",

@@ -14,8 +14,8 @@ together:
 
 In **training**, μ and σ² are those of the batch at hand, so each sample's output depends on all the others,
 and so does its gradient. In **evaluation** they are constants, gathered during training (*running
-statistics*), so that each sample stands alone. Nothing here is global: whatever lasts from batch to batch is
-handed in.
+statistics*), so that each sample's output depends on that sample alone. Nothing here is global: what lasts
+from batch to batch is an argument.
 
 Every function works on any device, is differentiable as often as wanted, and calls no kernel of this package.
 The rounding is that of the dtype it is given: to check something against it, give it float64.
@@ -58,7 +58,7 @@ def batch_statistics(x: Tensor) -> BatchStatistics:
     """Return mean and biased variance of each channel of ``x`` (N, C, *spatial): Algorithm 1, lines 1 and 2.
 
     The deviations are taken from the mean first and squared then. E[x²] − E[x]² is the same on paper, but it
-    subtracts two nearly equal numbers: in float32, at mean 10⁴ and variance 1, nothing right is left of it.
+    subtracts two nearly equal numbers: in float32, at mean 10⁴ and variance 1, no correct digit is left.
     """
     axes = _all_but_channels(x)
     mean = x.mean(axes)
@@ -77,7 +77,8 @@ def normalize(x: Tensor, mean: Tensor, var: Tensor, eps: float = 1e-5) -> Tensor
 def scale_and_shift(xhat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """Return ``y = γ x̂ + β``, per channel: Algorithm 1, line 4. None stands for γ = 1, β = 0.
 
-    With γ = √(σ² + ε) and β = μ the layer could undo its own normalization: no function is lost by it.
+    With γ = √(σ² + ε) and β = μ the layer undoes its own normalization: the network can still learn every
+    function that it could learn without it.
     """
     y = xhat if weight is None else _per_channel(weight, xhat) * xhat
     return y if bias is None else y + _per_channel(bias, xhat)
@@ -128,7 +129,7 @@ def update_exponential(
 def update_from_first_batch(
     running: RunningStatistics, batch: BatchStatistics, momentum: float = 0.1
 ) -> RunningStatistics:
-    """As `update_exponential`, but the first batch is taken whole, so that no made-up start weighs in.
+    """As `update_exponential`, but the first batch replaces the start, which is not data.
 
     This is what the notebook does. (Its 0.9 weighs the old value: our ``momentum`` is 0.1.)
     """
@@ -138,8 +139,8 @@ def update_from_first_batch(
 def update_cumulative(running: RunningStatistics, batch: BatchStatistics) -> RunningStatistics:
     """Every batch weighs the same: torch's ``momentum=None``, and the averages of Algorithm 2.
 
-    The mean of the batches' means is right, but the mean of their variances leaves out how far the batches'
-    means lie apart. `update_pooled` leaves nothing out.
+    The mean of the batches' means is exact for batches of one size. The mean of their variances is too small:
+    it leaves out how far the batches' means lie apart. `update_pooled` is exact.
     """
     return update_exponential(running, batch, 1 / (running.batches + 1))
 
@@ -203,9 +204,10 @@ def batch_norm(
 
     Raises:
         UsageError: Arguments that do not fit together, or a single value per channel in training: its
-            deviation from the mean is 0 whatever it is, so nothing would be left of it.
+            deviation from the mean is always 0, so the output would not depend on it.
     """
-    _check(x, running_mean, running_var, weight, bias, training, momentum, eps, activation, residual, pool)
+    _check_tensors(x, running_mean, running_var, weight, bias, residual, training)
+    _check_settings(training, momentum, eps, activation, pool)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     if training:
         batch = batch_statistics(wide)
@@ -213,7 +215,7 @@ def batch_norm(
         if running_mean is not None and running_var is not None and batch.count:
             _update_in_place(running_mean, running_var, batch, momentum)
     else:
-        assert running_mean is not None  # `_check` has seen to it; this tells the type checker
+        assert running_mean is not None  # `_check_tensors` refuses None; this tells the type checker
         assert running_var is not None
         mean, var = running_mean, running_var
     out = scale_and_shift(normalize(wide, mean, var, eps), weight, bias)
@@ -229,7 +231,7 @@ def batch_norm(
 def _update_in_place(
     running_mean: Tensor, running_var: Tensor, batch: BatchStatistics, momentum: float
 ) -> None:
-    # To later batches these are constants: no gradient flows into them.
+    # For later batches these are constants: no gradient flows into them.
     seen = BatchStatistics(batch.mean.detach(), batch.var.detach(), batch.count)
     updated = update_exponential(RunningStatistics(running_mean, running_var), seen, momentum)
     running_mean.copy_(updated.mean)
@@ -269,9 +271,9 @@ def backward_training(grad: Tensor, x: Tensor, weight: Tensor, eps: float = 1e-5
 
         ∂L/∂x = γ / √(σ² + ε) · (g − mean(g) − x̂ · mean(g · x̂))        with g = ∂L/∂y
 
-    It says what normalization does to a gradient: its part along 1 (a shift of the whole channel) is taken
-    out, and its part along x̂ (a stretch of the channel), because the layer undoes both. So a loss that is the
-    plain sum of the outputs has gradient 0: a test of a backward pass that uses one tests nothing.
+    It says what normalization does to a gradient. Two parts are removed: the part along 1 (a shift of the
+    whole channel) and the part along x̂ (a stretch of the channel), because the layer undoes both. So a loss
+    that is the plain sum of the outputs has gradient 0, and a test that uses this loss tests nothing.
     """
     axes, batch = _all_but_channels(x), batch_statistics(x)
     xhat = normalize(x, batch.mean, batch.var, eps)
@@ -318,18 +320,14 @@ def _per_channel(values: Tensor, x: Tensor) -> Tensor:
     return values.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
-def _check(
+def _check_tensors(
     x: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str | None,
     residual: Tensor | None,
-    pool: int | None,
+    training: bool,
 ) -> None:
     shape = tuple(x.shape)
     if x.dim() < 2:
@@ -346,13 +344,18 @@ def _check(
         raise UsageError("evaluation normalizes with running_mean and running_var: pass both")
     if training and x.numel() == shape[1]:
         raise UsageError(f"Expected more than 1 value per channel when training, got input size {shape}")
+    if residual is not None and residual.shape != x.shape:
+        raise UsageError(f"residual must have the shape of x, {shape}, got {tuple(residual.shape)}")
+
+
+def _check_settings(
+    training: bool, momentum: float, eps: float, activation: str | None, pool: int | None
+) -> None:
     if training and momentum is None:
         raise UsageError("momentum=None needs the number of batches: pass 1/batches, this one included")
     if eps < 0 or (training and eps == 0):
         raise UsageError(f"eps must be positive (in evaluation it may be 0), got {eps}")
     if activation is not None and activation not in ACTIVATIONS:
         raise UsageError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
-    if residual is not None and residual.shape != x.shape:
-        raise UsageError(f"residual must have the shape of x, {shape}, got {tuple(residual.shape)}")
     if pool not in (None, 2):
         raise UsageError(f"pool must be None or 2, got {pool!r}")

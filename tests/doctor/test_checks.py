@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from gammabeta.doctor.checks import CHECKS
-from gammabeta.doctor.checks.dropout_before_bn import predicted_shift
-from gammabeta.doctor.checks.init_residue import measured_share
-from gammabeta.doctor.checks.momentum import misplaced_weight
+from gammabeta.doctor.checks.dropout import predicted_shift
+from gammabeta.doctor.checks.settings import misplaced_weight
+from gammabeta.doctor.checks.updates import measured_share
 from gammabeta.doctor.evidence import Evidence, Gap, Layer, LoaderShape, Optimizer, Ranks, Surroundings
 from gammabeta.stats.moments import Moments
 

@@ -1,72 +1,36 @@
-"""The passes over the data: every batch four times, five without a loss, and nothing kept but sums.
+"""Run a model over its data in four modes, five without a loss, and keep nothing but sums.
 
 First pass, for each batch: batch normalization in training with everything else in evaluation (the
 population's moments come from here), then everything in training. Second pass, over the same data: evaluation
-on those exact statistics, then evaluation as is. The random state is wound back between them, so that a
-shuffled or augmented loader gives the same batches again.
+on those exact statistics, then evaluation as is. The random state is put back between the two passes, so that
+a shuffled or augmented loader gives the same batches again.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import UsageError
 from ..graph.layers import batch_norm_layers, frozen_layers
 from ..stats import batches
 from ..stats.moments import Moments, batch_moments
-from ..stats.preserve import same_bits, set_modes
-from .evidence import Activity, BatchSize, Gap
+from ..stats.preserve import restore, same_bits, set_modes
+from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap
 from .trace import tensors
 
 LossFn = Callable[[Any, Any], Any]
-MakeHook = Callable[[Activity, nn.Module], Callable[[Tensor], None]]
-BINS, REACH = 60, 6.0
-
-
-@dataclass
-class Outcome:
-    """What the passes found."""
-
-    activity: dict[str, Activity]
-    gap: Gap
-    changed_in_eval: tuple[str, ...]
-    images: list[int]
-    samples: int
-
-
-@dataclass
-class _Mean:
-    """A mean over samples, from batches of any size; NaN-free as long as its parts are."""
-
-    total: float = 0.0
-    weight: int = 0
-
-    def add(self, value: float, samples: int) -> None:
-        self.total += value * samples
-        self.weight += samples
-
-    @property
-    def value(self) -> float | None:
-        return self.total / self.weight if self.weight else None
-
-
-@dataclass
-class _Losses:
-    """Mean losses per mode, and the differences batch by batch."""
-
-    train: _Mean = field(default_factory=_Mean)
-    bn_train: _Mean = field(default_factory=_Mean)
-    population: _Mean = field(default_factory=_Mean)
-    evaluation: _Mean = field(default_factory=_Mean)
-    by_batch: list[float | None] = field(default_factory=list)
-    stale: list[float] = field(default_factory=list)
-    noise: list[float] = field(default_factory=list)
+# Records what a layer's input shows: its activity so far, the layer, the input, how many calls came before.
+Record = Callable[[Activity, Any, Tensor, int], None]
+MODES = ("train", "bn_train", "population", "evaluation")
 
 
 @dataclass
@@ -90,8 +54,8 @@ class _Distance:
         return self.squared / self.spread
 
 
-class Passes:
-    """Runs ``model`` over ``loader`` in each mode. The caller preserves and restores the model."""
+class Collector:
+    """Runs ``model`` over the batches of ``again()`` in each mode. The caller restores the model."""
 
     def __init__(
         self,
@@ -109,84 +73,90 @@ class Passes:
         self.started_in_training = model.training
         self.frozen = frozen_layers(model)
         self.buffers = [(tensor, tensor.clone()) for tensor in model.buffers()]
-        self.activity = {name: _no_activity(layer.num_features) for name, layer in self.layers.items()}
-        self.losses, self.change, self.noise = _Losses(), _Distance(), _Distance()
+        self.activity = {name: Activity.empty(layer.num_features) for name, layer in self.layers.items()}
+        self.losses: dict[str, dict[int, float]] = {mode: {} for mode in MODES}  # by mode and batch
+        self.change, self.noise = _Distance(), _Distance()
         self.images: list[int] = []
         self.in_model = False
 
-    def run(self) -> Outcome:
-        """Both passes."""
+    def collect(self, evidence: Evidence) -> None:
+        """Run both passes, and put what they show into ``evidence``."""
         with torch.no_grad():
             self._first_pass()
             changed = self._second_pass()
-        losses = self.losses
-        gap = Gap(
-            losses.train.value,
-            losses.bn_train.value,
-            losses.population.value,
-            losses.evaluation.value,
-            tuple(losses.stale),
-            tuple(losses.noise),
-            self.change.relative,
-            self.noise.relative,
-        )
-        return Outcome(self.activity, gap, changed, self.images, sum(self.images))
+        if not sum(self.images):
+            raise UsageError("the loader gave no data: there is nothing to look at")
+        evidence.activity, evidence.gap, evidence.changed_in_eval = self.activity, self._gap(), changed
+        evidence.batch_images, evidence.samples = tuple(self.images), sum(self.images)
 
     def _first_pass(self) -> None:
         for index, batch in enumerate(self._batches()):
             size = batches.size(batch)
             self.images.append(size)
-            self.losses.by_batch.append(None)
-            with _forgiving(single=size == 1):
-                with self._observe(_population_hook(size, first=index == 0)):
+            with _allow_single_sample(size):
+                with self._observe(partial(_record_population, size, index == 0)):
                     self._batch_mode()
-                    self.losses.by_batch[-1] = self._forward(batch, self.losses.bn_train)[1]
-                with self._observe(_as_trained_hook):
+                    self._forward(batch, index, "bn_train")
+                with self._observe(_record_as_trained):
                     self._training_mode()
-                    self._forward(batch, self.losses.train)
+                    self._forward(batch, index, "train")
             self._restore_buffers()
             self._tick(size)
 
     def _second_pass(self) -> tuple[str, ...]:
+        """Return the names of the buffers that evaluation changed."""
         changed: tuple[str, ...] = ()
         for index, batch in enumerate(self._batches()):
             size = batches.size(batch)
             self._evaluation_mode()
             self._use_population()
-            exact, population = self._forward(batch, self.losses.population)
+            exact = self._forward(batch, index, "population")
             if self.loss is None:
                 self._batch_mode()
-                with _forgiving(single=size == 1):
-                    self.noise.add(self._forward(batch, None)[0], exact)
+                with _allow_single_sample(size):
+                    self.noise.add(self._forward(batch, index, "bn_train"), exact)
             self._restore_buffers()
             self._evaluation_mode()
-            before = _snapshot(self.model) if index == 0 else {}
-            with self._observe(_evaluation_hook):
-                output, evaluation = self._forward(batch, self.losses.evaluation)
-            if index == 0:
-                changed = tuple(name for name, (now, then) in before.items() if not same_bits(now, then))
+            before = [(name, b, b.clone()) for name, b in self.model.named_buffers()] if index == 0 else []
+            with self._observe(_record_evaluation):
+                output = self._forward(batch, index, "evaluation")
+            changed += tuple(name for name, buffer, copy in before if not same_bits(buffer, copy))
             self._restore_buffers()
             self.change.add(output, exact)
-            if self.loss is not None:
-                self.losses.stale.append(evaluation - population)
-                by_batch = self.losses.by_batch[index]
-                if by_batch is not None:
-                    self.losses.noise.append(population - by_batch)
             self._tick(size)
         return changed
+
+    def _gap(self) -> Gap:
+        train, bn_train, population, evaluation = self.losses.values()
+        return Gap(
+            self._mean(train),
+            self._mean(bn_train),
+            self._mean(population),
+            self._mean(evaluation),
+            tuple(evaluation[index] - population[index] for index in evaluation),
+            tuple(population[index] - bn_train[index] for index in population if index in bn_train),
+            self.change.relative,
+            self.noise.relative,
+        )
+
+    def _mean(self, losses: dict[int, float]) -> float | None:
+        """The mean over samples of batches' mean losses."""
+        total, samples = 0.0, 0
+        for index, loss in losses.items():
+            total += loss * self.images[index]
+            samples += self.images[index]
+        return total / samples if samples else None
 
     def _batches(self) -> Iterator[Any]:
         return batches.batches(self.again(), self.samples, batches.placement(self.model))
 
-    def _forward(self, batch: Any, mean: _Mean | None) -> tuple[Any, float]:
+    def _forward(self, batch: Any, index: int, mode: str) -> Any:
         self.in_model = True
         output = self.forward_fn(self.model, batch)
         self.in_model = False
-        if self.loss is None or mean is None:
-            return output, math.nan
-        value = float(self.loss(output, batches.target(batch)))
-        mean.add(value, batches.size(batch))
-        return output, value
+        if self.loss is not None:
+            self.losses[mode][index] = float(self.loss(output, batches.target(batch)))
+        return output
 
     def _tick(self, size: int) -> None:
         if self.progress is not None:
@@ -217,31 +187,23 @@ class Passes:
     def _use_population(self) -> None:
         for name, layer in self.layers.items():
             moments = self.activity[name].population
-            held = name in self.frozen or layer.running_mean is None or layer.running_var is None
-            if not held and moments.count > 1:
-                write(layer.running_mean, moments.mean)
-                write(layer.running_var, moments.unbiased_variance)
+            mean, var = layer.running_mean, layer.running_var
+            if name not in self.frozen and mean is not None and var is not None and moments.count > 1:
+                for buffer, value in ((mean, moments.mean), (var, moments.unbiased_variance)):
+                    with torch.inference_mode(buffer.is_inference()):
+                        buffer.copy_(value)
 
     def _restore_buffers(self) -> None:
         for tensor, copy in self.buffers:
-            if not same_bits(tensor, copy):
-                write(tensor, copy)
+            restore(tensor, copy)
 
     @contextmanager
-    def _observe(self, make: Callable[[Activity, nn.Module], Callable[[Tensor], None]]) -> Iterator[None]:
-        handles = []
-        for name, layer in self.layers.items():
-            look = make(self.activity[name], layer)
-
-            def hook(
-                _module: nn.Module,
-                inputs: tuple[Any, ...],
-                keywords: dict[str, Any],
-                look: Callable[[Tensor], None] = look,
-            ) -> None:
-                look(inputs[0] if inputs else next(iter(keywords.values())))
-
-            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+    def _observe(self, record: Record) -> Iterator[None]:
+        """Give ``record`` every input of every layer."""
+        handles = [
+            layer.register_forward_pre_hook(_hook(record, self.activity[name]), with_kwargs=True)
+            for name, layer in self.layers.items()
+        ]
         try:
             yield
         finally:
@@ -249,93 +211,63 @@ class Passes:
                 handle.remove()
 
 
+def _hook(record: Record, activity: Activity) -> Callable[..., None]:
+    calls = itertools.count()
+
+    def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        record(activity, layer, inputs[0] if inputs else next(iter(keywords.values())), next(calls))
+
+    return hook
+
+
 @contextmanager
-def _forgiving(*, single: bool) -> Iterator[None]:
+def _allow_single_sample(size: int) -> Iterator[None]:
     """A batch of a single sample may leave one value per channel, which PyTorch refuses in training."""
     try:
         yield
     except ValueError as error:
-        if not (single and "more than 1 value per channel" in str(error)):
+        if size != 1 or "more than 1 value per channel" not in str(error):
             raise
 
 
-def write(tensor: Tensor | None, values: Tensor) -> None:
-    """Overwrite ``tensor`` in place, whatever its device, dtype and inference mode."""
-    if tensor is not None:
-        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-            tensor.copy_(values)
+def _record_population(
+    images: int, first: bool, activity: Activity, layer: Any, x: Tensor, _call: int
+) -> None:
+    batch = batch_moments(x).whole
+    if batch.count == 0:
+        return
+    activity.sizes[BatchSize(images, batch.count)] += 1
+    activity.population.pool(batch)
+    activity.batch_means.pool(Moments.of_rows(batch.mean[None]))
+    activity.batch_variances.pool(Moments.of_rows(batch.variance[None]))
+    activity.dead &= batch.variance < layer.eps
+    if first and activity.histogram is None:
+        activity.histogram = _histograms(x, batch, layer)
 
 
-def _snapshot(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
-    """Every buffer beside a copy of it."""
-    return {name: (tensor, tensor.clone()) for name, tensor in model.named_buffers()}
+def _record_as_trained(activity: Activity, _layer: Any, x: Tensor, _call: int) -> None:
+    activity.as_trained.pool(batch_moments(x).whole)
 
 
-def _no_activity(channels: int) -> Activity:
-    def none() -> Moments:
-        return Moments.empty(channels)
-
-    return Activity(
-        population=none(),
-        as_trained=none(),
-        batch_means=none(),
-        batch_variances=none(),
-        image_means=none(),
-        image_means_within=torch.zeros(channels, dtype=torch.float64),
-        dead=torch.ones(channels, dtype=torch.bool),
-    )
-
-
-def _population_hook(images: int, *, first: bool) -> MakeHook:
-    def make(activity: Activity, layer: Any) -> Callable[[Tensor], None]:
-        def look(x: Tensor) -> None:
-            batch = batch_moments(x).whole
-            if batch.count == 0:
-                return
-            activity.sizes[BatchSize(images, batch.count)] += 1
-            activity.population.pool(batch)
-            activity.batch_means.pool(Moments.of_rows(batch.mean[None]))
-            activity.batch_variances.pool(Moments.of_rows(batch.variance[None]))
-            activity.dead &= batch.variance < layer.eps
-            if first and activity.histogram is None:
-                activity.histogram = _histograms(x, batch, layer)
-
-        return look
-
-    return make
-
-
-def _as_trained_hook(activity: Activity, _layer: nn.Module) -> Callable[[Tensor], None]:
-    return lambda x: activity.as_trained.pool(batch_moments(x).whole)
-
-
-def _evaluation_hook(activity: Activity, _layer: nn.Module) -> Callable[[Tensor], None]:
-    first = True
-
-    def look(x: Tensor) -> None:
-        nonlocal first
-        if not first:  # a later call of a reused layer has another distribution
-            return
-        first = False
-        means = Moments.of_rows(batch_moments(x).image_means)
-        activity.image_means.pool(means)
-        activity.image_means_within = activity.image_means_within + means.m2
-        activity.eval_batches += 1
-
-    return look
+def _record_evaluation(activity: Activity, _layer: Any, x: Tensor, call: int) -> None:
+    if call > 0:  # a later call of a reused layer has another distribution
+        return
+    means = Moments.of_rows(batch_moments(x).image_means)
+    activity.image_means.pool(means)
+    activity.image_means_within = activity.image_means_within + means.m2
+    activity.eval_batches += 1
 
 
 def _histograms(x: Tensor, batch: Moments, layer: Any) -> tuple[Tensor, Tensor]:
     """Counts of the input standardised by the running statistics, and by the batch's own."""
-    if x.shape[0] > 32:
-        x = x[:32]
-    own = _standardised(x, batch.mean, batch.variance, layer.eps)
+    x = x[:32]
+    own = _histogram(x, batch.mean, batch.variance, layer.eps)
     if layer.running_mean is None or layer.running_var is None:
         return own, own
-    return _standardised(x, layer.running_mean, layer.running_var, layer.eps), own
+    return _histogram(x, layer.running_mean, layer.running_var, layer.eps), own
 
 
-def _standardised(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
+def _histogram(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
     view = (1, -1, *[1] * (x.dim() - 2))
     scale = (var.double() + eps).clamp(min=1e-30).rsqrt()
     values = (x.double().cpu() - mean.double().cpu().view(view)) * scale.cpu().view(view)

@@ -1,9 +1,10 @@
-"""``diagnose``: gather the evidence without leaving a trace, run the checks, report."""
+"""``diagnose``: gather the evidence, leave the model as it was, run the checks, report."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from ..stats import batches
 from ..stats.preserve import RandomState, preserved, same_bits
 from . import static, trace
 from .checks import run_checks
-from .collect import LossFn, Passes
+from .collect import Collector, LossFn
 from .evidence import Evidence
 from .report import Report
 
@@ -38,35 +39,34 @@ def diagnose(
 ) -> Report:
     """Say what is wrong with the batch normalization in ``model``: evidence, cause and remedy.
 
-    Modules, buffers and the optimiser are looked at in any case. With an ``example`` (or a loader, whose
-    first batch then serves as one) the model is traced on two samples; with a ``loader`` it is run over the
-    data in four modes. Each sample is run at most six times, and memory does not grow with the number of
-    batches.
+    Modules, buffers and the optimiser are always examined. With an ``example`` the model is traced on two
+    samples; without one, the loader's first batch is the example. With a ``loader`` the model is run over the
+    data in four modes: each sample at most six times, and memory does not grow with the number of batches.
 
     The model is left as it was, also when something raises: parameters, buffers, gradients, modes, hooks,
-    momentum and the random state. What cannot be looked at, and why, is listed in the report.
+    momentum and the random state. The report lists what could not be examined, and why.
 
     Args:
         model: any module; ``torch.compile`` and ``DistributedDataParallel`` wrappers are looked through.
-        loader: any iterable of batches: tensors (N, …), ``(input, target)`` tuples, or dicts. An iterator is
-            read into memory, up to ``samples``, because the data is passed over twice.
+        loader: any iterable of batches: tensors (N, …), ``(input, target)`` tuples, or dicts. The data is
+            read twice; an iterator is therefore kept in memory, up to ``samples``.
         loss: ``loss(output, target) -> float``, the mean over the batch; ``target`` is the second of a tuple,
-            or else the whole batch. Without it the gap is judged by the change of the output.
+            or else the whole batch. Without it the gap is measured by the change of the output.
         optimizer: the one that trained the model, for its number of steps and its weight decay.
-        example: one batch, of the form that a loader would give; never kept.
-        forward_fn: ``forward_fn(model, batch)`` runs the model where its input is not the batch, its first
-            element, or keywords.
-        samples: look at whole batches until this many samples have been seen; None: all.
+        example: one batch, as a loader would give it; it is not kept.
+        forward_fn: ``forward_fn(model, batch)`` runs the model; needed where its input is not the batch, its
+            first element, or keywords.
+        samples: stop after the batch with which this many samples have been seen; None: use all.
         source: the framework that the weights come from, when it is not PyTorch.
         progress: called after each batch of each of the two passes with its number of samples.
 
     Returns:
-        A :class:`Report`. Under ``torch.distributed`` every rank must call this function: buffers are
-        compared.
+        A :class:`Report`. Under ``torch.distributed`` every rank must call this function, because their
+        buffers are compared.
 
     Raises:
-        UsageError: an argument that cannot be used. Whatever the loader or the model raises on the data
-            passes through, except where an unusable ``eps`` explains why the model cannot run.
+        UsageError: an argument that cannot be used. Errors of the loader or the model pass through, unless an
+            unusable ``eps`` explains why the model cannot run.
     """
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
@@ -82,14 +82,14 @@ def diagnose(
         ranks=static.read_ranks(inner),
     )
     with preserved(inner, loader), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of training: a report speaks of what matters
+        warnings.simplefilter("ignore")  # of training: they are not about this diagnosis
         again = _repeatable(loader, samples)
         if example is None and again is not None:
             example = next(iter(again()), None)
         if example is not None:
-            _look_at_example(inner, forward, batches.move(example, *batches.placement(inner)), evidence)
+            _examine_example(inner, forward, batches.move(example, *batches.placement(inner)), evidence)
         if again is not None:
-            _look_at_data(Passes(inner, again, forward, loss, samples, progress), evidence)
+            _examine_data(Collector(inner, again, forward, loss, samples, progress), evidence)
     return Report(evidence, run_checks(evidence))
 
 
@@ -109,90 +109,82 @@ def _repeatable(loader: Iterable[Any] | None, samples: int | None) -> Callable[[
     return again
 
 
-def _look_at_data(passes: Passes, evidence: Evidence) -> None:
+def _examine_data(collector: Collector, evidence: Evidence) -> None:
     try:
-        outcome = passes.run()
+        collector.collect(evidence)
     except Exception as error:
-        explained = any(
-            finding.check == "eps" for finding in run_checks(evidence) if finding.at_least("error")
-        )
-        if not (passes.in_model and explained):
+        explained = any(f.check == "eps" and f.severity == "error" for f in run_checks(evidence))
+        if not (collector.in_model and explained):
             raise
-        evidence.not_examined.append(f"the data: {type(error).__name__}: {first_line(error)}")
-        return
-    if not outcome.samples:
-        raise UsageError("the loader gave no data: there is nothing to look at")
-    evidence.activity, evidence.gap = outcome.activity, outcome.gap
-    evidence.changed_in_eval, evidence.batch_images = outcome.changed_in_eval, tuple(outcome.images)
-    evidence.samples = outcome.samples
+        evidence.not_examined.append(_failed("the data", error))
 
 
-def _look_at_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
+def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
     """Trace a few samples; what fails is noted in the report, and the rest goes on."""
     total = batches.size(batch)
-    few = batches.take(batch, torch.arange(min(TRACED_SAMPLES, total)), total)
-    probes: list[tuple[str, Callable[[], None]]] = [
-        ("tracing", lambda: _trace(model, forward, few, evidence)),
-        ("the gradient probe", lambda: _probe_backward(model, forward, few, evidence)),
-        ("comparing a sample alone and in company", lambda: _compare(model, forward, batch, evidence)),
-    ]
-    for what, probe in probes:
+
+    def run(index: torch.Tensor) -> Any:
+        return forward(model, batches.take(batch, index, total))
+
+    few = partial(run, torch.arange(min(TRACED_SAMPLES, total)))
+    probes = {
+        "tracing": partial(_trace, model, few, evidence),
+        "the gradient probe": partial(_probe_backward, model, few, evidence),
+        "comparing a sample alone and with others": partial(_compare, model, run, total, evidence),
+    }
+    for what, probe in probes.items():
         try:
             with preserved(model):
                 probe()
         except Exception as error:  # the model's own code: anything may come out of it
-            evidence.not_examined.append(f"{what}: {type(error).__name__}: {first_line(error)}")
+            evidence.not_examined.append(_failed(what, error))
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).partition("\n")[0]
+def _failed(what: str, error: Exception) -> str:
+    first_line = str(error).partition("\n")[0]
+    return f"{what}: {type(error).__name__}: {first_line}"
 
 
-def _trace(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
+def _trace(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
     model.eval()
-    found = trace.surroundings(model, lambda: forward(model, batch))
-    evidence.surroundings = evidence.surroundings | found
+    evidence.surroundings = evidence.surroundings | trace.surroundings(model, run)
 
 
-def _probe_backward(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
-    hooked = [p for p in model.parameters() if p._backward_hooks or p._post_accumulate_grad_hooks]
-    if hooked:
+def _probe_backward(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
+    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
         evidence.not_examined.append(
-            "the gradient probe: parameters have hooks of their own that it would run"
+            "the gradient probe: parameters have hooks of their own, which it would run"
         )
         return
     model.train()
-    evidence.updated_in_backward = trace.updated_in_backward(model, lambda: forward(model, batch))
+    evidence.updated_in_backward = trace.updated_in_backward(model, run)
 
 
-def _compare(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
-    """Evaluate a few samples twice in one company, and once in another; a sample must not notice."""
-    total = batches.size(batch)
-    count = min(COMPARED_SAMPLES, total)
+def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, evidence: Evidence) -> None:
+    """Evaluate the same samples twice, then in smaller batches; their outputs must not change."""
+    everyone = torch.arange(min(COMPARED_SAMPLES, total))
     model.eval()
     start = RandomState.of()
 
-    def run(index: torch.Tensor) -> list[torch.Tensor]:
+    def outputs(index: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
-            out = forward(model, batches.take(batch, index, total))
-        return [t[: len(index)].double() for t in trace.tensors(out) if t.dim() and t.shape[0] == len(index)]
+            found = trace.tensors(run(index))
+        return [t[: len(index)].double() for t in found if t.dim() and t.shape[0] == len(index)]
 
     def first(index: torch.Tensor) -> list[torch.Tensor]:
         """The outputs for some of the samples, from the same random numbers and buffers each time."""
         with preserved(model):
-            return run(index)
+            return outputs(index)
 
-    everyone = torch.arange(count)
     together = first(everyone)
     with preserved(model):
-        run(everyone)
+        outputs(everyone)
         start.restore()
-        evidence.repeats_differ = _largest_change(together, run(everyone))
-    if count > 1:
-        company = [first(index) for index in torch.split(everyone, 2 if count > 3 else 1)]
+        evidence.repeats_differ = _largest_change(together, outputs(everyone))
+    if len(everyone) > 1:
+        parts = [first(index) for index in torch.split(everyone, 2 if len(everyone) > 3 else 1)]
         evidence.batch_dependence = _largest_change(
-            together, [torch.cat(parts) for parts in zip(*company, strict=True)]
+            together, [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
         )
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..stats.moments import Moments
+
+BINS, REACH = 60, 6.0  # of the histograms: equal bins of [-REACH, REACH]
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,24 @@ class Layer:
         return self.name or "(the model)"
 
     @property
+    def stored(self) -> bool:
+        """Whether the layer keeps statistics, frozen or not."""
+        return self.mean is not None and self.var is not None
+
+    @property
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Running mean and variance of a layer that keeps them."""
+        assert self.mean is not None
+        assert self.var is not None
+        return self.mean, self.var
+
+    @property
     def trivial(self) -> bool:
         """Whether the statistics are exactly those a new layer starts with: mean 0, variance 1."""
-        if self.mean is None or self.var is None:
+        if not self.stored:
             return False
-        return bool((self.mean == 0).all() and (self.var == 1).all())
+        mean, var = self.running
+        return bool((mean == 0).all() and (var == 1).all())
 
 
 @dataclass(frozen=True)
@@ -91,8 +107,7 @@ class Activity:
         eval_batches: batches that ``image_means`` were taken over.
         dead: (C,) channels whose batch variance stayed under eps on every batch.
         sizes: how many batches had which size.
-        histogram: counts of the standardised input of the first batch in equal bins of [-6, 6], by the
-            running statistics and by the batch's own.
+        histogram: counts of the first batch's input, standardised by the running statistics and by its own.
     """
 
     population: Moments
@@ -105,6 +120,13 @@ class Activity:
     eval_batches: int = 0
     sizes: Counter[BatchSize] = field(default_factory=Counter)
     histogram: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def empty(cls, channels: int) -> Activity:
+        """No data yet."""
+        none = partial(Moments.empty, channels)
+        within, dead = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.bool)
+        return cls(none(), none(), none(), none(), none(), within, dead)
 
 
 @dataclass(frozen=True)
@@ -179,6 +201,14 @@ class Evidence:
     ranks: Ranks | None = None
     samples: int = 0
     not_examined: list[str] = field(default_factory=list)
+
+    def stored(self) -> list[Layer]:
+        """Layers that keep statistics, frozen or not."""
+        return [layer for layer in self.layers if layer.stored]
+
+    def updating(self) -> list[Layer]:
+        """Layers that keep statistics of their own and are not held still by their owner."""
+        return [layer for layer in self.layers if layer.stored and not layer.frozen]
 
     def around(self, layer: Layer) -> Surroundings:
         """The layer's surroundings, or none known."""

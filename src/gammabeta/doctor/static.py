@@ -36,7 +36,7 @@ def read_layers(model: nn.Module) -> list[Layer]:
 
 def _read(name: str, layer: BatchNormLayer, frozen: bool, aliases: tuple[str, ...]) -> Layer:
     if isinstance(layer.weight, nn.UninitializedParameter):
-        raise _lazy_error(name)
+        raise UsageError(f"{name or 'the model'} is lazy and has no size yet: run it once, then diagnose it")
     affine = [p for p in (layer.weight, layer.bias) if p is not None]
     counter = layer.num_batches_tracked
     return Layer(
@@ -60,10 +60,6 @@ def _read(name: str, layer: BatchNormLayer, frozen: bool, aliases: tuple[str, ..
         parameter_dtype=affine[0].dtype if affine else None,
         affine_learns=any(p.requires_grad for p in affine) if affine else None,
     )
-
-
-def _lazy_error(name: str) -> Exception:
-    return UsageError(f"{name or 'the model'} is lazy and has no size yet: run it once, then diagnose it")
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:
@@ -118,13 +114,11 @@ def read_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) ->
     decayed = {}
     strongest = 0.0
     for name, layer in batch_norm_layers(model).items():
-        pairs = (("weight", layer.weight), ("bias", layer.bias))
-        which = tuple(
-            key for key, parameter in pairs if parameter is not None and decay.get(id(parameter), 0) > 0
-        )
+        decays = {key: decay.get(id(getattr(layer, key)), 0.0) for key in ("weight", "bias")}
+        which = tuple(key for key, value in decays.items() if value > 0)
         if which:
             decayed[name] = which
-            strongest = max(strongest, max(decay[id(getattr(layer, key))] for key in which))
+            strongest = max(strongest, *decays.values())
     return Optimizer(steps, decayed, strongest)
 
 

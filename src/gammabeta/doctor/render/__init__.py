@@ -1,1 +1,1 @@
-"""A report as text for a terminal, as an HTML page and as pictures."""
+"""A report as text for a terminal, as an HTML page and as plots."""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import base64
 from html import escape
-from typing import TYPE_CHECKING
 
-from .plots import figures
-from .terminal import factor
-
-if TYPE_CHECKING:
-    from ..report import Group, Report
+from ..summary import Group, Summary
+from .plots import plots
+from .terminal import cells
 
 STYLE = """
 .gb { font: 15px/1.5 system-ui, sans-serif; color: #2b3036; background: #fff; max-width: 62rem; }
@@ -30,7 +27,7 @@ STYLE = """
 NAMED = 12
 
 
-def page(report: Report) -> str:
+def page(report: Summary) -> str:
     """A whole HTML document."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -40,11 +37,11 @@ def page(report: Report) -> str:
     )
 
 
-def body(report: Report) -> str:
+def body(report: Summary) -> str:
     """What stands in the page, and in a notebook's cell."""
     parts = [f'<style>{STYLE}</style><div class="gb"><h1>{escape(report.verdict)}</h1>']
     parts += [_group(group) for group in report.groups]
-    for title, explanation, svg in figures(report):
+    for title, explanation, svg in plots(report):
         data = base64.b64encode(svg.encode()).decode()
         parts.append(
             f"<h2>{escape(title)}</h2><figure><img alt='{escape(title)}'"
@@ -61,36 +58,15 @@ def body(report: Report) -> str:
 
 def _group(group: Group) -> str:
     first = group.first
-    names = ", ".join(escape(name) for name in group.layers[:NAMED])
-    more = f" and {len(group.layers) - NAMED} more" if len(group.layers) > NAMED else ""
-    prefix = f"{group.layers[0]}: " if len(group.layers) > 1 else ""
+    texts = "".join(f"<dt>{label}</dt><dd>{escape(text)}</dd>" for label, text in group.texts.items())
     return (
-        f'<div class="f {first.severity}"><b>{first.check}</b> ({first.severity}) <code>{names}{more}</code>'
-        f"<dl><dt>found</dt><dd>{escape(prefix + first.evidence)}</dd>"
-        f"<dt>cause</dt><dd>{escape(first.cause)}</dd>"
-        f"<dt>fix</dt><dd>{escape(first.fix)}</dd></dl></div>"
+        f'<div class="f {first.severity}"><b>{first.check}</b> ({first.severity})'
+        f" <code>{escape(group.names(NAMED))}</code><dl>{texts}</dl></div>"
     )
 
 
-def _table(report: Report) -> str:
-    headers = ("layer", "kind", "channels", "eps", "momentum", "updates", "mean off by (σ)", "variance ×")
-    rows = []
-    for layer in report.evidence.layers:
-        row = report.layer_row(layer)
-        cells = (
-            escape(row["name"] or "(model)"),
-            escape(row["kind"] + (" frozen" if row["frozen"] else "")),
-            str(row["channels"]),
-            f"{row['eps']:g}",
-            _cell(row["momentum"]),
-            "–" if row["updates"] is None else str(row["updates"]),
-            _cell(row["drift_mean"]),
-            "–" if row["drift_log_variance"] is None else f"{factor(row['drift_log_variance']):.3g}",
-        )
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "".join(f"<th>{header}</th>" for header in headers)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-
-
-def _cell(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
+def _table(report: Summary) -> str:
+    rows = [cells(report.layer_row(layer), missing="–") for layer in report.evidence.layers]
+    head = "".join(f"<th>{header}</th>" for header in rows[0])
+    body = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -1,4 +1,4 @@
-"""The report's pictures, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
+"""The report's plots, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..collect import BINS, REACH
-from ..evidence import Activity, Gap, Layer
+from ..evidence import BINS, REACH, Activity, Gap, Layer
+from ..summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from ..report import Report
-
 BLUE, ORANGE, GREY, INK = "#2f6fb5", "#d9722b", "#9aa3ad", "#2b3036"
 PANELS, CHANNELS = 12, 128
 
 
-def figures(report: Report) -> list[tuple[str, str, str]]:
+def plots(report: Summary) -> list[tuple[str, str, str]]:
     """(title, explanation, svg) for everything that the evidence allows to draw."""
     drawn = []
     gap = report.evidence.gap
@@ -56,13 +54,9 @@ def figures(report: Report) -> list[tuple[str, str, str]]:
 Compared = list[tuple[Layer, Activity]]
 
 
-def _compared(report: Report) -> Compared:
-    pairs = []
-    for layer in report.evidence.layers:
-        seen = report.evidence.seen(layer)
-        if seen is not None and layer.mean is not None and layer.var is not None:
-            pairs.append((layer, seen))
-    return pairs
+def _compared(report: Summary) -> Compared:
+    pairs = ((layer, report.evidence.seen(layer)) for layer in report.evidence.stored())
+    return [(layer, seen) for layer, seen in pairs if seen is not None]
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
@@ -90,7 +84,7 @@ def _gap_figure(gap: Gap) -> Figure:
     """One bar per mode; the last is stacked from the one with batch statistics."""
     figure, axes = _figure(7.5, 2.3)
     axis: Axes = axes[0, 0]
-    assert gap.bn_train is not None  # figures() draws this only with losses
+    assert gap.bn_train is not None  # plots() draws this only with losses
     assert gap.population is not None
     assert gap.evaluation is not None
     noise, stale = gap.population - gap.bn_train, gap.evaluation - gap.population
@@ -130,11 +124,10 @@ def _statistics_figure(compared: Compared) -> Figure:
     upper: Axes = axes[0, 0]
     lower: Axes = axes[1, 0]
     for index, (layer, seen) in enumerate(compared):
-        assert layer.mean is not None  # _compared() gives layers with statistics
-        assert layer.var is not None
+        mean, var = layer.running
         true_var = seen.population.unbiased_variance + layer.eps
-        means = ((layer.mean - seen.population.mean) / true_var.sqrt()).numpy()
-        ratios = ((layer.var.clamp(min=0) + layer.eps) / true_var).log2().numpy()
+        means = ((mean - seen.population.mean) / true_var.sqrt()).numpy()
+        ratios = ((var.clamp(min=0) + layer.eps) / true_var).log2().numpy()
         for axis, values in ((upper, means), (lower, ratios)):
             shown = values[np.linspace(0, len(values) - 1, min(len(values), CHANNELS)).astype(int)]
             shown = np.nan_to_num(shown, nan=0.0, posinf=64.0, neginf=-64.0)
@@ -159,7 +152,7 @@ def _statistics_figure(compared: Compared) -> Figure:
     return figure
 
 
-def _histogram_figure(compared: Compared, report: Report) -> Figure:
+def _histogram_figure(compared: Compared, report: Summary) -> Figure:
     def severity(pair: tuple[Layer, Activity]) -> float:
         row = report.layer_row(pair[0])
         return -((row["drift_mean"] or 0.0) + (row["drift_log_variance"] or 0.0))

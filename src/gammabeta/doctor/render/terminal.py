@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
+from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from ..finding import Severity
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
-    from ..report import Group, Report
+from ..summary import Group, Summary
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 NAMED, ROWS = 4, 40
 
 
-def render(report: Report) -> Iterator[RenderableType]:
+def render(report: Summary) -> Iterator[RenderableType]:
     """The parts of the report, for a rich console."""
     yield Text(report.verdict, style="bold green" if report.healthy else "bold")
     for group in report.groups:
@@ -43,42 +41,42 @@ def render(report: Report) -> Iterator[RenderableType]:
 
 def _group(group: Group) -> Iterator[RenderableType]:
     first = group.first
-    names = ", ".join(group.layers[:NAMED])
-    more = f" and {len(group.layers) - NAMED} more" if len(group.layers) > NAMED else ""
-    yield Text.assemble(
-        (first.severity, STYLES[first.severity]), " ", (first.check, "bold"), "  ", names, more
-    )
-    prefix = f"{group.layers[0]}: " if len(group.layers) > 1 else ""
-    for label, text in (("found", prefix + first.evidence), ("cause", first.cause), ("fix", first.fix)):
+    style = STYLES[first.severity]
+    yield Text.assemble((first.severity, style), " ", (first.check, "bold"), "  ", group.names(NAMED))
+    for label, text in group.texts.items():
         yield Padding(Text.assemble((f"{label:6}", "dim"), text), (0, 0, 0, 2))
 
 
-def _layers(report: Report) -> Iterator[RenderableType]:
+def _layers(report: Summary) -> Iterator[RenderableType]:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for header in ("layer", "kind"):
-        table.add_column(header, overflow="fold")
-    for header in ("channels", "momentum", "updates", "mean off by (σ)", "variance ×"):
-        table.add_column(header, justify="right")
     rows = [report.layer_row(layer) for layer in report.evidence.layers]
+    for header in cells(rows[0]):
+        if header in ("layer", "kind"):
+            table.add_column(header, overflow="fold")
+        elif header != "eps":
+            table.add_column(header, justify="right")
     for row in rows[:ROWS]:
-        table.add_row(
-            Text(row["name"] or "(model)", style=STYLES.get(row["worst"], "")),
-            row["kind"] + (" frozen" if row["frozen"] else ""),
-            str(row["channels"]),
-            _number(row["momentum"]),
-            "-" if row["updates"] is None else str(row["updates"]),
-            _number(row["drift_mean"]),
-            "-" if row["drift_log_variance"] is None else f"{factor(row['drift_log_variance']):.3g}",
-        )
+        name, kind, channels, _eps, *others = cells(row).values()
+        table.add_row(Text(name, style=STYLES.get(row["worst"], "")), kind, channels, *others)
     yield table
     if len(rows) > ROWS:
         yield Text(f"and {len(rows) - ROWS} more layers", style="dim")
 
 
-def factor(log_variance: float) -> float:
-    """A typical logarithm of a ratio of variances, as the ratio."""
-    return float(2.718281828459045 ** min(log_variance, 50.0))
+def cells(row: dict[str, Any], missing: str = "-") -> dict[str, str]:
+    """A row of the table of layers, by column; ``missing`` stands where there is no value."""
+    variance = row["drift_log_variance"]
+    return {
+        "layer": row["name"] or "(model)",
+        "kind": row["kind"] + (" frozen" if row["frozen"] else ""),
+        "channels": str(row["channels"]),
+        "eps": f"{row['eps']:g}",
+        "momentum": _number(row["momentum"], missing),
+        "updates": missing if row["updates"] is None else str(row["updates"]),
+        "mean off by (σ)": _number(row["drift_mean"], missing),
+        "variance ×": _number(None if variance is None else math.exp(min(variance, 50.0)), missing),
+    }
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3g}"
+def _number(value: float | None, missing: str = "-") -> str:
+    return missing if value is None else f"{value:.3g}"

@@ -1,18 +1,4 @@
-"""``train-eval-gap``: batch normalization makes the model worse in evaluation than in training.
-
-Symptom: a loss in ``eval()`` far above that in ``train()`` on the same data.
-Computation: the mean loss of the same data in four modes: everything in training; only batch normalization
-in training; evaluation on the data's exact statistics; evaluation as is. First minus second is dropout and
-the like, which only costs in training and is never a finding; third minus second is batch noise, fourth
-minus third stale statistics. Without a loss: the part of the output's variance that differs between two
-modes.
-Threshold: fourth minus second, batch normalization's own share, must exceed 10 % of the second, and the
-larger of its parts three of its standard errors over the batches, or have the same sign in all of them. The
-healthy models of the fault bench reach 7 %. Without a loss: 10 % of the output's variance (they reach 1 %);
-an error from 50 % in both.
-Fix: stale: recalibrate. Noise: larger or shuffled batches, synchronised statistics.
-Source: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", sections 3 and 4.
-"""
+"""The loss in evaluation against the loss in training."""
 
 from __future__ import annotations
 
@@ -22,14 +8,28 @@ from statistics import fmean, stdev
 
 from ..evidence import Evidence, Gap
 from ..finding import Finding, Severity
-from ._registry import check
+from .registry import check
 
 SHARE, ERRORS, SEVERE, TINY = 0.1, 3.0, 0.5, 1e-3
 
 
-@check("train-eval-gap")
+@check
 def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
-    """Where the difference between the modes comes from."""
+    """Batch normalization makes the model worse in evaluation than in training.
+
+    Symptom: a loss in ``eval()`` far above that in ``train()`` on the same data.
+    Computation: the mean loss of the same data in four modes: everything in training; only batch
+    normalization in training; evaluation on the data's exact statistics; evaluation as is. First minus second
+    comes from dropout and the like; it exists only in training and is never a finding. Third minus second is
+    batch noise, fourth minus third stale statistics. Without a loss: the part of the output's variance that
+    differs between two modes.
+    Threshold: fourth minus second, batch normalization's own share, must exceed 10 % of the second, and the
+    larger of its two parts must exceed three of its standard errors over the batches, or be positive in every
+    batch. The healthy models of the fault bench reach 7 %. Without a loss: 10 % of the output's variance
+    (they reach 1 %); an error from 50 % in both.
+    Fix: for stale statistics, recalibrate; for noise, larger or shuffled batches, synchronised statistics.
+    Source: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", sections 3 and 4.
+    """
     gap = evidence.gap
     if gap is None or not evidence.layers:
         return

@@ -1,14 +1,4 @@
-"""``partly-frozen``: a layer that is frozen by half.
-
-Symptom: fine-tuning that degrades a layer meant to stay, or evaluation that depends on the batch.
-Computation: modes and ``requires_grad`` as they are now.
-Threshold: exact. A layer in training inside a model in evaluation is an error: it uses and updates batch
-statistics. In a model in training, a layer that updates statistics under γ and β that do not learn is a
-warning, and so is one that learns γ and β on statistics held still while others move. A layer with both
-held is properly frozen and not mentioned.
-Fix: freeze both (``eval()`` and ``requires_grad_(False)``, or ``FrozenBatchNorm``), or neither.
-Source: ``torch.nn.Module.eval`` and ``requires_grad_`` act on different things.
-"""
+"""Layers that are only partly frozen."""
 
 from __future__ import annotations
 
@@ -16,12 +6,23 @@ from collections.abc import Iterator
 
 from ..evidence import Evidence
 from ..finding import Finding
-from ._registry import check
+from .registry import check
 
 
-@check("partly-frozen")
+@check
 def partly_frozen(evidence: Evidence) -> Iterator[Finding]:
-    """Statistics and parameters, or layers, at odds."""
+    """A layer that is only partly frozen.
+
+    Symptom: fine-tuning that changes a layer which should stay as it is, or evaluation that depends on the
+    batch.
+    Computation: modes and ``requires_grad`` as they are now.
+    Threshold: exact. A layer in training inside a model in evaluation is an error: it uses and updates batch
+    statistics. In a model in training, it is a warning when a layer updates its statistics while γ and β do
+    not learn; and when γ and β learn while the statistics are frozen and those of other layers are not. A
+    layer with both frozen gives no finding.
+    Fix: freeze both (``eval()`` and ``requires_grad_(False)``, or ``FrozenBatchNorm``), or neither.
+    Source: ``torch.nn.Module.eval`` and ``requires_grad_`` act on different things.
+    """
     some_train = any(layer.training for layer in evidence.layers)
     for layer in evidence.layers:
         if layer.frozen_class or layer.mean is None:

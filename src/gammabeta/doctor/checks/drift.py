@@ -1,17 +1,4 @@
-"""``statistics-drift``: the running statistics are not those of the data.
-
-Symptom: worse in evaluation; which layers are to blame.
-Computation: per channel, the difference of the means over the population's standard deviation, and the
-logarithm of the ratio of the variances (both with eps); root mean square over channels. Beside it, the same
-for what chance explains: an exponential average of momentum m over independent batches has m/(2-m) of one
-batch's variance; the average over the loader's b batches, 1/b of it.
-Threshold: 0.3 for either, and four times what chance explains. A mean off by 0.3 standard deviations moves
-12 % of a normal variable across a ReLU's edge, and 0.3 is a third of a variance. Weights that still move
-make healthy averages lag; in the healthy models of the fault bench, trained to the end of their schedule,
-both stay under 0.1. An error from 1.
-Fix: recalibrate on training data; when the data is not what the model was trained on, find out why.
-Source: Wu and Johnson (2021), section 3 (EMA against population statistics).
-"""
+"""Running statistics against those of the data."""
 
 from __future__ import annotations
 
@@ -23,7 +10,7 @@ from torch import Tensor
 
 from ..evidence import Activity, Evidence, Layer
 from ..finding import Finding
-from ._registry import check, updating
+from .registry import check
 
 DRIFT, TIMES, SEVERE = 0.3, 4.0, 1.0
 
@@ -37,10 +24,23 @@ class Drift(NamedTuple):
     chance_variance: float
 
 
-@check("statistics-drift")
+@check
 def statistics_drift(evidence: Evidence) -> Iterator[Finding]:
-    """Running against exact statistics, layer by layer."""
-    for layer in updating(evidence.layers):
+    """The running statistics are not those of the data.
+
+    Symptom: worse in evaluation; this shows which layers cause it.
+    Computation: per channel, the difference of the means over the population's standard deviation, and the
+    logarithm of the ratio of the variances (both with eps); root mean square over channels. Each is compared
+    with what chance explains: an exponential average of momentum m over independent batches has m/(2-m) of
+    one batch's variance; the average over the loader's b batches, 1/b of it.
+    Threshold: 0.3 for either, and four times what chance explains. A mean off by 0.3 standard deviations
+    moves 12 % of a normal variable across zero, where a ReLU switches; 0.3 in the logarithm is about a third
+    of the variance. While the weights still change, running averages lag behind in healthy models, too; at
+    the end of training both stay under 0.1 in the healthy models of the fault bench. An error from 1.
+    Fix: recalibrate on training data; if the data is not what the model was trained on, find out why.
+    Source: Wu and Johnson (2021), section 3 (EMA against population statistics).
+    """
+    for layer in evidence.updating():
         seen = evidence.seen(layer)
         if seen is None or seen.population.count < 2:
             continue
@@ -54,7 +54,7 @@ def statistics_drift(evidence: Evidence) -> Iterator[Finding]:
                 "error" if max(drift.mean, drift.variance) > SEVERE else "warning",
                 f"means are off by {drift.mean:.2g} standard deviations (chance: {drift.chance_mean:.1g}),"
                 f" variances by a factor of {math.exp(min(drift.variance, 50.0)):.3g}",
-                "statistics of other data, other weights, too few updates, or a momentum that averages badly",
+                "statistics of other data, other weights, too few updates, or an unsuitable momentum",
                 "recalibrate on training data",
                 {"mean": drift.mean, "log_variance": drift.variance},
             )
@@ -62,19 +62,17 @@ def statistics_drift(evidence: Evidence) -> Iterator[Finding]:
 
 def measure(layer: Layer, seen: Activity) -> Drift:
     """How far a layer's statistics are from the population's, and how far chance alone would take them."""
-    assert layer.mean is not None  # updating() gives layers with statistics
-    assert layer.var is not None
-    scale = seen.population.variance + max(layer.eps, 1e-12)
-    mean = (layer.mean - seen.population.mean) / scale.sqrt()
-    ratio = (layer.var.clamp(min=0) + max(layer.eps, 1e-12)) / (
-        seen.population.unbiased_variance + max(layer.eps, 1e-12)
-    )
+    mean, var = layer.running
+    eps = max(layer.eps, 1e-12)
+    scale = seen.population.variance + eps
+    shift = (mean - seen.population.mean) / scale.sqrt()
+    ratio = (var.clamp(min=0) + eps) / (seen.population.unbiased_variance + eps)
     momentum = layer.momentum if layer.momentum is not None else 0.0
     batches = max(seen.batch_means.count, 1)
     share = momentum / (2 - momentum) + 1 / batches if momentum < 2 else 1.0
     chance_mean = seen.batch_means.unbiased_variance / scale * share
     chance_variance = seen.batch_variances.unbiased_variance / scale.square() * share
-    return Drift(_rms(mean.square()), _rms(ratio.log().square()), _rms(chance_mean), _rms(chance_variance))
+    return Drift(_rms(shift.square()), _rms(ratio.log().square()), _rms(chance_mean), _rms(chance_variance))
 
 
 def _rms(squares: Tensor) -> float:

@@ -1,0 +1,122 @@
+"""The layer's own numbers, ``eps`` and ``momentum``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from ..evidence import Evidence
+from ..finding import Finding, Severity
+from .registry import check
+
+DEFAULTS = {"pytorch": 1e-5, "keras": 1e-3, "flax": 1e-5, "equinox": 1e-5, "mxnet": 1e-5, "onnx": 1e-5}
+
+
+@check
+def eps(evidence: Evidence) -> Iterator[Finding]:
+    """An ``eps`` that cannot be used, or that differs from the one used in training.
+
+    Symptom: division by zero; or outputs that are slightly wrong in channels of small variance after a
+    conversion.
+    Computation: its sign; whether it is still above 0 in the dtype of the layer's parameters or buffers; a
+    comparison with the default of the framework named by ``source``, and with the other layers of the model.
+    Threshold: exact. A difference from the source's default is a warning (the model may have set its own);
+    layers of one model that differ among themselves are a note.
+    Fix: copy ``eps`` together with the weights. It is not part of a state dict.
+    Source: defaults: PyTorch, Flax, Equinox, MXNet and ONNX 1e-5, Keras 1e-3.
+    """
+    expected = DEFAULTS.get(evidence.source or "")
+    for layer in evidence.layers:
+        dtypes = [d for d in (layer.parameter_dtype, layer.buffer_dtype) if d is not None]
+        lost = [d for d in dtypes if layer.eps > 0 and float(torch.tensor(layer.eps, dtype=d)) == 0]
+        if layer.eps <= 0:
+            cause = "a channel with constant input divides by zero"
+            yield Finding("eps", layer.name, "error", f"eps is {layer.eps:g}", cause, "set it to 1e-5")
+        elif lost:
+            yield Finding(
+                "eps",
+                layer.name,
+                "error",
+                f"eps {layer.eps:g} is 0 in {str(lost[0]).removeprefix('torch.')}",
+                "an eps for float32 in a layer of half precision",
+                "use 1e-5, or keep the layer in float32",
+            )
+        elif expected is not None and not 0.5 < layer.eps / expected < 2:
+            yield Finding(
+                "eps",
+                layer.name,
+                "warning",
+                f"eps is {layer.eps:g}; the default of {evidence.source} is {expected:g}",
+                "eps is not part of the weights, and was not copied with them",
+                f"set it to what the original model used, {expected:g} unless it says otherwise",
+                {"eps": layer.eps},
+            )
+    values = sorted({layer.eps for layer in evidence.layers})
+    if expected is None and len(values) > 1:
+        yield Finding(
+            "eps",
+            "",
+            "note",
+            f"layers differ in eps: {', '.join(f'{value:g}' for value in values)}",
+            "parts written for different frameworks",
+            "check each against the model that its weights come from",
+        )
+
+
+OTHER_CONVENTION, MISPLACED = 0.9, 0.05
+
+
+@check
+def momentum(evidence: Evidence) -> Iterator[Finding]:
+    """A momentum that is hardly intended.
+
+    Symptom: statistics that never change, follow the last batch alone, or give a small last batch the weight
+    of a full one.
+    Computation: the attribute; for None (equal weight to each batch) also the sizes of the loader's batches:
+    half the sum of |1/batches − size/samples|, the share of weight that lands on the wrong samples.
+    Threshold: outside [0, 1] an error; exactly 0 or 1 and from 0.9 a warning: PyTorch's momentum is the
+    weight of the *new* value, so the 0.9 or 0.99 of MXNet, Keras, Flax and ONNX is 0.1 or 0.01 here, and at
+    0.9 the last batch alone has nine tenths of the weight. None: 5 % misplaced, which one half-full last
+    batch among many does not reach.
+    Fix: 1 minus the other framework's value; for None, drop the last batch, or recalibrate.
+    Source: the definitions of momentum in PyTorch, Keras, Flax, MXNet and ONNX.
+    """
+    misplaced = misplaced_weight(evidence.batch_images)
+    for layer in evidence.updating():
+        value = layer.momentum
+        if value is None:
+            if misplaced > MISPLACED:
+                yield Finding(
+                    "momentum",
+                    layer.name,
+                    "warning",
+                    f"momentum None weighs all batches the same: {misplaced:.0%} of the weight is misplaced",
+                    "batches of uneven size under a plain average of batches",
+                    "drop the last batch, or recalibrate, which gives every value the same weight",
+                    {"misplaced": misplaced},
+                )
+        elif not OTHER_CONVENTION > value > 0:
+            yield _odd(layer.name, value)
+
+
+def misplaced_weight(sizes: tuple[int, ...]) -> float:
+    """Total variation distance between equal weight per batch and equal weight per sample."""
+    total = sum(sizes)
+    return sum(abs(1 / len(sizes) - size / total) for size in sizes) / 2 if total else 0.0
+
+
+def _odd(name: str, value: float) -> Finding:
+    if not 0 <= value <= 1:
+        cause, fix = "a weight must lie between 0 and 1", "set it to 0.1"
+    elif value == 0:
+        cause = "with momentum 0 the running statistics never change"
+        fix = "set it to 0.1 and recalibrate; to freeze the layer use eval() or FrozenBatchNorm"
+    elif value == 1:
+        cause = "with momentum 1 the running statistics are the last batch's"
+        fix = "set it to 0.1 and recalibrate"
+    else:
+        cause = "in PyTorch, momentum is the weight of the new value; elsewhere it is that of the old one"
+        fix = f"set it to {1 - value:.3g} and recalibrate"
+    severity: Severity = "warning" if 0 <= value <= 1 else "error"
+    return Finding("momentum", name, severity, f"momentum is {value:g}", cause, fix, {"momentum": value})

@@ -1,0 +1,171 @@
+"""``Summary``: the findings with the evidence they rest on, as data that every rendering reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .. import __version__
+from .checks.drift import measure
+from .evidence import Evidence, Layer
+from .finding import SEVERITIES, Finding, Severity
+
+SCHEMA = "gammabeta.doctor/1"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Findings of one check that share severity, cause and fix: one entry with several layers."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def first(self) -> Finding:
+        """The finding that speaks for the group."""
+        return self.findings[0]
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers, "(model)" where the model as a whole is meant."""
+        return tuple(finding.layer or "(model)" for finding in self.findings)
+
+    def names(self, most: int) -> str:
+        """The layers in one line, of which at most ``most`` are named."""
+        more = f" and {len(self.layers) - most} more" if len(self.layers) > most else ""
+        return ", ".join(self.layers[:most]) + more
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What was found (in the first layer), the cause and the fix, by these headings."""
+        found = f"{self.layers[0]}: " if len(self.layers) > 1 else ""
+        first = self.first
+        return {"found": found + first.evidence, "cause": first.cause, "fix": first.fix}
+
+
+class Summary:
+    """Findings and evidence: counts, verdict, groups, rows of the table of layers, JSON.
+
+    Attributes:
+        findings: the most severe first.
+        evidence: what the checks looked at.
+    """
+
+    def __init__(self, evidence: Evidence, findings: list[Finding]) -> None:
+        self.evidence, self.findings = evidence, findings
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is no error and no warning; notes are harmless."""
+        return not self.at_least("warning")
+
+    def at_least(self, severity: Severity) -> list[Finding]:
+        """The findings of this severity, or more severe."""
+        return [finding for finding in self.findings if finding.at_least(severity)]
+
+    def count(self, severity: Severity) -> int:
+        """How many findings have exactly this severity."""
+        return sum(finding.severity == severity for finding in self.findings)
+
+    @property
+    def groups(self) -> list[Group]:
+        """The findings, those of one check with the same severity, cause and fix together."""
+        together: dict[tuple[str, ...], list[Finding]] = {}
+        for finding in self.findings:
+            key = (finding.check, finding.severity, finding.cause, finding.fix)
+            together.setdefault(key, []).append(finding)
+        return [Group(tuple(findings)) for findings in together.values()]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        layers = len(self.evidence.layers)
+        if not layers and not self.findings:
+            return "No batch normalization found."
+        looked = f"{layers} batch-normalization layer{'s' * (layers != 1)}"
+        if self.evidence.samples:
+            looked += f" on {self.evidence.samples} samples"
+        if self.healthy:
+            return f"Healthy: no error or warning in {looked}{self._notes()}."
+        counts = [
+            f"{self.count(severity)} {severity}{'s' * (self.count(severity) != 1)}"
+            for severity in SEVERITIES
+            if self.count(severity)
+        ]
+        return f"{_sentence(counts)} in {looked}."
+
+    def _notes(self) -> str:
+        notes = self.count("note")
+        return f", {notes} note{'s' * (notes != 1)}" if notes else ""
+
+    def exit_code(self, severity: Severity = "warning") -> int:
+        """For a command line: 1 with findings of this severity or above, else 0."""
+        return int(bool(self.at_least(severity)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values; the schema is documented and versioned (see ``SCHEMA``)."""
+        row: dict[str, Any] = _finite(
+            {
+                "schema": SCHEMA,
+                "gammabeta": __version__,
+                "healthy": self.healthy,
+                "verdict": self.verdict,
+                "counts": {severity: self.count(severity) for severity in SEVERITIES},
+                "findings": [asdict(finding) for finding in self.findings],
+                "layers": [self.layer_row(layer) for layer in self.evidence.layers],
+                "gap": self._gap(),
+                "samples": self.evidence.samples,
+                "not_examined": self.evidence.not_examined,
+            }
+        )
+        return row
+
+    def to_json(self) -> str:
+        """:meth:`to_dict` as JSON; numbers that are not finite are null."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+
+    def layer_row(self, layer: Layer) -> dict[str, Any]:
+        """One layer in the table of layers; the drift is None where no data reached the layer."""
+        seen = self.evidence.seen(layer)
+        drift = measure(layer, seen) if seen is not None and layer.stored else None
+        severities = [f.severity for f in self.findings if f.layer == layer.name]
+        return {
+            "name": layer.name,
+            "kind": layer.kind,
+            "channels": layer.channels,
+            "eps": layer.eps,
+            "momentum": layer.momentum,
+            "updates": layer.updates,
+            "training": layer.training,
+            "frozen": layer.frozen,
+            "calls": self.evidence.around(layer).calls,
+            "drift_mean": drift.mean if drift else None,
+            "drift_log_variance": drift.variance if drift else None,
+            "worst": min(severities, key=SEVERITIES.index, default=None),
+        }
+
+    def _gap(self) -> dict[str, Any] | None:
+        gap = self.evidence.gap
+        if gap is None:
+            return None
+        keys = ("train", "bn_train", "population", "evaluation", "output_change", "output_noise")
+        return {key: getattr(gap, key) for key in keys}
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+
+def _sentence(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
