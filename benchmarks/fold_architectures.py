@@ -27,7 +27,10 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 import gammabeta as gb
+from benchmarks.harness.report import table, write_between
 from gammabeta.folding.verify import Inputs, distance, run
 
 Shape = tuple[int, ...]
@@ -257,32 +260,27 @@ def measure(name: str) -> Row:
     )
 
 
-def table(rows: list[Row]) -> str:
+def page(rows: list[Row]) -> str:
     """Render as Markdown."""
-    lines = [
-        "| architecture | stands for | batch norms | folded | torch.fx folds | fold error (float64) | "
-        "float32, folded | float32, original | float32, folded from original | last bit of the input | "
-        "packed | flow from |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        theirs = "does not trace" if row.fx_folded is None else str(row.fx_folded)
-        lines.append(
-            f"| {row.name} | {row.kind} | {row.norms} | {row.folded} | {theirs} | {row.error:.0e} | "
-            f"{row.native_error:.1e} | {row.original_error:.1e} | {row.difference:.1e} | "
-            f"{row.sensitivity:.1e} | {row.packed} | "
-            f"{row.evidence} |"
-        )
-    return "\n".join(lines)
-
-
-def write_between(path: Path, marker: str, text: str) -> None:
-    """Replace what stands between the two marker comments of a document."""
-    opening, closing = f"<!-- {marker}: begin -->", f"<!-- {marker}: end -->"
-    document = path.read_text(encoding="utf-8")
-    head, rest = document.split(opening)
-    tail = rest.split(closing)[1]
-    path.write_text(f"{head}{opening}\n{text}\n{closing}{tail}", encoding="utf-8")
+    return table(
+        [
+            {
+                "architecture": row.name,
+                "stands for": row.kind,
+                "batch norms": row.norms,
+                "folded": row.folded,
+                "torch.fx folds": "does not trace" if row.fx_folded is None else row.fx_folded,
+                "fold error (float64)": f"{row.error:.0e}",
+                "float32, folded": f"{row.native_error:.1e}",
+                "float32, original": f"{row.original_error:.1e}",
+                "float32, folded from original": f"{row.difference:.1e}",
+                "last bit of the input": f"{row.sensitivity:.1e}",
+                "packed": row.packed,
+                "flow from": row.evidence,
+            }
+            for row in rows
+        ]
+    )
 
 
 def main() -> int:
@@ -316,7 +314,8 @@ def main() -> int:
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     if options.docs:
-        write_between(options.docs, "architectures", table(rows))
+        opening, closing = "<!-- architectures: begin -->", "<!-- architectures: end -->"
+        write_between(options.docs, opening, closing, page(rows).rstrip("\n"))
     bad = [row.name for row in rows if row.error > 1e-5 or row.folded < (row.fx_folded or 0)]
     print("wrong, or fewer than torch.fx:", ", ".join(bad) if bad else "none")
     return 1 if bad else 0

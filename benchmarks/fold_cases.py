@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fold_architectures import write_between
-from fold_case_models import (
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import gammabeta as gb
+from benchmarks.fold_case_models import (
     Decides,
     ForeignFrozen,
     Functional,
@@ -40,11 +46,7 @@ from fold_case_models import (
     turned_tokens,
     twice,
 )
-from torch import nn
-from torch.nn.utils.parametrizations import weight_norm
-from torch.nn.utils.prune import l1_unstructured
-
-import gammabeta as gb
+from benchmarks.harness.report import table, write_between
 
 
 @dataclass(frozen=True)
@@ -374,13 +376,19 @@ def run(case: Case) -> Result:
     return Result(case, tuple(layer.outcome for layer in report.layers), reasons, error, report.native_error)
 
 
-def table(results: list[Result]) -> str:
+def page(results: list[Result]) -> str:
     """Render as Markdown."""
-    lines = ["| case | outcome | relative error | reason it stays |", "|---|---|---|---|"]
-    for result in results:
-        outcome = ", ".join(result.outcomes)
-        lines.append(f"| {result.case.name} | {outcome} | {result.native_error:.0e} | {result.reasons} |")
-    return "\n".join(lines)
+    return table(
+        [
+            {
+                "case": result.case.name,
+                "outcome": ", ".join(result.outcomes),
+                "relative error": f"{result.native_error:.0e}",
+                "reason it stays": result.reasons,
+            }
+            for result in results
+        ]
+    )
 
 
 def main() -> int:
@@ -389,9 +397,10 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, help="document whose table to replace")
     options = parser.parse_args()
     results = [run(case) for case in CASES]
-    print(table(results))
+    text = page(results).rstrip("\n")
+    print(text)
     if options.docs:
-        write_between(options.docs, "cases", table(results))
+        write_between(options.docs, "<!-- cases: begin -->", "<!-- cases: end -->", text)
     bad = [r for r in results if r.outcomes != r.case.outcomes or r.case.reason not in r.reasons]
     bad += [r for r in results if r.case.dtype == torch.float32 and not r.native_error <= 1e-6]
     for result in bad:

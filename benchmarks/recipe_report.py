@@ -10,63 +10,63 @@ benchmarks/results/recipes.json and the tables of docs/recipes.md.
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-from benchmarks.suites.machine import describe
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-RESULTS = Path(__file__).parent / "results"
+from benchmarks.harness import RESULTS, command
+from benchmarks.harness.machine import describe
+from benchmarks.harness.report import table, write_between
+
 DOCS = Path(__file__).parents[1] / "docs" / "recipes.md"
 OPEN, CLOSE = "<!-- recipes -->", "<!-- end of recipes -->"
 SEEDS = {"fast": 10, "classic": 5, "best": 5}
+TIMEOUT = 3600.0
 
 
 def train(recipe: str, seed: int) -> dict[str, Any]:
     """Train once in a process of its own and return its JSON result and the seconds of the whole process."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "gammabeta", "train", "--recipe", recipe, "--seed", str(seed)]
-        clock = time.perf_counter()
-        done = subprocess.run(
-            [*command, "--out", str(Path(folder) / "run"), "--json", "--quiet"],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-        process = time.perf_counter() - clock
-    result = json.loads(done.stdout)
-    del result["run"]
-    return {"recipe": recipe, "seed": seed, "process_seconds": round(process, 2), **result}
+        out = str(Path(folder) / "run")
+        run = command.train(["--recipe", recipe, "--seed", str(seed), "--out", out], timeout=TIMEOUT)
+    result = {key: value for key, value in run.result.items() if key != "run"}
+    return {"recipe": recipe, "seed": seed, "process_seconds": round(run.seconds, 2), **result}
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table of each seed, and one of each recipe's median and lowest."""
-    lines = [
-        "| recipe | seeds | median test accuracy | lowest "
-        "| median seconds of training | of the process | commit |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+def tables(rows: list[dict[str, Any]]) -> str:
+    """Return a Markdown table of each recipe's median and lowest, and one of each seed."""
+    recipes = []
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         mine = [row for row in rows if row["recipe"] == recipe]
         accuracy = [row["test_accuracy"] for row in mine]
-        training = statistics.median(row["seconds"]["train"] for row in mine)
-        process = statistics.median(row["process_seconds"] for row in mine)
-        lines.append(
-            f"| {recipe} | {len(mine)} | {statistics.median(accuracy):.4f} | {min(accuracy):.4f} "
-            f"| {training:.2f} | {process:.2f} | {', '.join(dict.fromkeys(row['commit'] for row in mine))} |"
+        recipes.append(
+            {
+                "recipe": recipe,
+                "seeds": len(mine),
+                "median test accuracy": f"{median(accuracy):.4f}",
+                "lowest": f"{min(accuracy):.4f}",
+                "median seconds of training": f"{median(row['seconds']['train'] for row in mine):.2f}",
+                "of the process": f"{median(row['process_seconds'] for row in mine):.2f}",
+                "commit": ", ".join(dict.fromkeys(row["commit"] for row in mine)),
+            }
         )
-    lines += ["", "| recipe | seed | moving loss | train accuracy | test accuracy | training s | process s |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    lines += [
-        f"| {row['recipe']} | {row['seed']} | {row['loss']:.4f} | {row['train_accuracy']:.5f} "
-        f"| {row['test_accuracy']:.4f} | {row['seconds']['train']:.2f} | {row['process_seconds']:.2f} |"
+    seeds = [
+        {
+            "recipe": row["recipe"],
+            "seed": row["seed"],
+            "moving loss": f"{row['loss']:.4f}",
+            "train accuracy": f"{row['train_accuracy']:.5f}",
+            "test accuracy": f"{row['test_accuracy']:.4f}",
+            "training s": f"{row['seconds']['train']:.2f}",
+            "process s": f"{row['process_seconds']:.2f}",
+        }
         for row in rows
     ]
-    return "\n".join(lines) + "\n"
+    return f"{table(recipes)}\n{table(seeds)}"
 
 
 def main() -> None:
@@ -97,12 +97,9 @@ def publish(document: dict[str, Any]) -> None:
     """Write the tables into ``docs/recipes.md``, between its marks, and print them."""
     machine = document["machine"]
     where = f"{machine['machine']}, {machine['threads']} threads, {machine['date']}"
-    text = DOCS.read_text("utf-8")
-    before, _, rest = text.partition(OPEN)
-    _, _, after = rest.partition(CLOSE)
-    tables = table(document["rows"])
-    DOCS.write_text(f"{before}{OPEN}\n{where}\n\n{tables}\n{CLOSE}{after}", "utf-8")
-    print(tables)
+    text = tables(document["rows"])
+    write_between(DOCS, OPEN, CLOSE, f"{where}\n\n{text}")
+    print(text)
 
 
 if __name__ == "__main__":

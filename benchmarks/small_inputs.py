@@ -1,17 +1,20 @@
-"""Where a kernel begins to pay: ``functional.batch_norm`` on small inputs, by each road, beside torch.
+"""Where a kernel begins to pay: ``functional.batch_norm`` on small inputs, by each path, beside torch.
 
 ``python benchmarks/small_inputs.py`` prints microseconds, medians of interleaved calls, as a Markdown table:
 torch, ours with torch's operator, ours with the kernel. Outputs are compared before anything is timed. The
 thresholds in ``gammabeta.functional.step`` are read off it.
 """
 
-import time
-from collections.abc import Callable, Sequence
+import sys
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.harness.timing import interleave
 from gammabeta.functional import batch_norm, route
 
 SHAPES = [
@@ -28,26 +31,15 @@ ROUNDS = 200
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 
-def interleaved(functions: Sequence[Callable[[], Tensor]]) -> list[float]:
-    """Median microseconds of each."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, kept in zip(functions, times, strict=True):
-            start = time.perf_counter()
-            function()
-            kept.append(time.perf_counter() - start)
-    return [sorted(kept)[ROUNDS // 2] * 1e6 for kept in times]
-
-
-def always(road: str) -> None:
-    """Send every input along one road."""
-    most = 0 if road == "kernel" else 1 << 60
+def always(path: str) -> None:
+    """Serve every input by one path: torch's operator (``small``) or the kernel."""
+    most = 0 if path == "kernel" else 1 << 60
     for thresholds in (route.SMALL_TRAIN, route.SMALL_EVAL):
         thresholds[:] = [most] * 3
 
 
 def case(shape: tuple[int, ...], training: bool, activation: str | None) -> list[float]:
-    """One cell of the table: torch, the small road, the kernel."""
+    """One cell of the table: microseconds of torch, ours with torch's operator, ours with the kernel."""
     channels = shape[1]
     x = torch.randn(shape, requires_grad=training)
     weight, bias = (torch.rand(channels, requires_grad=training) for _ in range(2))
@@ -62,17 +54,18 @@ def case(shape: tuple[int, ...], training: bool, activation: str | None) -> list
         out = F.batch_norm(x, mean, var, weight, bias, training)
         return finish(out if activation is None else F.relu(out, inplace=True))
 
-    def ours(road: str) -> Tensor:
-        always(road)
+    def ours(path: str) -> Tensor:
+        always(path)
         return finish(batch_norm(x, mean, var, weight, bias, training, activation=activation))
 
     expected = F.batch_norm(x, mean.clone(), var.clone(), weight, bias, training)
     expected = expected if activation is None else F.relu(expected)
-    for road in ("small", "kernel"):
+    for path in ("small", "kernel"):
         mean.zero_(), var.fill_(1)
-        torch.testing.assert_close(ours(road), expected, **CLOSE)
+        torch.testing.assert_close(ours(path), expected, **CLOSE)
         mean.zero_(), var.fill_(1)
-    return interleaved([theirs, lambda: ours("small"), lambda: ours("kernel")])
+    programs = {"torch": theirs, "small": lambda: ours("small"), "kernel": lambda: ours("kernel")}
+    return [t.median * 1e6 for t in interleave(programs, rounds=ROUNDS, round_seconds=0).values()]
 
 
 def main() -> None:

@@ -42,8 +42,7 @@ from gammabeta.data import load, load_picture, write_idx
 from gammabeta.errors import GammabetaError
 
 SECONDS, MEGABYTES, HANG = 1.0, 500.0, 20.0
-#: No child may ask the system for more than this, so that a reader that does is found, not the machine
-#: stopped.
+#: No child may ask the system for more, so that a reader that does is found before the machine stops.
 ADDRESS_SPACE = 12 << 30
 
 ENDS = ("no answer", "the process died")
@@ -66,7 +65,7 @@ class Format:
     samples: Callable[[Path], list[bytes]]
     reader: Callable[[Path], Reader]
     seal: Callable[[bytes], bytes] = bytes
-    damage: "Callable[[bytes, Random], bytes] | None" = None
+    damage: Callable[[bytes, Random], bytes] | None = None
 
     def case(self, samples: list[bytes], seed: int, number: int) -> bytes:
         """Damaged input ``number`` under ``seed``."""
@@ -76,7 +75,6 @@ class Format:
 
 
 # --- damage
-# -----------------------------------------------------------------------------------------------------
 
 AWKWARD = [bytes(n) for n in (1, 2, 4, 8)] + [b"\xff" * n for n in (1, 2, 4, 8)]
 AWKWARD += [b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\0\1\0\0", b"\0\0\1\0"]
@@ -111,25 +109,8 @@ def damage_bytes(content: bytes, random: Random) -> bytes:
     return bytes(data)
 
 
-VALUES = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    2**31,
-    2**63,
-    10**30,
-    1e308,
-    float("nan"),
-    "",
-    "\0",
-    "x" * 500,
-    [],
-    {},
-    [[]],
-    [0] * 50,
-]
+VALUES: list[Any] = [None, True, -1, 0, 1, 2**31, 2**63, 10**30, 1e308, float("nan")]
+VALUES += ["", "\0", "x" * 500, [], {}, [[]], [0] * 50]
 
 
 def damage_json(content: bytes, random: Random) -> bytes:
@@ -161,7 +142,6 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
 
 
 # --- checksums
-# --------------------------------------------------------------------------------------------------
 
 
 def seal_png(content: bytes) -> bytes:
@@ -189,7 +169,6 @@ def seal_npz(content: bytes) -> bytes:
 
 
 # --- formats: data
-# ----------------------------------------------------------------------------------------------
 
 
 def _arrays() -> dict[str, Any]:
@@ -304,7 +283,6 @@ def picture_reader(folder: Path) -> Reader:
 
 
 # --- formats: run folders
-# ---------------------------------------------------------------------------------------
 
 
 def make_run(folder: Path) -> Path:
@@ -378,7 +356,6 @@ FORMATS: dict[str, Format] = {
 
 
 # --- running
-# ----------------------------------------------------------------------------------------------------
 
 
 def judge(read: Reader, content: bytes) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """What recalibration and diagnosis cost beside a forward pass, after a check that recalibration is exact.
 
-Precision and recall of the checks are another matter: ``python -m benchmarks.suites.fault_bench``.
+Precision and recall of the checks are another matter: ``python -m benchmarks.faults.bench``.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from gammabeta.doctor import diagnose
 from gammabeta.nn import BatchNorm1d, BatchNorm2d
 from gammabeta.stats.recalibrate import recalibrate
 
-from . import IncorrectError, Options, Result
-from .timing import interleave
+from ..harness import IncorrectError, Options, Result
+from ..harness.timing import interleave
 
 IMAGES, BATCH = 4096, 512
 ALLOWED = 1e-6  # relative error of means and variances at mean 1e4, standard deviation 1

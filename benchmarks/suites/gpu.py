@@ -8,17 +8,17 @@ it.
 import argparse
 import json
 import sys
+from statistics import geometric_mean
 from typing import Any
 
 import torch
 
 from gammabeta.errors import UnavailableError
 
-from . import Options, Result
+from ..harness import Options, Result
 from .gpu_layers import Case, Layer, cases, check, fewest_bytes, our_program, torch_program
 from .gpu_models import digits, resnet_step
 from .gpu_timing import copy_bandwidth, interleave, rotations
-from .timing import geometric_mean
 
 PARTS = ("layers", "resnet", "digits")
 _LARGE = 64 << 20  # bytes beyond which the share of the copy's bandwidth is judged

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gammabeta import functional
 
-from . import IncorrectError
+from ..harness import IncorrectError
 
 BATCHES = (64, 256)
 STAGES = ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))  # ResNet-50: channels, side

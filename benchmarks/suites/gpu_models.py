@@ -1,10 +1,7 @@
 """Whole trainings on a GPU: a ResNet-50 step before and after ``convert``, and the digit network's time."""
 
 import copy
-import json
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -17,11 +14,12 @@ from torch import Tensor, nn
 
 from gammabeta.conversion.convert import convert
 
-from . import IncorrectError
+from ..harness import IncorrectError, command
 from .gpu_timing import interleave
 
 _LOSS_TOLERANCE = 2e-2  # of losses after one bf16 step of the same network from the same start
 _TARGET = 0.989
+_TIMEOUT = 900.0  # seconds for one training, the first compiles its kernels
 _NEEDED = ("typer", "pydantic", "rich", "safetensors", "matplotlib")
 
 
@@ -119,24 +117,10 @@ def digits(seeds: int) -> dict[str, Any]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(-1, seeds):  # the first warms the caches of compiled kernels and does not count
-            options = ["--recipe", "fast", "--device", "cuda", "--json", "--seed", str(max(0, seed))]
-            done = subprocess.run(
-                [
-                    sys.executable,
-                    "-m",
-                    "gammabeta",
-                    "train",
-                    *options,
-                    "--out",
-                    str(Path(folder) / str(seed)),
-                ],
-                capture_output=True,
-                text=True,
-            )
-            if done.returncode:
-                raise IncorrectError(f"gammabeta train failed: {done.stderr.strip().splitlines()[-1:]}")
+            options = ["--recipe", "fast", "--device", "cuda", "--seed", str(max(0, seed))]
+            run = command.train([*options, "--out", str(Path(folder) / str(seed))], _TIMEOUT)
             if seed >= 0:
-                found.append(json.loads(done.stdout))
+                found.append(run.result)
     seconds = [run["seconds"]["train"] + run["seconds"]["recalibrate"] for run in found]
     accuracy = [run["test_accuracy"] for run in found]
     reached = sum(a >= _TARGET for a in accuracy)

@@ -25,8 +25,8 @@ from gammabeta.train.fitting import fit
 from gammabeta.train.network import DigitNetwork
 from gammabeta.train.recipe import load_recipe
 
-from . import IncorrectError, Options, Result
-from .timing import Timing, interleave
+from ..harness import IncorrectError, Options, Result
+from ..harness.timing import Timing, interleave
 
 _COLUMN = "times faster than evaluation mode, channels_last"
 BATCHES = (1, 256)

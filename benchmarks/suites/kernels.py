@@ -10,6 +10,7 @@ case have, timed right after, says how fast memory was just then, and so what it
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from statistics import geometric_mean
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from torch import Tensor
 from gammabeta import functional
 from gammabeta.epilogue import MaxPool, Pool, pooled_shape
 
-from . import IncorrectError, Options, Result
-from .timing import Timing, geometric_mean, interleave
+from ..harness import IncorrectError, Options, Result
+from ..harness.timing import Timing, interleave
 
 # (N, C, H, W): stages of the networks named; (N, C) for perceptrons
 SHAPES = {

@@ -8,11 +8,11 @@ cross-entropy, backward and SGD with momentum. Converted or not, the weights are
 
 import ctypes
 import multiprocessing
-import statistics
 import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from statistics import geometric_mean, median
 from typing import Any, NamedTuple
 
 import torch
@@ -23,8 +23,8 @@ from gammabeta.conversion.convert import convert
 from gammabeta.errors import UnavailableError
 from gammabeta.kernels.cpu import allocator
 
-from . import IncorrectError, Options, Result
-from .timing import geometric_mean, interleave
+from ..harness import IncorrectError, Options, Result
+from ..harness.timing import interleave
 
 NETWORKS = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "MobileNetV2": "mobilenetv2_w1"}
 NETWORKS["DenseNet-121"] = "densenet121"
@@ -142,7 +142,7 @@ def memory_of(name: str, variant: str) -> Memory | None:
 def _usual_memory(name: str, variant: str, processes: int) -> Memory | None:
     """The medians over several processes: one differs from the next by a tenth."""
     found = [memory for _ in range(processes) if (memory := memory_of(name, variant)) is not None]
-    return Memory(*(statistics.median(column) for column in zip(*found, strict=True))) if found else None
+    return Memory(*(median(column) for column in zip(*found, strict=True))) if found else None
 
 
 def _memory_summary(name: str, processes: int) -> dict[str, str]:

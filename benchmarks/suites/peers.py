@@ -16,7 +16,8 @@ import numpy.typing as npt
 from gammabeta.data import Dataset
 from gammabeta.errors import UnavailableError, UsageError
 
-from . import CHECKOUT
+#: The peers' scripts and their table.
+FOLDER = Path(__file__).resolve().parents[1] / "peers"
 
 #: Shapes of the notebook's weights in PyTorch's layout, a bias each; and the widths of its batch norms.
 _WEIGHTS = {"conv1": (20, 1, 3, 3), "conv2": (50, 20, 5, 5), "dense1": (128, 800), "dense2": (10, 128)}
@@ -52,21 +53,9 @@ class Peer:
     variables: tuple[tuple[str, str], ...]
 
 
-def checkout_folder() -> Path | None:
-    """Return ``benchmarks/peers`` of the checkout that this package runs from; None for an installed one."""
-    folder = CHECKOUT / "peers"
-    return folder if (folder / "peers.toml").is_file() else None
-
-
-def environments_folder() -> Path:
-    """Return where ``build.py`` puts the environments unless told otherwise."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "gammabeta" / "peers"
-
-
-def read_peers(folder: Path) -> dict[str, Peer]:
+def read_peers() -> dict[str, Peer]:
     """Read ``peers.toml``: each peer by its name, in the order of the file."""
-    table = tomllib.loads((folder / "peers.toml").read_text("utf-8"))
+    table = tomllib.loads((FOLDER / "peers.toml").read_text("utf-8"))
     peers = {}
     for name, entry in table.items():
         peers[name] = Peer(
@@ -145,7 +134,7 @@ def parse_result(output: str) -> dict[str, Any]:
 
 @contextmanager
 def held_to(threads: int) -> Iterator[None]:
-    """Hold this process, and so those it starts, to that many processors; afterwards let it go again.
+    """Hold this process, and so those it starts, to that many processors; afterwards give the others back.
 
     Raises:
         UsageError: There are fewer.
@@ -181,14 +170,12 @@ def run_process(
     return done
 
 
-def run_peer(
-    peer: Peer, folder: Path, environments: Path, task: Path, precision: str, timeout: float
-) -> dict[str, Any]:
+def run_peer(peer: Peer, environments: Path, task: Path, precision: str, timeout: float) -> dict[str, Any]:
     """Let a peer train once in a process of its own and return what it printed.
 
     Raises:
         UnavailableError: It has no environment, failed, took too long or printed no result.
     """
-    script = [str(interpreter(environments, peer)), str(folder / peer.script), str(task)]
+    script = [str(interpreter(environments, peer)), str(FOLDER / peer.script), str(task)]
     command = [*script, "--precision", precision, *peer.arguments]
     return parse_result(run_process(command, dict(peer.variables), timeout).stdout)

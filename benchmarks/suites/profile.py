@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from . import Options, Result
+from ..harness import Options, Result
 
 if TYPE_CHECKING:
     from gammabeta.train.loop import Training

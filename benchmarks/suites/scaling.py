@@ -13,9 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-
-from . import Options, Result, own, report
+from ..harness import Options, Result, command, report
+from ..harness.digits import mnist_of
 
 SIZES = (6_000, 60_000, 600_000)
 BATCHES = (32, 64, 128, 256, 512, 1_024)
@@ -34,7 +33,7 @@ class Case:
     name: str
     images: int
     batch: int | None
-    run: Callable[[], own.OwnRun]
+    run: Callable[[], command.Run]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -93,22 +92,18 @@ def make_cases(
     """Yield the cases: first the starts, the cold one before the warm one, then sizes and batches."""
     counter = iter(range(1 << 30))
 
-    def train(arguments: Sequence[str], cold: bool = False) -> own.OwnRun:
+    def train(arguments: Sequence[str], cold: bool = False) -> command.Run:
         run = next(counter)
-        variables: dict[str, str] = {}
-        if cold:
-            variables["NUMBA_CACHE_DIR"] = str(
-                scratch / f"compiled-{run}"
-            )  # where Numba looks for what it compiled
-        return own.train([*arguments, "--out", str(scratch / f"run-{run}")], timeout, variables)
+        # An empty folder to look for compiled kernels in: the first run compiles them.
+        variables = {"NUMBA_CACHE_DIR": str(scratch / f"compiled-{run}")} if cold else {}
+        return command.train([*arguments, "--out", str(scratch / f"run-{run}")], timeout, variables)
 
-    def epoch(size: int, batch: int) -> own.OwnRun:
-        data = "mnist" if size == USUAL_SIZE else str(repeated_mnist(scratch, size))
+    def epoch(size: int, batch: int) -> command.Run:
         settings = ["--recipe", "classic", "--precision", precision, "--batch-size", str(batch)]
         steady = ["--set", "loss=mean", "--learning-rate", "0.064"]
-        return train([data, *settings, *steady])
+        return train([mnist_of(size, scratch), *settings, *steady])
 
-    def fast(cold: bool) -> own.OwnRun:
+    def fast(cold: bool) -> command.Run:
         return train(["--recipe", "fast"], cold)
 
     yield Case("starts", "first run", USUAL_SIZE, None, partial(fast, True))
@@ -117,20 +112,3 @@ def make_cases(
         yield Case("sizes", f"{size:,} images", size, USUAL_BATCH, partial(epoch, size, USUAL_BATCH))
     for batch in batches:
         yield Case("batches", f"batch {batch:,}", USUAL_SIZE, batch, partial(epoch, USUAL_SIZE, batch))
-
-
-def repeated_mnist(scratch: Path, size: int) -> Path:
-    """Write MNIST's training images, cut or repeated to ``size``, as IDX files, unless they are there."""
-    from gammabeta.data import load, write_idx
-
-    folder = scratch / f"mnist-{size}"
-    if folder.exists():
-        return folder
-    dataset = load("mnist")
-    chosen = np.arange(size) % len(dataset.train)
-    folder.mkdir()
-    parts = (("train", dataset.train, chosen), ("t10k", dataset.test, np.arange(len(dataset.test))))
-    for name, split, index in parts:
-        write_idx(folder / f"{name}-images-idx3-ubyte", split.images[index, 0])
-        write_idx(folder / f"{name}-labels-idx1-ubyte", split.labels[index].astype(np.uint8))
-    return folder

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from . import Result
+from ..harness import Result
 
 Row = dict[str, Any]
 

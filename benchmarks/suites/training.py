@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gammabeta.errors import GammabetaError, UsageError
 
-from . import Options, Result, own, peers, report
-
-if TYPE_CHECKING:
-    from gammabeta.data import Dataset
+from ..harness import Options, Result, command, report
+from ..harness.digits import mnist_of
+from ..peers import build
+from . import peers
 
 Row = dict[str, Any]
 
@@ -50,7 +50,7 @@ class Contestant:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare the suite's options."""
     cores = len(os.sched_getaffinity(0))
-    folder = peers.environments_folder()
+    folder = build.default_root()
     parser.add_argument("--rounds", type=int, metavar="N", help="runs of everyone; 3, or 1 with --quick")
     parser.add_argument("--only", type=_names, default=(), metavar="A,B", help="these contestants only")
     parser.add_argument("--threads", type=int, default=cores, metavar="N", help="%(default)s")
@@ -62,43 +62,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: Options) -> Result:
     """Let everyone train, round after round; ``--quick`` trains on a part of MNIST and gates nothing."""
+    from gammabeta.data import load
+
     from .training_report import result_of
 
     given = options.given
-    images = given.images if options.quick else None
     rows = report.measured(report.stem_of("training", options.quick), options.out) if given.append else []
     if any(row["threads"] != given.threads for row in rows):
         raise UsageError(f"the results in {options.out} are of other than {given.threads} threads")
     first = 1 + max((row["round"] for row in rows), default=0)
     with TemporaryDirectory(prefix="gammabeta-bench-") as folder:
         scratch = Path(folder)
-        contestants = choose(
-            own_contestants(scratch, images, given.timeout) + peer_contestants(given, scratch), given.only
-        )
-        dataset = prepare(scratch, images)
+        data = mnist_of(given.images, scratch) if options.quick else "mnist"
+        ours = own_contestants(scratch, data, given.timeout)
+        contestants = choose(ours + peer_contestants(given, scratch), given.only)
+        dataset = load(data)
         for number in range(first, first + (given.rounds or (1 if options.quick else 3))):
             peers.write_task(scratch / TASK, dataset, seed=number)
-            for row in play_round(contestants, number, given.threads, gated=images is None):
+            for row in play_round(contestants, number, given.threads, gated=not options.quick):
                 rows.append(row)
                 options.save(result_of(rows))
     return result_of(rows)
-
-
-def prepare(scratch: Path, images: int | None) -> "Dataset":
-    """Return the data set; for a part of MNIST, write it as IDX files too, for our own command to read."""
-    from gammabeta.data import Dataset, Split, load, write_idx
-
-    dataset = load("mnist")
-    if images is not None:
-        part = Split(dataset.train.images[:images].copy(), dataset.train.labels[:images])
-        dataset = Dataset(dataset.name, part, dataset.test, dataset.classes)
-    if images is not None:
-        folder = scratch / "mnist"
-        folder.mkdir()
-        for name, split in (("train", dataset.train), ("t10k", dataset.test)):
-            write_idx(folder / f"{name}-images-idx3-ubyte", split.images[:, 0])
-            write_idx(folder / f"{name}-labels-idx1-ubyte", split.labels.astype("uint8"))
-    return dataset
 
 
 def play_round(
@@ -129,18 +113,16 @@ def play_round(
 
 def passes(row: Row) -> bool:
     """Tell whether a run has done the work that was asked for, as far as its result can show."""
-    learned = (
-        row["recipe"] != "classic" or row["moving_loss"] <= LOSS_GATE
-    )  # label smoothing has another loss
+    # Label smoothing, in the other recipes, has another loss.
+    learned = row["recipe"] != "classic" or row["moving_loss"] <= LOSS_GATE
     return bool(row["test_accuracy"] >= GATE and learned)
 
 
-def own_contestants(scratch: Path, images: int | None, timeout: float) -> list[Contestant]:
+def own_contestants(scratch: Path, data: str, timeout: float) -> list[Contestant]:
     """Return our own trainings: the notebook's recipe in both precisions, and ours.
 
     ``classic`` is judged by its running statistics here, as all peers are, and not recalibrated.
     """
-    data = "mnist" if images is None else str(scratch / "mnist")
 
     def contestant(name: str, recipe: str, precision: str) -> Contestant:
 
@@ -148,9 +130,8 @@ def own_contestants(scratch: Path, images: int | None, timeout: float) -> list[C
             settings = ["--recipe", recipe, "--precision", precision, "--seed", str(seed)]
             if recipe == "classic":
                 settings += ["--set", "recalibrate=0"]
-            return own_figures(
-                own.train([data, *settings, "--out", str(scratch / f"{name}-{seed}")], timeout)
-            )
+            out = str(scratch / f"{name}-{seed}")
+            return own_figures(command.train([data, *settings, "--out", out], timeout))
 
         return Contestant(name, "gammabeta", recipe, precision, train)
 
@@ -161,7 +142,7 @@ def own_contestants(scratch: Path, images: int | None, timeout: float) -> list[C
     ]
 
 
-def own_figures(run: own.OwnRun) -> Row:
+def own_figures(run: command.Run) -> Row:
     """Return a row's figures from our own command's.
 
     The first step, which loads kernels and touches memory first, is our warm-up. As it is one of the epoch's
@@ -187,20 +168,16 @@ def own_figures(run: own.OwnRun) -> Row:
 
 
 def peer_contestants(given: argparse.Namespace, scratch: Path) -> list[Contestant]:
-    """Return the peers of the checkout, in every precision that each computes in; none outside a checkout."""
-    folder = peers.checkout_folder()
-    if folder is None:
-        print("The peers' scripts are in the repository's benchmarks/peers; only gammabeta is measured here.")
-        return []
+    """Return the peers, in every precision that each computes in."""
 
     def contestant(peer: peers.Peer, precision: str) -> Contestant:
         def train(_: int) -> Row:
-            return peers.run_peer(peer, folder, given.peers_dir, scratch / TASK, precision, given.timeout)
+            return peers.run_peer(peer, given.peers_dir, scratch / TASK, precision, given.timeout)
 
         suffix = "" if precision == "fp32" else f"-{precision}"
         return Contestant(peer.name + suffix, peer.title, "classic", precision, train)
 
-    every = peers.read_peers(folder).values()
+    every = peers.read_peers().values()
     return [contestant(peer, precision) for peer in every for precision in peer.precisions]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from . import Result, machine
+from ..harness import Result, machine
 
 Row = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.suites import IncorrectError, Options, doctor
+from benchmarks.harness import IncorrectError, Options
+from benchmarks.suites import doctor
 
 
 def test_what_is_inexact_is_not_timed(monkeypatch):

@@ -14,9 +14,6 @@ from benchmarks.suites import peers
 from gammabeta.data import Dataset, Split
 from gammabeta.errors import UnavailableError, UsageError
 
-FOLDER = peers.checkout_folder()
-pytestmark = pytest.mark.skipif(FOLDER is None, reason="the peers' scripts are in the checkout only")
-
 # A peer without a framework: it trains nothing, so only the contract is tested.
 COUNTING = """
 import contract, numpy as np
@@ -34,7 +31,7 @@ contract.run("counting", Trainer, lambda: {"nothing": "1.0"})
 @pytest.fixture
 def environments(tmp_path):
     """A folder of environments in which every peer's Python is this one."""
-    for name in {peer.environment for peer in peers.read_peers(FOLDER).values()}:
+    for name in {peer.environment for peer in peers.read_peers().values()}:
         binaries = tmp_path / "environments" / name / "bin"
         binaries.mkdir(parents=True)
         (binaries / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
@@ -47,13 +44,13 @@ def peer_of(script, environment="pytorch"):
 
 
 def test_every_peer_has_a_script_and_pinned_requirements():
-    found = peers.read_peers(FOLDER)
+    found = peers.read_peers()
     assert {"pytorch-eager", "pytorch-channels-last", "pytorch-compiled"} < set(found)
     assert {"keras", "jax", "tinygrad", "mxnet"} < set(found)
     for peer in found.values():
-        assert (FOLDER / peer.script).is_file()
+        assert (peers.FOLDER / peer.script).is_file()
         assert peer.precisions[0] == "fp32"
-        lines = (FOLDER / "requirements" / f"{peer.environment}.txt").read_text().splitlines()
+        lines = (peers.FOLDER / "requirements" / f"{peer.environment}.txt").read_text().splitlines()
         pins = [line for line in lines if not line.startswith("#")]
         assert pins
         assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins), pins
@@ -88,11 +85,11 @@ def test_a_data_set_that_the_network_or_the_evaluation_does_not_fit_is_refused(t
 
 def test_a_peers_line_keeps_the_contract(tmp_path, digits, environments, monkeypatch):
     (tmp_path / "counting.py").write_text(COUNTING)
-    monkeypatch.setenv("PYTHONPATH", str(FOLDER))
+    monkeypatch.setenv("PYTHONPATH", str(peers.FOLDER))
     peers.write_task(tmp_path / "task.npz", digits, seed=0)
     with peers.held_to(1):
         result = peers.run_peer(
-            peer_of("counting.py"), tmp_path, environments, tmp_path / "task.npz", "fp32", 60
+            peer_of(tmp_path / "counting.py"), environments, tmp_path / "task.npz", "fp32", 60
         )
     assert set(peers.FIELDS) <= set(result)
     assert (result["peer"], result["threads"], result["images"]) == ("counting", 1, 1000)
@@ -140,7 +137,7 @@ def test_a_missing_environment_names_the_command_that_builds_it(tmp_path):
 def test_a_peer_that_fails_says_why(tmp_path, environments, code, timeout, message):
     (tmp_path / "peer.py").write_text(code)
     with pytest.raises(UnavailableError, match=message):
-        peers.run_peer(peer_of("peer.py"), tmp_path, environments, tmp_path / "t.npz", "fp32", timeout)
+        peers.run_peer(peer_of(tmp_path / "peer.py"), environments, tmp_path / "t.npz", "fp32", timeout)
 
 
 def test_threads_are_given_back_even_after_an_error():
@@ -155,7 +152,7 @@ def test_threads_are_given_back_even_after_an_error():
 
 
 def test_channels_last_parameters_compute_the_same(monkeypatch, digits, tmp_path):
-    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.syspath_prepend(str(peers.FOLDER))
     import contract
 
     peers.write_task(tmp_path / "task.npz", digits, seed=0)
@@ -176,9 +173,9 @@ def test_channels_last_parameters_compute_the_same(monkeypatch, digits, tmp_path
 @pytest.mark.parametrize("name", ["pytorch-eager", "pytorch-channels-last"])
 def test_pytorch_trains_here(tmp_path, digits, environments, name):
     peers.write_task(tmp_path / "task.npz", digits, seed=0)
-    peer = peers.read_peers(FOLDER)[name]
+    peer = peers.read_peers()[name]
     with peers.held_to(1):
-        result = peers.run_peer(peer, FOLDER, environments, tmp_path / "task.npz", "fp32", 120)
+        result = peers.run_peer(peer, environments, tmp_path / "task.npz", "fp32", 120)
     assert result["steps"] == 16
     assert 0 < result["moving_loss"] < math.log(10) + 0.1
     assert result["train_accuracy"] >= 0.05

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.suites import own, scaling, scaling_report
+from benchmarks.harness import command
+from benchmarks.harness.digits import mnist_of
+from benchmarks.suites import scaling, scaling_report
 from gammabeta.data import load
 
 
@@ -20,9 +22,9 @@ def asked(monkeypatch):
         seen.append((list(arguments), dict(variables)))
         seconds = {"train": 2.0, "first_step": 0.5, "evaluate": 0.5}
         result = {"seconds": seconds, "images": 1000, "steps": 16, "precision": "fp32", "test_accuracy": 0.9}
-        return own.OwnRun(result, 4.0, 600.0)
+        return command.Run(result, 4.0, 600.0)
 
-    monkeypatch.setattr(own, "train", train)
+    monkeypatch.setattr(command, "train", train)
     return seen
 
 
@@ -62,7 +64,7 @@ def test_a_first_run_never_finds_the_cache_of_another(tmp_path, asked):
 
 def test_mnist_is_repeated_in_order(tmp_path):
     train = load("mnist").train
-    repeated = load(scaling.repeated_mnist(tmp_path, 61_000)).train
+    repeated = load(mnist_of(61_000, tmp_path)).train
     assert len(repeated) == 61_000
     assert np.array_equal(repeated.images[60_000:], train.images[:1000])
     assert np.array_equal(repeated.labels[60_000:], train.labels[:1000])

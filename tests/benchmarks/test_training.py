@@ -1,13 +1,13 @@
 """The suite training: rounds, the gate, the report; one real run of our own command on a part of MNIST."""
 
-import argparse
 import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from benchmarks.suites import own, report, training, training_report
-from benchmarks.suites.command import main
+from benchmarks.harness import command, report
+from benchmarks.run import run
+from benchmarks.suites import training, training_report
 from gammabeta.errors import UnavailableError, UsageError
 
 
@@ -54,7 +54,7 @@ def our_run(**seconds):
         "train_accuracy": 0.99,
         "test_accuracy": 0.98,
     }
-    return own.OwnRun(result, 9.0, 700.0)
+    return command.Run(result, 9.0, 700.0)
 
 
 def test_our_first_step_is_our_warm_up():
@@ -66,13 +66,6 @@ def test_our_first_step_is_our_warm_up():
 def test_a_training_that_recalibrates_is_counted_whole():
     figures = training.own_figures(our_run(recalibrate=0.25))
     assert (figures["epoch_seconds"], figures["warmup_seconds"]) == (5.25, None)
-
-
-def test_outside_a_checkout_only_gammabeta_is_measured(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("benchmarks.suites.peers.CHECKOUT", tmp_path)
-    options = argparse.Namespace(peers_dir=tmp_path, timeout=1)
-    assert training.peer_contestants(options, tmp_path) == []
-    assert "repository's benchmarks/peers" in capsys.readouterr().out
 
 
 def test_medians_ratios_and_failures_are_reported(row):
@@ -157,7 +150,7 @@ def test_the_runs_of_an_earlier_result_are_read_back(tmp_path, row):
 
 def test_our_own_command_is_measured_from_outside(tmp_path):
     trial = ["training", "--quick", "--images", "1000", "--only", "gammabeta", "--threads", "1"]
-    assert main([*trial, "--out", str(tmp_path)], "bench") == 0
+    run([*trial, "--out", str(tmp_path)])
     (path,) = tmp_path.glob("training-quick-*.json")
     (measured,) = json.loads(path.read_text())["measured"]
     assert (measured["images"], measured["steps"], measured["precision"]) == (1000, 16, "fp32")
@@ -165,12 +158,12 @@ def test_our_own_command_is_measured_from_outside(tmp_path):
     assert measured["peak_rss_mb"] > 100
     assert measured["threads"] == 1
     with pytest.raises(UsageError, match="other than 2 threads"):
-        main([*trial[:-1], "2", "--append", "--out", str(tmp_path)], "bench")
+        run([*trial[:-1], "2", "--append", "--out", str(tmp_path)])
     assert "gammabeta, recipe classic" in path.with_suffix(".md").read_text("utf-8")
 
 
 def test_a_failing_command_says_why(tmp_path):
     with pytest.raises(UnavailableError, match=r"code 2.*no such data set"):
-        own.train([str(tmp_path / "nowhere")], 60)
+        command.train([str(tmp_path / "nowhere")], 60)
     with pytest.raises(UnavailableError, match="too long"):
-        own.train(["mnist", "--out", str(tmp_path / "run")], 0.2)
+        command.train(["mnist", "--out", str(tmp_path / "run")], 0.2)

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.suites.fault_bench import BEGIN, END, distributed_trials, failures, table, trials, write
+from benchmarks.faults.bench import BEGIN, END, distributed_trials, failures, table, trials
+from benchmarks.harness.report import write_between
 
 SMALL = ("mlp", "reused")
 
@@ -31,5 +32,5 @@ def test_the_table_counts_what_was_missed(tmp_path):
     assert len(failures([silent])) == 2
     page = tmp_path / "page.md"
     page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
-    write(page, text)
+    write_between(page, BEGIN, END, text)
     assert page.read_text(encoding="utf-8") == f"above\n{BEGIN}\n{text}\n{END}\nbelow\n"

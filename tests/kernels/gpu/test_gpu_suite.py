@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks.suites import IncorrectError, Options, gpu, gpu_layers, gpu_models, gpu_timing
-from benchmarks.suites.command import parse
+from benchmarks.harness import IncorrectError, Options, command
+from benchmarks.run import parse
+from benchmarks.suites import gpu, gpu_layers, gpu_models, gpu_timing
 
 
 def small(operation="BN+add+ReLU", dtype=torch.float32, channels_last=True):
@@ -102,7 +103,7 @@ def test_parts_are_chosen_and_rows_told(monkeypatch, capsys):
     )
     for part in ("resnet_step", "digits"):
         monkeypatch.setattr(gpu, part, lambda *_, part=part: called.append(part) or {part: "ran"})
-    layers = parse("gpu", ["--part", "layers", "--case", "BN+ReLU · ResNet-50 64×512"], "test")
+    layers = parse("gpu", ["--part", "layers", "--case", "BN+ReLU · ResNet-50 64×512"])
     result = gpu.run(layers)
     assert called == []
     assert len(result.rows) == 4, "two layouts, two dtypes"
@@ -135,18 +136,18 @@ def test_the_digits_section(monkeypatch):
     """It reads what ``gammabeta train --json`` prints, drops the warm-up, and names missing packages."""
     seen = []
 
-    def run(command, **_):
-        seen.append(command)
+    def train(arguments, _):
+        seen.append(arguments)
         result = {
             "seconds": {"train": len(seen), "recalibrate": 0.5},
             "test_accuracy": 0.985 + len(seen) / 500,
         }
-        return SimpleNamespace(returncode=0, stdout=json.dumps(result), stderr="")
+        return command.Run(result, 5.0, 600.0)
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(command, "train", train)
     found = gpu_models.digits(3)
     assert len(seen) == 4
-    assert "--recipe fast --device cuda --json" in " ".join(seen[0])
+    assert "--recipe fast --device cuda --seed" in " ".join(seen[0])
     assert found["digit network, seconds of training"] == "median 3.50, most 4.50"
     assert found["digit network, test accuracy"] == "median 0.9910, 3 of 3 seeds reach 0.989"
     monkeypatch.setattr(gpu_models, "find_spec", lambda name: None if name == "pydantic" else object())

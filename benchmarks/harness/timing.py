@@ -57,8 +57,3 @@ def _summary(seconds: list[float]) -> Timing:
         return Timing(seconds[0], seconds[0], seconds[0], 1)
     lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
     return Timing(median, lower, upper, len(seconds))
-
-
-def geometric_mean(ratios: list[float]) -> float:
-    """The mean that treats twice as fast and half as fast as opposites."""
-    return statistics.geometric_mean(ratios)

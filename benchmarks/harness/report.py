@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gammabeta.errors import UsageError
+
 from . import Result, machine
 
 
@@ -70,6 +72,19 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(_cell(row.get(column)) for column in columns) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def write_between(page: Path, begin: str, end: str, text: str) -> None:
+    """Replace what stands between two marks in a page.
+
+    Raises:
+        UsageError: the page lacks one of them.
+    """
+    before, _, rest = page.read_text("utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UsageError(f"{page} has no text between {begin} and {end} to replace")
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def _cell(value: Any) -> str:

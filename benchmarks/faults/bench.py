@@ -1,6 +1,6 @@
 """Precision and recall of the doctor's checks, on healthy models and on models with one fault each.
 
-``python -m benchmarks.suites.fault_bench --seeds 5`` prints the table; ``--write FILE`` puts it into a page.
+``python -m benchmarks.faults.bench --seeds 5`` prints the table; ``--write FILE`` puts it into a page.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import torch
 
 from gammabeta.doctor import Report, diagnose
 from gammabeta.doctor.checks import CHECKS
-from scripts.doctor_page import put_between
 
-from . import fault_ranks
-from .fault_subjects import Subject, subjects
-from .faults import FAULTS, Fault
+from ..harness.report import write_between
+from . import ranks
+from .injections import FAULTS, Fault
+from .subjects import Subject, subjects
 
 BEGIN, END = "<!-- fault bench: begin -->", "<!-- fault bench: end -->"
 
@@ -71,7 +71,7 @@ def trials(seed: int, only: Collection[str] | None = None) -> Iterator[Trial]:
 
 def distributed_trials(seed: int) -> Iterator[Trial]:
     """The same over two processes: healthy, with small unsynchronised batches, with buffers that differ."""
-    for fault, fired in fault_ranks.run(seed):
+    for fault, fired in ranks.run(seed):
         yield Trial(seed, "two processes", fault, fired)
 
 
@@ -117,14 +117,9 @@ def failures(results: list[Trial]) -> list[str]:
     return lines
 
 
-def write(path: Path, text: str) -> None:
-    """Replace what stands between the two marks in ``path``."""
-    path.write_text(put_between(path.read_text("utf-8"), BEGIN, END, text), encoding="utf-8")
-
-
 def run(seed: int, keep: Path | None) -> list[Trial]:
     """All trials of a seed; taken from, or put into, a file in the folder ``keep``."""
-    faults = {fault.name: fault for fault in (*FAULTS, *(case for case, _ in fault_ranks.CASES)) if fault}
+    faults = {fault.name: fault for fault in (*FAULTS, *(case for case, _ in ranks.CASES)) if fault}
     path = keep / f"seed-{seed}.json" if keep is not None else None
     if path is not None and path.exists():
         rows = json.loads(path.read_text(encoding="utf-8"))
@@ -158,7 +153,7 @@ def main() -> None:
     for line in failures(results):
         print(line)
     if options.write is not None:
-        write(options.write, text)
+        write_between(options.write, BEGIN, END, text)
 
 
 if __name__ == "__main__":

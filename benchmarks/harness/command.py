@@ -18,7 +18,7 @@ _POLL_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
-class OwnRun:
+class Run:
     """What ``gammabeta train --json`` printed, and the process as seen from outside.
 
     ``seconds`` runs from the start of the process to its end, Python's own start included; ``peak_rss_mb`` is
@@ -32,7 +32,7 @@ class OwnRun:
 
 def train(
     arguments: Sequence[str], timeout: float, variables: Mapping[str, str] = MappingProxyType({})
-) -> OwnRun:
+) -> Run:
     """Run ``gammabeta train ARGUMENTS --json``, with some environment variables set anew.
 
     Raises:
@@ -54,7 +54,7 @@ def train(
         if process.returncode:
             why = (errors.read().strip().splitlines() or ["no message"])[-1]
             raise UnavailableError(f"gammabeta train ended with code {process.returncode}: {why[:200]}")
-        return OwnRun(json.loads(output.read()), seconds, peak)
+        return Run(json.loads(output.read()), seconds, peak)
 
 
 def _watch(process: subprocess.Popen[bytes], deadline: float) -> float:

@@ -12,8 +12,8 @@ import torch.multiprocessing as mp
 
 from gammabeta.doctor import diagnose
 
-from .fault_subjects import Subject, digits, mlp, train
-from .faults import STALE, Fault, Inject, run_batches
+from .injections import STALE, Fault, Inject, run_batches
+from .subjects import Subject, digits, mlp, train
 
 WORLD = 2
 

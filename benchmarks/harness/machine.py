@@ -22,7 +22,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {package: _version(package) for package in _PACKAGES},
         "threads": torch.get_num_threads(),
-        "commit": _commit(),
+        "commit": commit(Path(__file__).parent),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
@@ -60,12 +60,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The commit of the source tree this runs from, with ``+`` if there are changes; None outside of one."""
-    here = Path(__file__).parent
+def commit(folder: Path) -> str | None:
+    """The commit of the checkout a folder is in, with ``+`` if there are changes; None outside of one."""
     try:
-        head = _git(here, "rev-parse", "--short", "HEAD")
-        return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
+        head = _git(folder, "rev-parse", "--short", "HEAD")
+        return head + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

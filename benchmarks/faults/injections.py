@@ -16,8 +16,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from gammabeta.doctor import Severity
 from gammabeta.nn import FrozenBatchNorm2d
 
-from .fault_layers import AlwaysUpdating, Checkpointed, NotebookBatchNorm, statistics
-from .fault_subjects import TRAINED, Subject, cnn, digits, mlp, train
+from .layers import AlwaysUpdating, Checkpointed, NotebookBatchNorm, statistics
+from .subjects import TRAINED, Subject, cnn, digits, mlp, train
 
 Inject = Callable[[Subject, int], Subject | None]
 STALE = frozenset({"train-eval-gap", "statistics-drift"})

@@ -1,0 +1,1 @@
+"""The project's benchmarks. The installed package lacks them: run them from a clone (docs/benchmarks.md)."""
