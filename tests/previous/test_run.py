@@ -1,9 +1,9 @@
 """A run folder that version 0.1.0 left behind: it is judged, predicts and goes on as it did then.
 
-``run-0.1.0`` was written by ``gammabeta train digits.npz --out run-0.1.0 --device cpu --precision fp32 --epochs 6
--s evaluate=epoch -s batch_size=50`` of 0.1.0; pictures and the older checkpoint were deleted. ``digits.npz`` holds
-the middle 16×16 pixels of 400 training and 100 test digits of MNIST. ``expected.json`` is what ``gammabeta
-evaluate`` and ``gammabeta predict seven.png --style plain`` of 0.1.0 printed.
+``run-0.1.0`` was written by ``gammabeta train digits.npz --out run-0.1.0 --device cpu --precision fp32
+--epochs 6 -s evaluate=epoch -s batch_size=50`` of 0.1.0; the pictures and the older checkpoint were deleted.
+``digits.npz`` holds the middle 16×16 pixels of 400 training and 100 test digits of MNIST. ``expected.json``
+is what ``gammabeta evaluate`` and ``gammabeta predict seven.png --style plain`` of 0.1.0 printed.
 """
 
 import json
