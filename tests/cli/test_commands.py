@@ -21,6 +21,7 @@ def test_version_and_help(gammabeta: Call) -> None:
     for command in ("train", "evaluate", "predict", "info"):
         assert command in out
         assert gammabeta(command, "--help")[0] == 0
+    assert "bench" not in out
 
 
 def test_help_loads_nothing_heavy() -> None:
