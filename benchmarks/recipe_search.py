@@ -14,7 +14,7 @@ from pathlib import Path
 
 from gammabeta import data
 from gammabeta.train import build_network, fit, load_recipe
-from gammabeta.train.fitting import hold_out
+from gammabeta.train.run import hold_out
 
 HELD_OUT = 10_000
 

@@ -15,7 +15,7 @@ import sys
 import zlib
 from pathlib import Path
 
-from gammabeta.data.embedded import FOLDER, MD5
+from gammabeta.data.catalog import MNIST_FOLDER, MNIST_MD5
 from gammabeta.errors import DataError, GammabetaError
 
 
@@ -40,7 +40,7 @@ def build(source: Path, target: Path) -> dict[str, int]:
         DataError: a file is missing or is not the original; then nothing is written.
     """
     packed = {}
-    for name, md5 in MD5.items():
+    for name, md5 in MNIST_MD5.items():
         path = source / name
         if not path.is_file():
             raise DataError(f"{path}: no such file; put the four unpacked IDX files of MNIST there")
@@ -61,7 +61,7 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        sizes = build(Path(sys.argv[1]), FOLDER)
+        sizes = build(Path(sys.argv[1]), MNIST_FOLDER)
     except GammabetaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

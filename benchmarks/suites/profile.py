@@ -118,8 +118,8 @@ def _training(recipe_name: str, precision: Any) -> "Training":
     from gammabeta.data import load
     from gammabeta.train import build_network, load_recipe
     from gammabeta.train.batches import DeviceImages, Scaling
-    from gammabeta.train.device import place_model
     from gammabeta.train.loop import Training
+    from gammabeta.train.world import place_model
 
     recipe, dataset, place = load_recipe(recipe_name), load("mnist"), torch.device("cpu")
     model = place_model(convert(build_network(recipe, dataset, 0), to="fused"), place)

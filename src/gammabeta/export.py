@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError
 from .folding import FoldReport, as_inputs, fold
 from .folding.layers import plain
 from .folding.verify import TOLERANCE, Inputs, Judge, copied, distance, random_like
 from .graph.record import tensors_in
 
-METADATA = "gammabeta"  # the metadata entry that holds our JSON
 _OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
 
 

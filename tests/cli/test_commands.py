@@ -21,6 +21,7 @@ def test_version_and_help(gammabeta: Call) -> None:
     for command in ("train", "evaluate", "predict", "info"):
         assert command in out
         assert gammabeta(command, "--help")[0] == 0
+    assert "bench" not in out
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -129,7 +130,7 @@ def test_tensorboard_events_are_written(gammabeta: Call, digits_file: Path, tmp_
 def test_tensorboard_asked_for_and_missing(
     gammabeta: Call, digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gammabeta.train.tensorboard.find_spec", lambda _: None)
+    monkeypatch.setattr("gammabeta.train.run.find_spec", lambda _: None)
     code, _, err = gammabeta("train", digits_file, "-o", tmp_path / "run", "--tensorboard")
     assert (code, err.count("\n")) == (2, 1)
     assert "gammabeta[tensorboard]" in err

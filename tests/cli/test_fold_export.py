@@ -1,6 +1,7 @@
 """``gammabeta fold``, ``export``, and ``predict`` on what was exported."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from gammabeta import data
 
@@ -105,3 +107,15 @@ def test_a_name_that_is_nothing_is_told_before_a_missing_shape(gammabeta, comman
     result = gammabeta(command, "nowhere")
     assert result.code == 2
     assert "neither a run folder nor module:factory" in result.err
+
+
+@pytest.mark.parametrize("command", ["fold", "export"])
+def test_weights_from_a_file_are_loaded_into_a_run_too(gammabeta, trained_run, tmp_path, command):
+    run = tmp_path / "run"
+    shutil.copytree(trained_run, run)
+    weights = load_file(run / "model.safetensors")
+    save_file({**weights, "fc2.bias": torch.zeros(3)}, tmp_path / "other.safetensors")
+    result = gammabeta(command, run, "--weights", tmp_path / "other.safetensors")
+    assert result.code == 2
+    assert "fc2.bias is (3,) where (10,) is wanted" in result.err
+    assert not (run / "model.onnx").exists()

@@ -11,38 +11,38 @@ import numpy as np
 import pytest
 
 from gammabeta.data import load
-from gammabeta.data.embedded import FOLDER, MD5
+from gammabeta.data.catalog import MNIST_FOLDER, MNIST_MD5
 from gammabeta.errors import DataError
 
 same_zlib = pytest.mark.skipif("ng" in zlib.ZLIB_RUNTIME_VERSION, reason="zlib-ng packs to other bytes")
 
 
-@pytest.mark.parametrize("name", MD5)
+@pytest.mark.parametrize("name", MNIST_MD5)
 def test_each_file_unpacks_to_the_published_original(name):
-    raw = gzip.decompress((FOLDER / f"{name}.gz").read_bytes())
-    assert hashlib.md5(raw, usedforsecurity=False).hexdigest() == MD5[name]
+    raw = gzip.decompress((MNIST_FOLDER / f"{name}.gz").read_bytes())
+    assert hashlib.md5(raw, usedforsecurity=False).hexdigest() == MNIST_MD5[name]
 
 
 def test_the_files_take_at_most_twelve_megabytes():
-    files = sorted(path.name for path in FOLDER.iterdir())
-    assert files == sorted(f"{name}.gz" for name in MD5)
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 12_000_000
+    files = sorted(path.name for path in MNIST_FOLDER.iterdir())
+    assert files == sorted(f"{name}.gz" for name in MNIST_MD5)
+    assert sum(path.stat().st_size for path in MNIST_FOLDER.iterdir()) <= 12_000_000
 
 
 @same_zlib
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * ("images" in name)) for name in MD5],
+    [pytest.param(name, marks=[pytest.mark.slow] * ("images" in name)) for name in MNIST_MD5],
 )
 def test_packing_again_gives_the_same_bytes(name, script):
-    packed = (FOLDER / f"{name}.gz").read_bytes()
+    packed = (MNIST_FOLDER / f"{name}.gz").read_bytes()
     assert script("build_mnist").pack(gzip.decompress(packed)) == packed
 
 
 def test_build_refuses_other_files_and_writes_nothing(script, tmp_path):
     source, target = tmp_path / "source", tmp_path / "target"
     source.mkdir()
-    for name in MD5:
+    for name in MNIST_MD5:
         (source / name).write_bytes(b"not MNIST")
     with pytest.raises(DataError, match="the original's is"):
         script("build_mnist").build(source, target)
@@ -70,13 +70,13 @@ def test_loaded_arrays(mnist):
 
 
 def test_a_damaged_file_is_told_by_its_checksum(tmp_path, monkeypatch):
-    for path in FOLDER.iterdir():
+    for path in MNIST_FOLDER.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     victim = tmp_path / "t10k-labels-idx1-ubyte.gz"
     content = bytearray(victim.read_bytes())
     content[-6] ^= 1  # the stored checksum
     victim.write_bytes(content)
-    monkeypatch.setattr("gammabeta.data.embedded.FOLDER", tmp_path)
+    monkeypatch.setattr("gammabeta.data.catalog.MNIST_FOLDER", tmp_path)
     with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte\.gz: damaged gzip data"):
         load("mnist")
 
@@ -84,4 +84,4 @@ def test_a_damaged_file_is_told_by_its_checksum(tmp_path, monkeypatch):
 def test_loading_imports_no_torch():
     code = "import sys, gammabeta as gb; gb.data.load('mnist'); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
-    assert Path(FOLDER).is_dir()
+    assert Path(MNIST_FOLDER).is_dir()

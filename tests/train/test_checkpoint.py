@@ -8,8 +8,9 @@ from gammabeta.errors import DataError, RunError
 from gammabeta.train import Run, TrainingInterrupted, load_model, load_recipe
 from gammabeta.train.checkpoint import Checkpoints, State
 from gammabeta.train.files import load_weights
-from gammabeta.train.fitting import Silent
+from gammabeta.train.fitting import Observer
 from gammabeta.train.loop import Progress
+from gammabeta.train.run import Job
 from gammabeta.train.session import resume_run, train_run
 
 SETTINGS = {"epochs": 3.0, "batch_size": 64, "precision": "fp32", "recalibrate": 128, "shift": 1}
@@ -67,7 +68,7 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints" / "step-7.safetensors").exists()
 
 
-class StopAt(Silent):
+class StopAt(Observer):
     def __init__(self, step: int) -> None:
         self._step, self._reached = step, 0
 
@@ -79,17 +80,8 @@ class StopAt(Silent):
 
 
 def train(digits: Dataset, path: Path, stop: int = 10**9) -> Run:
-    run, _ = train_run(
-        digits,
-        "digits",
-        RECIPE,
-        path,
-        seed=5,
-        device="cpu",
-        holdout=0,
-        observer=StopAt(stop),
-        checkpoint_every=0,
-    )
+    job = Job("digits", RECIPE, seed=5, device="cpu")
+    run, _ = train_run(digits, job, path, StopAt(stop), checkpoint_every=0)
     return run
 
 
@@ -103,7 +95,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(digits: Dataset, tmp_path: Pat
     for stop in stops[1:-1]:
         with pytest.raises(TrainingInterrupted):
             resume_run(path, digits, StopAt(stop), tell=words.append, checkpoint_every=0)
-    parts, _ = resume_run(path, digits, Silent(), tell=words.append)
+    parts, _ = resume_run(path, digits, Observer(), tell=words.append)
     ours, theirs = (load_weights(run.path / "model.safetensors")[0] for run in (parts, whole))
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
@@ -119,7 +111,7 @@ def test_resumed_is_bitwise_the_uninterrupted_run(digits: Dataset, tmp_path: Pat
 def test_resumed_metrics_have_no_gap_and_no_repetition(digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingInterrupted):
         train(digits, tmp_path / "run", 12)
-    run, _ = resume_run(tmp_path / "run", digits, Silent(), tell=lambda _: None)
+    run, _ = resume_run(tmp_path / "run", digits, Observer(), tell=lambda _: None)
     steps = [row["step"] for row in run.metrics() if row["kind"] == "progress"]
     assert steps == sorted(set(steps))
     assert steps[-1] == 30
@@ -133,7 +125,7 @@ def test_killed_before_the_first_checkpoint_starts_over(digits: Dataset, tmp_pat
     for file in (tmp_path / "run" / "checkpoints").iterdir():
         file.unlink()
     words: list[str] = []
-    run, _ = resume_run(tmp_path / "run", digits, Silent(), tell=words.append)
+    run, _ = resume_run(tmp_path / "run", digits, Observer(), tell=words.append)
     assert "no checkpoint yet" in words[-1]
     assert run.info.status == "finished"
 
@@ -148,9 +140,9 @@ def test_best_weights_are_those_of_the_best_epoch(digits: Dataset, tmp_path: Pat
 def test_what_cannot_be_resumed_is_refused(digits: Dataset, tmp_path: Path) -> None:
     run = train(digits, tmp_path / "run")
     with pytest.raises(RunError, match="is finished"):
-        resume_run(run.path, digits, Silent(), tell=lambda _: None)
+        resume_run(run.path, digits, Observer(), tell=lambda _: None)
     with pytest.raises(RunError, match="no run folder"):
-        resume_run(tmp_path / "nowhere", digits, Silent(), tell=lambda _: None)
+        resume_run(tmp_path / "nowhere", digits, Observer(), tell=lambda _: None)
     other = Dataset("other", digits.test, digits.test, digits.classes)
     with pytest.raises(DataError, match="has changed"):
-        resume_run(run.path, other, Silent(), tell=lambda _: None)
+        resume_run(run.path, other, Observer(), tell=lambda _: None)

@@ -7,8 +7,9 @@ from gammabeta.errors import UsageError
 from gammabeta.train import TrainingInterrupted, build_network, fit, load_recipe
 from gammabeta.train.batches import DeviceImages, Scaling
 from gammabeta.train.evaluate import Evaluation
-from gammabeta.train.fitting import Silent, hold_out
+from gammabeta.train.fitting import Observer
 from gammabeta.train.loop import Progress, Training
+from gammabeta.train.run import hold_out
 
 RECIPE = load_recipe("classic", {"batch_size": 32, "epochs": 2.0})
 
@@ -59,7 +60,7 @@ def test_same_seed_same_weights_bitwise(digits: Dataset) -> None:
     assert not torch.equal(weights[0], weights[2])
 
 
-class Watcher(Silent):
+class Watcher(Observer):
     def __init__(self, stop_after: int = 10**9) -> None:
         self.seen: list[Progress] = []
         self.judged: list[tuple[int, str]] = []

@@ -1,4 +1,4 @@
-"""``Descent`` takes the very steps of ``torch.optim.SGD``."""
+"""``SGD`` takes the very steps of ``torch.optim.SGD``."""
 
 import copy
 import subprocess
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gammabeta.train import load_recipe
-from gammabeta.train.optimizer import Descent
+from gammabeta.train.optimizer import SGD
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_steps_are_torchs_bit_for_bit(settings: dict[str, float]) -> None:
         nesterov=bool(settings.get("nesterov")),
         fused=True,
     )
-    descent = Descent(ours, recipe)
+    sgd = SGD(ours, recipe)
     for step in range(4):
         x, upstream = torch.randn(6, 2, 5, 5), torch.randn(6, 5)
         for model in (ours, theirs):
@@ -46,35 +46,35 @@ def test_steps_are_torchs_bit_for_bit(settings: dict[str, float]) -> None:
             group["lr"] = 0.1 / (step + 1)
         optimizer.step()
         optimizer.zero_grad()
-        descent.step(0.1 / (step + 1))
-        descent.forget()
+        sgd.step(0.1 / (step + 1))
+        sgd.zero_grad()
         assert all(p.grad is None for p in ours.parameters())
     for our, their in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(our, their)
         if recipe.momentum:
-            assert torch.equal(descent.momenta[our], optimizer.state[their]["momentum_buffer"])
+            assert torch.equal(sgd.momentum_buffers[our], optimizer.state[their]["momentum_buffer"])
 
 
 def test_mixed_dtypes_and_missing_gradients_are_served() -> None:
     model = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2).double(), nn.Linear(2, 2)])
-    descent = Descent(model, load_recipe("classic", {"momentum": 0.5}))
+    sgd = SGD(model, load_recipe("classic", {"momentum": 0.5}))
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(2):
         model[0](torch.ones(1, 3)).sum().backward()
         model[1](torch.ones(1, 3).double()).sum().backward()
-        descent.step(0.1)
+        sgd.step(0.1)
     moved = [not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True)]
     assert moved == [True] * 4 + [False] * 2
 
 
 def test_a_parameter_may_get_its_first_gradient_later() -> None:
     model = nn.ModuleList([nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)])
-    descent = Descent(model, load_recipe("classic", {"momentum": 0.5}))
+    sgd = SGD(model, load_recipe("classic", {"momentum": 0.5}))
     start = [p.item() for p in model.parameters()]
     for used in (model[:1], model):
-        descent.forget()
+        sgd.zero_grad()
         sum(layer(torch.ones(1, 1)).sum() for layer in used).backward()  # type: ignore[union-attr]
-        descent.step(0.1)
+        sgd.step(0.1)
     first, second = (p.item() for p in model.parameters())
     assert first == pytest.approx(start[0] - 0.1 - 0.15)
     assert second == pytest.approx(start[1] - 0.1)
@@ -83,7 +83,7 @@ def test_a_parameter_may_get_its_first_gradient_later() -> None:
 def test_without_any_gradient_nothing_moves() -> None:
     model = nn.Linear(2, 2)
     before = model.weight.detach().clone()
-    Descent(model, load_recipe("classic")).step(0.1)
+    SGD(model, load_recipe("classic")).step(0.1)
     assert torch.equal(model.weight, before)
 
 

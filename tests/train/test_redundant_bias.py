@@ -9,11 +9,11 @@ from torch import Tensor, nn
 import gammabeta as gb
 from gammabeta.data import Dataset
 from gammabeta.train import build_network, load_recipe
-from gammabeta.train.redundant_bias import cancelled_biases, without_cancelled_biases
+from gammabeta.train.fitting import redundant_biases, without_redundant_biases
 
 
 def names(model: nn.Module) -> set[str]:
-    found = cancelled_biases(model)
+    found = redundant_biases(model)
     return {name for name, p in model.named_parameters() if any(p is bias for bias in found)}
 
 
@@ -84,7 +84,7 @@ def test_gradients_come_back_whatever_happens() -> None:
         return {name: p.requires_grad for name, p in model.named_parameters()}
 
     def fail() -> None:
-        with without_cancelled_biases(model):
+        with without_redundant_biases(model):
             assert wanted() == {**before, "conv.bias": False}
             raise KeyError
 

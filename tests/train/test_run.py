@@ -9,16 +9,15 @@ from gammabeta.data import Dataset
 from gammabeta.errors import RunError, WeightsError
 from gammabeta.train import DigitNetwork, Run, TrainingInterrupted, load_model, load_recipe
 from gammabeta.train.files import load_weights, write_atomically
-from gammabeta.train.fitting import Silent
+from gammabeta.train.fitting import Observer
+from gammabeta.train.run import Job
 from gammabeta.train.session import train_run
 
 RECIPE = load_recipe("classic", {"epochs": 0.3})
 
 
-def train(digits: Dataset, path: Path, observer: Silent | None = None) -> Run:
-    run, _ = train_run(
-        digits, "mnist", RECIPE, path, seed=0, device="cpu", holdout=0, observer=observer or Silent()
-    )
+def train(digits: Dataset, path: Path, observer: Observer | None = None) -> Run:
+    run, _ = train_run(digits, Job("mnist", RECIPE, device="cpu"), path, observer or Observer())
     return run
 
 
@@ -64,12 +63,12 @@ def test_the_loaded_network_is_the_trained_one(finished: Path, digits: Dataset) 
     torch.testing.assert_close(probabilities.sum(1), torch.ones(5))
 
 
-class StopAtOnce(Silent):
+class StopAtOnce(Observer):
     def stop_requested(self) -> bool:
         return True
 
 
-class Fail(Silent):
+class Fail(Observer):
     def evaluated(self, *_: Any) -> None:
         raise ZeroDivisionError
 
@@ -168,7 +167,7 @@ def test_a_line_cut_short_by_a_crash_is_left_out(run_copy: Path) -> None:
 
 
 def test_two_processes_cannot_write_one_run(digits: Dataset, tmp_path: Path) -> None:
-    class Second(Silent):
+    class Second(Observer):
         refused = 0
 
         def progressed(self, *_: Any) -> None:

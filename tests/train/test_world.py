@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -28,11 +29,12 @@ from gammabeta.data import Dataset, Split
 from gammabeta.errors import UsageError
 from gammabeta.train import Run, build_network, fit, load_recipe
 from gammabeta.train.batches import DeviceImages, Scaling
-from gammabeta.train.elastic import begun_before
 from gammabeta.train.evaluate import evaluate
-from gammabeta.train.fitting import Silent, TrainingInterrupted
+from gammabeta.train.fitting import Observer, TrainingInterrupted
 from gammabeta.train.loop import Training
 from gammabeta.train.provenance import torchrun_job
+from gammabeta.train.run import Job
+from gammabeta.train.session import begun_before
 from gammabeta.train.world import ALONE, World
 
 RECIPES = {
@@ -86,7 +88,7 @@ def _one_step(world: World, name: str, digits: Dataset) -> dict[str, object]:
     }
 
 
-class _Stopper(Silent):
+class _Stopper(Observer):
     def __init__(self, rank: int) -> None:
         self.rank, self.steps = rank, 0
 
@@ -219,18 +221,17 @@ def test_only_a_restart_of_the_same_job_goes_on(monkeypatch, tmp_path):
     run = Run.create(tmp_path / "runs" / "run", info, recipe)
     run.finish("failed")
     monkeypatch.chdir(tmp_path)
-    same = (recipe, "mnist", 0, 0)
-    assert begun_before(tmp_path / "runs" / "run", *same) == tmp_path / "runs" / "run"
-    assert begun_before(None, *same) == Path("runs/run")
-    assert begun_before(tmp_path / "nowhere", *same) is None
-    others = [(load_recipe("fast"), *same[1:]), (recipe, "kmnist", 0, 0), (recipe, "mnist", 1, 0)]
-    for other in (*others, (recipe, "mnist", 0, 9)):
-        assert begun_before(None, *other) is None
+    same = Job("mnist", recipe)
+    assert begun_before(tmp_path / "runs" / "run", same) == tmp_path / "runs" / "run"
+    assert begun_before(None, same) == Path("runs/run")
+    assert begun_before(tmp_path / "nowhere", same) is None
+    for other in ({"recipe": load_recipe("fast")}, {"source": "kmnist"}, {"seed": 1}, {"holdout": 9}):
+        assert begun_before(None, replace(same, **other)) is None
     monkeypatch.setattr(os, "getppid", lambda: 1)  # another torchrun on this machine
-    assert begun_before(None, *same) is None
+    assert begun_before(None, same) is None
     monkeypatch.undo()
     assert torchrun_job() is None
-    assert begun_before(tmp_path / "runs" / "run", *same) is None
+    assert begun_before(tmp_path / "runs" / "run", same) is None
 
 
 # --- torchrun ---------------------------------------------------------------------------------------------

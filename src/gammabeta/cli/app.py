@@ -1,7 +1,7 @@
-"""The commands put together, and what becomes of errors.
+"""All commands together, the command ``info``, and how errors end a command.
 
-Exit codes: 0 done; 1 the doctor found something; 2 the user can mend it (one line says how); 70 a bug of
-ours (with its traceback); 130 and 143 interrupted by Ctrl-C and SIGTERM.
+Exit codes: 0 done; 1 the doctor found something, or a bug of ours (with its traceback); 2 the user can mend
+it (one line says how); 130 and 143 interrupted by Ctrl-C and SIGTERM.
 """
 
 import os
@@ -15,16 +15,42 @@ from ..errors import GammabetaError
 from .compare import compare
 from .doctor import doctor
 from .evaluate import evaluate
-from .export import export
-from .fold import fold
-from .info import info
-from .output import fail
+from .fold import export, fold
+from .output import Json, console, fail, print_json
 from .predict import predict
 from .recalibrate import recalibrate
 from .train import train
 
 # Some releases of typer bring their own copy of click; this is the base of all usage errors in either.
 _ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+
+
+def info(json: Json = False) -> None:
+    """Show versions, processor, threads, instruction set and GPUs: what to put into a bug report."""
+    from ..train.provenance import commit, machine, versions
+
+    document: dict[str, Any] = {"versions": versions(), "commit": commit(), "machine": machine()}
+    if json:
+        print_json(document)
+        return
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, number in document["versions"].items():
+        table.add_row(name, number)
+    table.add_row("commit", document["commit"] or "not a checkout")
+    for name, value in document["machine"].items():
+        table.add_row(name.replace("_", " "), _words(value))
+    console().print(table)
+
+
+def _words(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
+
 
 app = typer.Typer(
     name="gammabeta",

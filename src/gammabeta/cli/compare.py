@@ -14,14 +14,14 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare runs: what they reached, in which settings they differ, and their curves in one picture."""
-    from ..train import compare as comparison
     from ..train.files import make_folder
-    from ..train.run import Run
+    from ..train.plots import curves_of_runs, save_figure
+    from ..train.run import Run, comparison
 
     opened = [Run.open(path) for path in runs]
-    table = comparison.rows(opened)
+    table = comparison(opened)
     make_folder(out.parent)
-    comparison.picture(opened, out)
+    save_figure(curves_of_runs(opened), out)
     if json:
         print_json({"runs": table, "picture": str(out)})
         return

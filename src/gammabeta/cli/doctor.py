@@ -7,22 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from .model import (
+    Model,
+    Name,
+    Weights,
+    bar,
+    find_model,
+    imported,
+    load_batches,
+    running,
+    sample_count,
+    write_weights,
+)
 from .output import Device, Json, Quiet, console, print_json
 
 if TYPE_CHECKING:
     from ..doctor import Report
-    from .target import Target
 
 _SOURCES = ("pytorch", "keras", "flax", "equinox", "mxnet", "onnx")
 
 
 def doctor(
-    target: Annotated[
-        str, typer.Argument(help="A run folder; or module:factory, a function here that makes a model.")
-    ],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights to load: safetensors, or a torch file without code in it.")
-    ] = None,
+    model: Name,
+    weights: Weights = None,
     data: Annotated[
         str | None,
         typer.Option(help="A data set of ours, or module:loader; default: the run's own, else none."),
@@ -55,9 +62,7 @@ def doctor(
     Exit code 0: healthy. 1: findings of the asked severity; after --fix, those that remain. 2: could not run.
     """
     _check_options(severity, source, fix, out)
-    from .target import load_batches, load_target
-
-    subject = load_target(target, weights, device)
+    subject = find_model(model, weights, device)
     loader = load_batches(subject, data, split, batch)
     loss_function = _loss(loss, subject, loader)
     screen = console(json)
@@ -94,23 +99,22 @@ def _check_options(severity: str, source: str | None, fix: str | None, out: Path
         )
 
 
-def _loss(name: str | None, subject: "Target", loader: Any) -> Any:
+def _loss(name: str | None, subject: Model, loader: Any) -> Any:
     """The function named; else cross-entropy where the first batch's output and target are fit for it."""
     import torch
 
     from ..stats.batches import call, move, target
     from ..stats.preserve import preserved
-    from .target import imported, running
 
     if name is not None:
         return imported(name)
     if loader is None or isinstance(loader, Iterator):
         return None
-    with running(subject.name), preserved(subject.model, loader), torch.inference_mode():
-        subject.model.eval()
+    with running(subject.name), preserved(subject.module, loader), torch.inference_mode():
+        subject.module.eval()
         for batch in loader:
             there = move(batch, subject.device, None)
-            fits = fits_cross_entropy(call(subject.model, there), target(there))
+            fits = fits_cross_entropy(call(subject.module, there), target(there))
             return torch.nn.functional.cross_entropy if fits else None
     return None
 
@@ -129,30 +133,28 @@ def fits_cross_entropy(output: Any, target: Any) -> bool:
 
 
 def _diagnose(
-    subject: "Target", loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool
+    subject: Model, loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool
 ) -> "Report":
     from ..doctor import diagnose
-    from .target import bar, running, sample_count
 
     count = sample_count(loader, settings["samples"], batch)
     total = None if count is None else 2 * count
     with bar(screen, "diagnosing", total, quiet=quiet or loader is None) as advance, running(subject.name):
-        return diagnose(subject.model, loader, progress=advance, **settings)
+        return diagnose(subject.module, loader, progress=advance, **settings)
 
 
 def _mend(
-    subject: "Target", loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool, out: Path
+    subject: Model, loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool, out: Path
 ) -> "Report":
     """Recalibrate, save, and diagnose what was saved."""
     from ..stats.recalibrate import recalibrate
-    from .target import bar, running, sample_count, write_weights
 
     if loader is None:
         raise UsageError("--fix recalibrate needs data: name a data set or module:loader with --data")
     count = sample_count(loader, settings["samples"], batch)
     with bar(screen, "recalibrating", count, quiet=quiet) as advance, running(subject.name):
-        recalibrate(subject.model, loader, samples=settings["samples"], progress=advance)
-    write_weights(subject.model, out)
+        recalibrate(subject.module, loader, samples=settings["samples"], progress=advance)
+    write_weights(subject.module, out)
     return _diagnose(subject, loader, settings, batch, screen, quiet)
 
 

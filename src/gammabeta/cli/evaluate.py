@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .model import Best
 from .output import Device, Json, Quiet, console, print_json
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")] = False,
+    best: Best = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,

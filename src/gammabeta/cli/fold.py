@@ -1,4 +1,4 @@
-"""``gammabeta fold``: what of a network's batch norms folds away, and a folded network to serve."""
+"""``gammabeta fold`` and ``gammabeta export``: a network with its batch norms folded, for serving."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .model import Best, Name, Shape, Weights, example_input, find_model
 from .output import Json, console, print_json
-from .shipped import Best, Name, Shape, Weights, load_shipped
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from ..export import Preprocessing
     from ..folding import FoldReport
     from ..train.load import Trained
 
@@ -32,28 +33,29 @@ def fold(
     from ..export import save_program
     from ..folding import fold as fold_model
 
-    shipped = load_shipped(model, weights, shape, best)
-    folded = fold_model(shipped.model, shipped.example)
+    found = find_model(model, weights, "cpu", best=best)
+    example = example_input(found, shape)
+    folded = fold_model(found.module.eval(), example)
     report: FoldReport = folded.fold_report  # type: ignore[assignment]
     document: dict[str, Any] = {"model": model, "fold": report.to_dict(), "file": str(out) if out else None}
-    if shipped.trained is not None:
-        same, count = _compare(shipped.trained, folded)
+    if found.trained is not None:
+        same, count = _compare(found.trained, folded)
         document |= {"images": count, "same_predictions": same}
     if out is not None:
-        save_program(folded, out, shipped.example)
+        save_program(folded, out, example)
     if json:
         print_json(document)
         return
     screen = console()
     screen.print(report.table(), markup=False)
-    if shipped.trained is not None:
+    if found.trained is not None:
         screen.print(f"{same:,} of {count:,} test images get the same prediction", markup=False)
     if out is not None:
         screen.print(f"{out}: load with torch.export.load(...).module()", markup=False)
 
 
 def _compare(trained: Trained, folded: nn.Module) -> tuple[int, int]:
-    """Count the test images on which both networks answer alike."""
+    """Return on how many test images both networks give the same class, and how many there are."""
     import torch
 
     from ..train.batches import DeviceImages
@@ -67,3 +69,55 @@ def _compare(trained: Trained, folded: nn.Module) -> tuple[int, int]:
             x, _ = held.batch(slice(start, start + 500))
             same += int((trained.model(x).argmax(1) == folded(x).argmax(1)).sum())
     return same, len(held)
+
+
+def export(
+    model: Name,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The file; default: model.onnx, in the run folder.")
+    ] = None,
+    weights: Weights = None,
+    shape: Shape = None,
+    best: Best = False,
+    json: Json = False,
+) -> None:
+    """Fold the network, write it as ONNX, and check that ONNX Runtime computes the same."""
+    from ..export import export_onnx
+
+    found = find_model(model, weights, "cpu", best=best)
+    example = example_input(found, shape)
+    classes = found.trained.run.info.network.classes if found.trained else None
+    folder = Path(model) if found.trained else Path()
+    report = export_onnx(
+        found.module.eval(),
+        out or folder / "model.onnx",
+        example,
+        classes=classes,
+        preprocessing=_preprocessing(found.trained) if found.trained else None,
+    )
+    if json:
+        print_json({"model": model, **report.to_dict()})
+        return
+    screen = console()
+    screen.print(report.fold.table(), markup=False)
+    sizes = ", ".join(map(str, report.batches))
+    screen.print(
+        f"{report.path}: {report.size / 1e6:.2f} MB, opset {report.opset}; ONNX Runtime's output differs "
+        f"from the model's by {report.error:.1e} relative (batches of {sizes})",
+        markup=False,
+    )
+
+
+def _preprocessing(trained: Trained) -> Preprocessing:
+    from ..data import picture_style
+    from ..export import Preprocessing
+
+    network = trained.run.info.network
+    return Preprocessing(
+        network.channels,
+        network.height,
+        network.width,
+        tuple(network.pixel_mean),
+        tuple(network.pixel_scale),
+        picture_style(trained.run.info.data, network.channels),
+    )

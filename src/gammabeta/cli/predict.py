@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from ..errors import UsageError
+from .model import Best
 from .output import Device, Json, console, print_json
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def predict(
             help="How a picture is prepared: digit, object or plain; default: as the run's data need."
         ),
     ] = None,
-    best: Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")] = False,
+    best: Best = False,
     device: Device = "auto",
     json: Json = False,
 ) -> None:

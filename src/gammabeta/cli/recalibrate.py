@@ -7,17 +7,14 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
+from .model import Name, Weights, bar, find_model, load_batches, running, sample_count, write_weights
 from .output import Device, Json, Quiet, console, print_json
 
 
 def recalibrate(
-    target: Annotated[
-        str, typer.Argument(help="A run folder; or module:factory, a function here that makes a model.")
-    ],
+    model: Name,
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the weights: .safetensors or .pt.")],
-    weights: Annotated[
-        Path | None, typer.Option(help="Weights to load: safetensors, or a torch file without code in it.")
-    ] = None,
+    weights: Weights = None,
     data: Annotated[
         str | None, typer.Option(help="A data set of ours, or module:loader; default: the run's own.")
     ] = None,
@@ -39,11 +36,10 @@ def recalibrate(
     """
     from ..graph.layers import batch_norm_layers
     from ..stats.recalibrate import recalibrate as calibrate
-    from .target import bar, load_batches, load_target, running, sample_count, write_weights
 
     if mode not in ("joint", "in-order"):
         raise UsageError(f"unknown mode {mode!r}: choose joint or in-order")
-    subject = load_target(target, weights, device)
+    subject = find_model(model, weights, device)
     loader = load_batches(subject, data, split, batch)
     if loader is None:
         raise UsageError("recalibration needs data: name a data set or module:loader with --data")
@@ -52,22 +48,22 @@ def recalibrate(
     seen: list[int] = []
     clock = time.perf_counter()
     total = count if mode == "joint" else None
-    with bar(screen, "recalibrating", total, quiet=quiet or json) as advance, running(target):
+    with bar(screen, "recalibrating", total, quiet=quiet or json) as advance, running(model):
 
         def advanced(size: int) -> None:
             seen.append(size)
             advance(size)
 
         calibrate(
-            subject.model,
+            subject.module,
             loader,
             samples=samples or None,
             mode=mode,  # type: ignore[arg-type]
             progress=advanced,
         )
     seconds = time.perf_counter() - clock
-    write_weights(subject.model, out)
-    layers = len(batch_norm_layers(subject.model))
+    write_weights(subject.module, out)
+    layers = len(batch_norm_layers(subject.module))
     if json:
         document = {"out": str(out), "layers": layers, "samples": sum(seen), "mode": mode}
         print_json({**document, "seconds": round(seconds, 4)})

@@ -8,7 +8,6 @@ import typer
 
 from ..errors import UsageError
 from .output import Device, Json, Quiet, console, print_json
-from .training import Request, carry_out, follow, joined
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -83,6 +82,9 @@ def train(
         overrides or any(value is not None for value in (data, recipe, out, seed, holdout, image_size))
     ):
         raise UsageError("--resume takes every setting from the run: give it alone")
+    from .training import Request
+    from .training import train as carry_out
+
     request = Request(
         resume=resume,
         recipe=recipe or "fast",
@@ -97,11 +99,9 @@ def train(
         tensorboard=tensorboard,
     )
     screen = console(json)
-    with joined(device) as world:
-        if world is not None and not world.writes:
-            follow(world)
-            return
-        result = carry_out(request, screen, quiet, world)
+    result = carry_out(request, screen, quiet=quiet)
+    if result is None:
+        return
     result["total_seconds"] = round(time.perf_counter() - began, 4)
     if json:
         print_json(result)

@@ -1,25 +1,34 @@
 """What ``gammabeta train`` does once its options are read: alone, resumed, or one of several processes."""
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
-from .interrupt import stop_on_signals
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from ..data import Dataset
-    from ..train.fitting import Outcome
-    from ..train.run import Run
-    from ..train.world import World
-    from .progress import TrainingBar
+from ..data import Dataset
+from ..train.evaluate import Evaluation
+from ..train.fitting import Observer, Outcome, TrainingInterrupted
+from ..train.loop import Progress as Standing
+from ..train.recipe import load_recipe
+from ..train.run import Job, Run, default_path
+from ..train.session import begun_before, follow, result_of, resume_run, train_run
+from ..train.world import ALONE, AnotherFailed, World, joined, resolve_device
 
 
 @dataclass(frozen=True)
@@ -39,71 +48,49 @@ class Request:
     tensorboard: bool
 
 
-@contextmanager
-def joined(device: str) -> Iterator["World | None"]:
-    """Meet the other processes if torchrun has started several; alone, no time is spent on it."""
+def train(request: Request, screen: Console, *, quiet: bool) -> dict[str, Any] | None:
+    """Train or continue as requested; return the result as plain values, None if another process does."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
-        yield None
-        return
-    from ..train.world import AnotherFailed, joined
-
+        return _train(request, screen, quiet, ALONE)
     try:
-        with joined(device) as world:
-            yield world
-    except AnotherFailed as silent:
-        raise typer.Exit(silent.exit_code) from None
+        with joined(request.device) as world:
+            if world.writes:
+                return _train(request, screen, quiet, world)
+            with stop_on_signals() as stop:
+                try:
+                    follow(world, stop.requested)
+                except (TrainingInterrupted, KeyboardInterrupt):
+                    raise typer.Exit(stop.exit_code) from None
+    except AnotherFailed as failure:
+        raise typer.Exit(failure.exit_code) from None
+    return None
 
 
-def follow(world: "World") -> None:
-    """Take part in a training that another process writes down."""
-    from ..train.fitting import TrainingInterrupted
-    from ..train.session import follow as follow_writer
-
-    with stop_on_signals() as wish:
-        try:
-            follow_writer(world, lambda: wish.signal is not None)
-        except (TrainingInterrupted, KeyboardInterrupt):
-            raise typer.Exit(wish.exit_code) from None
-
-
-def carry_out(request: Request, screen: "Console", quiet: bool, world: "World | None") -> dict[str, Any]:
-    """Train or go on as requested; return the result as plain values."""
-    from ..train.world import ALONE
-
-    teller = _Teller(screen, quiet)
-    if request.resume is not None:
-        return _resume(request.resume, request, teller, world or ALONE)
-    return _start(request, teller, world or ALONE)
+def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict[str, Any]:
+    reporter, path = Reporter(screen, quiet), request.resume
+    if path is None:
+        recipe = load_recipe(request.recipe, request.overrides)
+        resolve_device(world.device(request.device))
+        job = Job(request.source, recipe, request.seed, request.holdout, request.size, request.device)
+        path = begun_before(request.out, job)
+        if path is None:
+            return _start(request, job, reporter, world)
+        result = Run.open(path).info.result
+        if result is not None:
+            world.broadcast(None)  # it was finished when torchrun restarted it: the others have nothing to do
+            return {**result, "run": str(path)}
+    return _resume(path, request, reporter, world)
 
 
-def _start(request: Request, teller: "_Teller", world: "World") -> dict[str, Any]:
-    from ..train.device import resolve_device
-    from ..train.elastic import begun_before
-    from ..train.recipe import load_recipe
-    from ..train.run import Run, default_path
-    from ..train.session import train_run
-
-    recipe = load_recipe(request.recipe, request.overrides)
-    resolve_device(world.device(request.device))
-    before = begun_before(request.out, recipe, request.source, request.seed, request.holdout)
-    if before is not None:
-        result = Run.open(before).info.result
-        if result is None:
-            return _resume(before, request, teller, world)
-        world.share(None)  # it was finished when torchrun restarted it: the others have nothing to do
-        return {**result, "run": str(before)}
-    dataset, loaded = teller.load(request.source, request.holdout, request.size)
-    path = request.out or default_path(recipe.name, request.source)
-    with teller.watching(path) as bar:
+def _start(request: Request, job: Job, reporter: "Reporter", world: World) -> dict[str, Any]:
+    dataset, loaded = reporter.load(job)
+    path = request.out or default_path(job.recipe.name, job.source)
+    with reporter.training(path):
         run, outcome = train_run(
             dataset,
-            request.source,
-            recipe,
+            job,
             path,
-            seed=request.seed,
-            device=request.device,
-            holdout=request.holdout,
-            observer=bar,
+            reporter,
             checkpoint_every=request.checkpoint_every,
             tensorboard=request.tensorboard,
             world=world,
@@ -111,36 +98,83 @@ def _start(request: Request, teller: "_Teller", world: "World") -> dict[str, Any
     return _result(run, outcome, loaded)
 
 
-def _resume(path: Path, request: Request, teller: "_Teller", world: "World") -> dict[str, Any]:
-    from ..train.run import Run
-    from ..train.session import resume_run
-
-    info = Run.open(path).info
-    size = (info.network.height, info.network.width)
-    dataset, loaded = teller.load(info.data, info.holdout, size)
+def _resume(path: Path, request: Request, reporter: "Reporter", world: World) -> dict[str, Any]:
+    dataset, loaded = reporter.load(Run.open(path).job)
     every = request.checkpoint_every
-    with teller.watching(path) as bar:
-        run, outcome = resume_run(path, dataset, bar, tell=bar.say, checkpoint_every=every, world=world)
+    with reporter.training(path):
+        run, outcome = resume_run(
+            path, dataset, reporter, tell=reporter.tell, checkpoint_every=every, world=world
+        )
     return _result(run, outcome, loaded)
 
 
-@dataclass(frozen=True)
-class _Teller:
-    """Shows a person how it goes."""
+def _result(run: Run, outcome: Outcome, loaded: float) -> dict[str, Any]:
+    result = {**result_of(outcome), "run": str(run.path)}
+    result["seconds"]["load"] = round(loaded, 4)
+    return result
 
-    screen: "Console"
-    quiet: bool
 
-    def load(self, source: str, holdout: int, size: tuple[int, int] | None) -> tuple["Dataset", float]:
-        """Load a data set, with a bar if it has to be fetched; return it and the seconds it took."""
-        from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
+class StopSignal:
+    """A handler that remembers the signal that asked to stop; a second one stops at once."""
 
-        from .. import data as datasets
-        from ..train.fitting import hold_out
+    def __init__(self) -> None:
+        self._number: int | None = None
 
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self._number is not None:
+            raise KeyboardInterrupt
+        self._number = number
+
+    def requested(self) -> bool:
+        """Return whether a signal asked to stop."""
+        return self._number is not None
+
+    @property
+    def exit_code(self) -> int:
+        """128 plus the signal's number, as shells report it."""
+        return 128 + (self._number or signal.SIGINT)
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopSignal]:
+    """Take Ctrl-C (SIGINT) and SIGTERM as a request to stop after this step, for a while."""
+    stop = StopSignal()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Reporter(Observer):
+    """Shows on the terminal how a training goes: a bar with loss, accuracy, images per second, time left."""
+
+    def __init__(self, screen: Console, quiet: bool) -> None:
+        self._screen, self._quiet = screen, quiet
+        self._stop = StopSignal()
+        self._loss = self._train_accuracy = float("nan")
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
+            TextColumn("{task.fields[speed]:,.0f} images/s"),
+            TimeRemainingColumn(compact=True),
+            console=screen,
+            disable=quiet,
+            transient=True,
+        )
+        self._task = self._bar.add_task(
+            "training", total=None, loss=float("nan"), accuracy=float("nan"), speed=0.0
+        )
+
+    def load(self, job: Job) -> tuple[Dataset, float]:
+        """Load a data set, with a bar if it must be downloaded; return it and the seconds it took."""
         clock = time.perf_counter()
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=self.screen, transient=True, disable=self.quiet) as bar:
+        with Progress(*columns, console=self._screen, transient=True, disable=self._quiet) as bar:
             tasks: dict[str, Any] = {}
 
             def fetched(name: str, done: int, total: int) -> None:
@@ -148,33 +182,54 @@ class _Teller:
                     tasks[name] = bar.add_task(name)
                 bar.update(tasks[name], completed=done, total=total)
 
-            dataset = datasets.load(source, size=size, progress=fetched)
-        if holdout:
-            dataset = hold_out(dataset, holdout)
+            dataset = job.load(fetched)
         loaded = time.perf_counter() - clock
-        if not self.quiet:
-            count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
-            self.screen.print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
+        count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
+        self._print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
         return dataset, loaded
 
     @contextmanager
-    def watching(self, path: Path) -> Iterator["TrainingBar"]:
-        """Show a bar and turn signals into a wish to stop, which ends the command with the signal's code."""
-        from ..train.fitting import TrainingInterrupted
-        from .progress import TrainingBar
-
-        with stop_on_signals() as wish, TrainingBar(self.screen, wish, quiet=self.quiet) as bar:
+    def training(self, path: Path) -> Iterator[None]:
+        """Show the bar; a signal ends the command with the signal's exit code, after this step."""
+        with stop_on_signals() as self._stop, self._bar:
             try:
-                yield bar
+                yield
             except (TrainingInterrupted, KeyboardInterrupt):
-                bar.stop()
-                self.screen.print(f"Interrupted. Go on with: gammabeta train --resume {path}", markup=False)
-                raise typer.Exit(wish.exit_code) from None
+                self._bar.stop()
+                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {path}", markup=False)
+                raise typer.Exit(self._stop.exit_code) from None
 
+    def tell(self, message: str) -> None:
+        """Print a message as a sentence, unless quiet."""
+        self._print(message[0].upper() + message[1:])
 
-def _result(run: "Run", outcome: "Outcome", loaded: float) -> dict[str, Any]:
-    from ..train.session import result_of
+    def _print(self, line: str) -> None:
+        if not self._quiet:
+            self._screen.print(line, markup=False)
 
-    result = {**result_of(outcome), "run": str(run.path)}
-    result["seconds"]["load"] = round(loaded, 4)
-    return result
+    def progressed(self, progress: Standing, seconds: float) -> None:
+        """Move the bar."""
+        self._loss = progress.loss
+        self._bar.update(
+            self._task,
+            description=f"epoch {progress.epoch}",
+            total=progress.steps,
+            completed=progress.step,
+            loss=progress.loss,
+            accuracy=progress.accuracy,
+            speed=progress.images / max(seconds, 1e-9),
+        )
+
+    def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
+        """Print the notebook's line once both splits are evaluated."""
+        if split == "train":
+            self._train_accuracy = result.accuracy
+        else:
+            self._print(
+                f"Epoch {epoch}. Loss: {self._loss:.4f}, Train_acc {self._train_accuracy:.5f},"
+                f" Test_acc {result.accuracy:.5g}"
+            )
+
+    def stop_requested(self) -> bool:
+        """Return whether a signal asked to stop."""
+        return self._stop.requested()

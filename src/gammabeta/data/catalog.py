@@ -1,4 +1,9 @@
-"""From a name or a path to a data set."""
+"""From a name or a path to a data set.
+
+MNIST is inside the package: the four original IDX files, packed with gzip and otherwise unchanged. 70,000
+handwritten digits, 28×28 grey, by Y. LeCun, C. Cortes and C. J. C. Burges; see NOTICE for the licence.
+`scripts/build_mnist.py` rebuilds the files.
+"""
 
 import os
 from collections.abc import Callable
@@ -9,12 +14,21 @@ from ..errors import DataError
 from .archives import read_cifar10, read_emnist_letters
 from .dataset import Dataset
 from .download import Progress, RemoteFile, fetch
-from .embedded import load_mnist
 from .folder import is_picture_folder, read_picture_folder
 from .idx import is_idx_folder, read_idx_folder
 from .npz import read_npz
 from .picture import Style
 from .stream import exists
+
+MNIST_FOLDER = Path(__file__).with_name("mnist")
+
+#: MD5 of MNIST's original IDX files, as published.
+MNIST_MD5 = {
+    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+}
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -100,7 +114,7 @@ def _named(folder: Path, name: str, classes: tuple[str, ...]) -> Dataset:
 KNOWN = {
     "mnist": Known(
         "handwritten digits, 60,000 + 10,000, grey 28×28, 10 classes; inside the package",
-        "digit", (), lambda _: load_mnist(),
+        "digit", (), lambda _: read_idx_folder(MNIST_FOLDER, "mnist"),
     ),
     "fashion-mnist": Known(
         "clothing, 60,000 + 10,000, grey 28×28, 10 classes; 31 MB to download",

@@ -1,5 +1,7 @@
-"""What every reader hands on: images and labels, checked once, here."""
+"""What every reader returns: images and labels, checked once, here; and images held out for testing."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,9 @@ MAX_SIDE = 4096
 
 #: More classes than this are a damaged label, not a data set of ours.
 MAX_CLASSES = 65_536
+
+#: The share of each class that is held out for testing.
+SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,3 +102,29 @@ class Dataset:
 def _size(images: npt.NDArray[np.uint8]) -> str:
     _, c, h, w = images.shape
     return f"{c}×{h}×{w}"
+
+
+def hold_out(whole: Split, keys: Sequence[str], where: str) -> tuple[Split, Split]:
+    """Hold a fifth of each class out for testing, at least one image of it.
+
+    Which ones is decided by the SHA-256 of each image's key (its path, or its number), so it depends
+    neither on the machine nor on a seed, and an image keeps its side, nearly always, when others are added.
+
+    Args:
+        whole: all images.
+        keys: a text for each image, all different.
+        where: the file or folder, for the error.
+
+    Raises:
+        DataError: a class has one image only, which cannot both teach and test.
+    """
+    digests = np.array([hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() for key in keys])
+    held = np.zeros(len(whole), bool)
+    for label in np.unique(whole.labels):
+        members = np.flatnonzero(whole.labels == label)
+        if len(members) < 2:
+            raise DataError(f"{where}: class {label} has one image; a class needs two, one to test with")
+        count = max(1, round(SHARE * len(members)))
+        held[members[np.argsort(digests[members], kind="stable")[:count]]] = True
+    train, test = (Split(whole.images[part], whole.labels[part]) for part in (~held, held))
+    return train, test

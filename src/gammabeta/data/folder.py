@@ -8,9 +8,8 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ..errors import DataError
-from .dataset import MAX_SIDE, Dataset, Split
+from .dataset import MAX_SIDE, Dataset, Split, hold_out
 from .decode import SUFFIXES, decode, is_grey, open_picture
-from .split import hold_out
 from .stream import MAX_BYTES, listing
 
 _LITTER = {"thumbs.db", "desktop.ini"}

@@ -17,8 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .dataset import MAX_SIDE, Dataset, Split
-from .split import hold_out
+from .dataset import MAX_SIDE, Dataset, Split, hold_out
 from .stream import Stream, reason, regular_file, unpacked_limit
 
 MAGIC = b"\x93NUMPY"

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ..errors import DataError, UnavailableError
 from .picture import Style
 
-METADATA = "gammabeta"  # the metadata entry that holds our JSON
+METADATA = "gammabeta"  # the metadata entry that holds our JSON; the export writes it
 _BATCH = 256  # images per run: bounds the memory
 
 

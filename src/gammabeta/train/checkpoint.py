@@ -1,34 +1,26 @@
-"""Checkpoints: everything a training needs to go on, whole or not there, and known to be undamaged.
+"""Checkpoints: everything a training needs to continue, complete or absent, and known to be undamaged.
 
 A checkpoint is two files in ``RUN/checkpoints``: ``step-<n>.safetensors`` with the tensors and, written after
 it, ``step-<n>.json`` with the plain values and the SHA-256 of both. One without the other, or with a wrong
-checksum, does not count. The two newest are kept.
+checksum, is not used. The two newest are kept.
 """
 
 import hashlib
 import json
 import re
+import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-from torch import Tensor
-
 from ..errors import RunError, WeightsError
-from .files import load_weights, make_folder, read_json, write_atomically
+from .evaluate import Evaluation
+from .files import load_weights, make_folder, read_json, serialize, write_atomically
+from .loop import State, Training
+from .run import Run
 
 _KEPT = 2  # the newest, and the one before it in case the newest turns out damaged
 _NAME = re.compile(r"step-(\d+)\.json")
-
-
-@dataclass(frozen=True)
-class State:
-    """A training put down between two steps: tensors by name, and plain JSON values."""
-
-    tensors: dict[str, Tensor]
-    values: dict[str, Any]
 
 
 class Checkpoints:
@@ -45,15 +37,14 @@ class Checkpoints:
         """
         make_folder(self._folder)
         step = int(state.values["step"])
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
-        content = save(plain)
+        content = serialize(state.tensors)
         write_atomically(self._tensors(step), content)
         body = {"tensors_sha256": hashlib.sha256(content).hexdigest(), "values": state.values}
         write_atomically(self._document(step), json.dumps({**body, "sha256": _digest(body)}).encode())
         self._drop_old()
 
     def load(self) -> tuple[State | None, list[str]]:
-        """Return the newest undamaged checkpoint (None if there is none) and a word on each passed over."""
+        """Return the newest undamaged checkpoint, if any, and a message on each newer one."""
         passed: list[str] = []
         for step in reversed(self.steps()):
             try:
@@ -63,7 +54,7 @@ class Checkpoints:
         return None, passed
 
     def steps(self) -> list[int]:
-        """Return the steps of which there is a checkpoint, whole or damaged, in order."""
+        """Return the steps of all checkpoints, intact or damaged, in order."""
         if not self._folder.is_dir():
             return []
         found = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
@@ -105,3 +96,43 @@ class Checkpoints:
 
 def _digest(body: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpointer:
+    """Writes a training's checkpoints and its best weights into a run folder, and restores the training.
+
+    Args:
+        run: The folder, being written.
+        every: Seconds between checkpoints within an epoch; one is also written after every epoch.
+        state: The state to continue from; None: start anew.
+    """
+
+    def __init__(self, run: Run, every: float, state: State | None = None) -> None:
+        self._run, self._every, self._state = run, every, state
+        self._checkpoints = Checkpoints(run.path)
+        self._last = time.monotonic()
+        best = None if state is None else state.values["best_loss"]
+        self._best = float("inf") if best is None else float(best)
+
+    def restore(self, training: Training) -> float:
+        """Restore the state, if there is one; return the seconds of training that it took."""
+        if self._state is None:
+            return 0.0
+        training.restore(self._state)
+        return float(self._state.values["seconds"])
+
+    def save(self, training: Training, seconds: float, *, now: bool = False) -> None:
+        """Write a checkpoint if it is time to, or in any case if ``now``; ``seconds`` of training so far."""
+        if not now and time.monotonic() - self._last < self._every:
+            return
+        state = training.state()
+        best = self._best if self._best < float("inf") else None
+        more = {"seconds": seconds, "metrics_bytes": self._run.metrics_bytes, "best_loss": best}
+        self._checkpoints.save(State(state.tensors, state.values | more))
+        self._last = time.monotonic()
+
+    def save_if_best(self, training: Training, test: Evaluation) -> None:
+        """Write the weights if no epoch had a lower test loss, and several epochs are evaluated."""
+        if test.loss < self._best and training.order.steps_per_epoch < training.steps:
+            self._run.save_model(training.model, best=True)
+        self._best = min(self._best, test.loss)

@@ -1,18 +1,28 @@
-"""Judging a model on a split: accuracy, confusion, the worst mistakes. Nothing in the model changes."""
+"""Measuring a model, which changes nothing in it.
+
+``evaluate`` gives accuracy, loss and confusion on a split. ``layer_statistics`` gives what each batch-norm
+layer does on one batch; the percentiles of what enters each activation are those of Ioffe and Szegedy (2015),
+figure 1 (b) and (c).
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..graph.layers import batch_norm_layers
 from ..stats.preserve import preserved
 from .batches import DeviceImages
-from .device import Precision
-from .world import ALONE, World
+from .world import ALONE, Precision, World
 
 EVALUATION_BATCH = 500  # images per forward pass: large enough to be quick, small enough to stay in cache
+PERCENTILES = (15, 50, 85)
+_MOST = 25_000  # values a percentile is taken from, to a hundredth of a deviation: a picture shows no more
 
 
 @dataclass(frozen=True)
@@ -66,8 +76,8 @@ def evaluate(
         precision: Of convolutions and matrix products.
         keep_probabilities: Return each image's class probabilities too.
         advance: Called with the number of images done since the last call.
-        world: Whose ranks share the batches, each taking every so-manieth; all get the whole result, but only
-            their own probabilities.
+        world: The ranks that divide the batches among them; each gets the whole result, but only the
+            probabilities of its own batches.
     """
     device = data.labels.device
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
@@ -83,7 +93,7 @@ def evaluate(
                 kept.append(log_p.exp().cpu())
             if advance is not None:
                 advance(len(y))
-    world.total(confusion), world.total(loss)
+    world.all_reduce(confusion), world.all_reduce(loss)
     table = confusion.view(classes, classes).cpu()
     return Evaluation(
         correct=int(table.diagonal().sum()),
@@ -92,3 +102,77 @@ def evaluate(
         confusion=table,
         probabilities=torch.cat(kept) if kept else None,
     )
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """One layer on one batch; scalars are means over the channels unless said otherwise.
+
+    Attributes:
+        mean: Of the batch, per channel.
+        var: Biased variance of the batch, per channel.
+        mean_distance: Root mean square over the channels of batch mean − running mean, in running standard
+            deviations; None without running statistics.
+        var_distance: The same of ln(batch variance, unbiased / running variance).
+        percentiles: 15th, 50th and 85th percentile of what enters the activation: γ x̂ + β.
+    """
+
+    mean: float
+    var: float
+    mean_distance: float | None
+    var_distance: float | None
+    percentiles: tuple[float, float, float]
+
+
+def layer_statistics(
+    model: nn.Module, x: Tensor, precision: Precision = "fp32"
+) -> dict[str, LayerStatistics]:
+    """Measure every batch-norm layer of a model in training mode on ``x``; the model is left as it was."""
+    found: dict[str, LayerStatistics] = {}
+
+    def measure(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
+        found.setdefault(name, _measure(layer, inputs[0].detach()))
+
+    layers = batch_norm_layers(model)
+    handles = [layer.register_forward_pre_hook(partial(measure, name)) for name, layer in layers.items()]
+    try:
+        with (
+            preserved(model),
+            torch.no_grad(),
+            torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
+        ):
+            model.train()
+            model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _measure(layer: _BatchNorm, x: Tensor) -> LayerStatistics:
+    values = x.movedim(1, -1).reshape(-1, x.shape[1]).float()  # a row for each pixel
+    var, mean = torch.var_mean(values, 0, correction=0)
+    distances = _distances(layer, mean, var, len(values))
+    some = values[:: -(-values.numel() // _MOST) | 1]  # an odd step: no even width repeats in it
+    normal = (some - mean) * (var + layer.eps).rsqrt()
+    if layer.weight is not None:
+        normal = normal * layer.weight.detach().float()
+    if layer.bias is not None:
+        normal = normal + layer.bias.detach().float()
+    return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, _percentiles(normal))
+
+
+def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tuple[float | None, float | None]:
+    if layer.running_mean is None or layer.running_var is None:
+        return None, None
+    spread = (layer.running_var.float() + layer.eps).sqrt()
+    shift = (mean - layer.running_mean.float()) / spread
+    unbiased = var * (count / max(count - 1, 1))
+    ratio = ((unbiased + layer.eps) / spread.square()).log()
+    return float(shift.square().mean().sqrt()), float(ratio.square().mean().sqrt())
+
+
+def _percentiles(values: Tensor) -> tuple[float, float, float]:
+    levels = torch.tensor([level / 100 for level in PERCENTILES], device=values.device)
+    low, middle, high = values.flatten().quantile(levels).tolist()
+    return low, middle, high

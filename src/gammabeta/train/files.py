@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writing, checked reading."""
+"""Files that are complete or absent: atomic writing, checked reading."""
 
 import json
 import os
@@ -67,10 +67,9 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is damaged: it is not valid JSON") from None
 
 
-def save_weights(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write tensors as safetensors, atomically."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, save(plain, metadata))
+def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """Return tensors in the safetensors format."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -90,7 +89,7 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def fit_weights(model: nn.Module, tensors: dict[str, Tensor], source: object) -> nn.Module:
-    """Load tensors into a model, all or none; a misfit is a ``WeightsError`` that names the first one."""
+    """Load tensors into a model, all or none; ``WeightsError`` names the first tensor that does not fit."""
     wanted = model.state_dict()
     for name in [*wanted, *tensors]:
         if name not in tensors:

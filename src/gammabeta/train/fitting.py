@@ -1,47 +1,46 @@
-"""``fit``: a network, a data set and a recipe, trained, judged, and told about as it goes."""
+"""``fit``: train a network on a data set as a recipe says, evaluate it, and report the progress."""
 
 import gc
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..accelerate.gradients import quick_layers
 from ..accelerate.stem import one_stem
 from ..conversion.convert import convert
-from ..data import Dataset, Split
+from ..data import Dataset
 from ..errors import UsageError
+from ..graph.pairs import convolutions_before_batch_norm
 from ..kernels.cpu.keep import keep_pages
 from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
-from .device import Precision, place_model, resolve_device, resolve_precision
-from .evaluate import Evaluation, evaluate
+from .checkpoint import Checkpointer
+from .evaluate import Evaluation, LayerStatistics, evaluate
 from .loop import Progress, Training
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
-from .redundant_bias import without_cancelled_biases
-from .watch import LayerStatistics
-from .world import ALONE, World
+from .world import ALONE, Precision, World, place_model, resolve_device, resolve_precision
 
 _INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
 _REPORT_SECONDS = 0.25
 _RECALIBRATION_BATCH = 512  # images: more would fall out of the cache between one layer and the next
 
 
-class TrainingInterrupted(Exception):  # noqa: N818 -- a wish granted, not an error
-    """A training was asked to stop; ``progress`` says where it stood."""
+class TrainingInterrupted(Exception):  # noqa: N818 -- the user asked for it
+    """A training was asked to stop; ``progress`` says where it was."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__("interrupted")
         self.progress = progress
 
 
-class Observer(Protocol):
-    """Is told how a training goes."""
+class Observer:
+    """Is called as a training goes on. This one does nothing and never stops; a subclass does some of it."""
 
     def progressed(self, progress: Progress, seconds: float) -> None:
         """Some steps were taken; ``seconds`` of training so far."""
@@ -53,36 +52,7 @@ class Observer(Protocol):
         """The batch-norm layers were measured on a fixed batch of training images."""
 
     def stop_requested(self) -> bool:
-        """Tell whether the training shall end after this step."""
-
-
-class Keeper(Protocol):
-    """Puts a training away as it goes, and brings it back."""
-
-    def begin(self, training: Training) -> float:
-        """Restore what was kept, if anything was; return the seconds of training that were spent on it."""
-
-    def visit(self, training: Training, seconds: float, *, now: bool = False) -> None:
-        """Keep the training if it is time to, or in any case if ``now``; ``seconds`` of training so far."""
-
-    def judged(self, training: Training, test: Evaluation) -> None:
-        """Take note of how the model did after an epoch."""
-
-
-class Silent:
-    """An observer that says nothing and never stops."""
-
-    def progressed(self, progress: Progress, seconds: float) -> None:
-        """Say nothing."""
-
-    def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
-        """Say nothing."""
-
-    def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
-        """Say nothing."""
-
-    def stop_requested(self) -> bool:
-        """Go on."""
+        """Return whether the training shall end after this step."""
         return False
 
 
@@ -117,15 +87,6 @@ def build_network(recipe: Recipe, dataset: Dataset, seed: int) -> DigitNetwork:
     return network
 
 
-def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """Return the data set with the last ``count`` training images in place of the test images."""
-    images, labels = dataset.train.images, dataset.train.labels
-    if not 0 < count < len(labels):
-        raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
-    kept, held = Split(images[:-count], labels[:-count]), Split(images[-count:], labels[-count:])
-    return Dataset(dataset.name, kept, held, dataset.classes)
-
-
 def fit(
     model: nn.Module,
     dataset: Dataset,
@@ -134,25 +95,25 @@ def fit(
     device: str = "auto",
     seed: int = 0,
     observer: Observer | None = None,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     watch_points: int = 0,
     world: World = ALONE,
 ) -> Outcome:
     """Train a network on a data set; its batch normalization is converted to the fused modules first.
 
-    Several processes that train together, each calling this, get synchronized batch normalization instead,
-    and take the steps that one process would.
+    Several processes that train together each call this. They get synchronized batch normalization instead,
+    and take the steps that one process would take.
 
     Args:
         model: Any network from ``(N, C, H, W)`` float32 to logits ``(N, classes)``.
-        dataset: uint8 images and labels; held on the device for the length of the training.
+        dataset: uint8 images and labels; held on the device during the training.
         recipe: The settings.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
         seed: Of the order and the augmentation of the images.
-        observer: Is told how it goes, and may ask it to stop.
-        watch_points: How often, over the training, to measure the batch-norm layers for the observer.
-        keeper: Puts checkpoints away and brings the last one back; None: the training starts anew. Of several
-            processes rank 0 has it, if any; the others begin where it does.
+        observer: Is called as the training goes on, and may ask it to stop.
+        checkpointer: Writes checkpoints and restores the last one; None: the training starts anew. Of several
+            processes only rank 0 may have one; the others start where rank 0 starts.
+        watch_points: How often, over the training, the observer gets the batch-norm layers' statistics.
         world: The processes that train together.
 
     Raises:
@@ -161,7 +122,6 @@ def fit(
     """
     if len(dataset.train.labels) < 2:
         raise UsageError("there are fewer than two training images: a batch of one has no variance")
-    watcher = observer or Silent()
     place = resolve_device(world.device(device))
     precision = resolve_precision(recipe.precision, place)
     clock = time.perf_counter()
@@ -170,45 +130,119 @@ def fit(
     test = DeviceImages(dataset.test, scaling, place)
     model = place_model(convert(model, to="sync" if world.size > 1 else "fused"), place)
     training = Training(model, images, recipe, seed, precision, world)
-    spent = dict.fromkeys(("prepare", "train", "first_step", "watch", "recalibrate", "evaluate"), 0.0)
-    spent["prepare"] = time.perf_counter() - clock
-    if keeper is not None:
-        spent["train"] = keeper.begin(training)
-    _begin_alike(training)
-    drive = _Drive(training, watcher, keeper, watch_points if recipe.batch_norm else 0, spent)
-
-    def judge(epoch: int) -> tuple[Evaluation, Evaluation]:
-        results = []
-        for split, data in (("train", images), ("test", test)):
-            clock = time.perf_counter()
-            result = evaluate(model, data, len(dataset.classes), precision=precision, world=world)
-            taken = time.perf_counter() - clock
-            spent["evaluate"] += taken
-            watcher.evaluated(epoch, split, result, taken)
-            results.append(result)
-        return results[0], results[1]
-
+    work = _Fitting(training, observer or Observer(), checkpointer, watch_points if recipe.batch_norm else 0)
+    work.seconds["prepare"] = time.perf_counter() - clock
+    work.begin()
     results: tuple[Evaluation, Evaluation] | None = None
     with keep_pages(), _uncollected(), quick(model, alone=world.size == 1):
         while results is None or training.step < training.steps:
             epoch = training.epoch
-            drive.to_end_of_epoch()
+            work.train_epoch()
             last = training.step == training.steps
             if last and recipe.recalibrate and recipe.batch_norm:
-                spent["recalibrate"] = _recalibrate(model, images, recipe, seed, precision, world)
+                work.recalibrate()
             if last or recipe.evaluate == "epoch":
-                results = judge(epoch)
-                if keeper is not None:
-                    keeper.judged(training, results[1])
-            if keeper is not None and not last:
-                keeper.visit(training, spent["train"], now=True)
-    return Outcome(model, scaling, precision, training.progress(), *results, spent)
+                classes = len(dataset.classes)
+                on_train = work.evaluate(epoch, "train", images, classes)
+                on_test = work.evaluate(epoch, "test", test, classes)
+                results = on_train, on_test
+                if checkpointer is not None:
+                    checkpointer.save_if_best(training, on_test)
+            if checkpointer is not None and not last:
+                checkpointer.save(training, work.seconds["train"], now=True)
+    return Outcome(model, scaling, precision, training.progress(), *results, work.seconds)
+
+
+class _Fitting:
+    """The parts of one call of ``fit``, and the seconds that each has taken.
+
+    Steps are taken in runs that are short enough to report the progress and to stop when asked.
+    """
+
+    def __init__(
+        self, training: Training, observer: Observer, checkpointer: Checkpointer | None, watch_points: int
+    ) -> None:
+        self._training, self._observer, self._checkpointer = training, observer, checkpointer
+        self._watch_every = max(1, training.steps // watch_points) if watch_points else 0
+        self._stretch = 1  # steps until the next report
+        parts = ("prepare", "train", "first_step", "watch", "recalibrate", "evaluate")
+        self.seconds = dict.fromkeys(parts, 0.0)
+
+    def begin(self) -> None:
+        """Restore the checkpoint, if there is one, and bring every rank to where rank 0 is."""
+        training, world = self._training, self._training.world
+        if self._checkpointer is not None:
+            self.seconds["train"] = self._checkpointer.restore(training)
+        if world.broadcast(training.step):
+            state = world.broadcast(training.state() if world.writes else None)
+            if not world.writes:
+                training.restore(state)
+
+    def train_epoch(self) -> None:
+        """Take the steps to the end of the epoch or of the training.
+
+        Raises:
+            TrainingInterrupted: The observer of some rank asked to stop.
+        """
+        training, every = self._training, self._watch_every
+        end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
+        while training.step < end:
+            next_watch = (training.step // every + 1) * every if every else training.steps
+            self._advance(min(end, next_watch))
+            # All ranks take as many steps next as rank 0 has chosen, and stop if one of them is asked to.
+            everyone = training.world.all_gather((self._stretch, self._observer.stop_requested()))
+            self._stretch, stop = everyone[0][0], any(wish for _, wish in everyone)
+            if self._checkpointer is not None and (stop or training.step < end):
+                self._checkpointer.save(training, self.seconds["train"], now=stop)
+            if stop:
+                raise TrainingInterrupted(training.progress())
+
+    def _advance(self, limit: int) -> None:
+        """Take some steps, up to step ``limit``, and report them."""
+        training, clock = self._training, time.perf_counter()
+        training.advance(min(self._stretch, limit - training.step))
+        progress = training.progress()
+        taken = time.perf_counter() - clock
+        self.seconds["train"] += taken
+        self.seconds["first_step"] = self.seconds["first_step"] or taken  # the first report is of one step
+        self._stretch = max(
+            1, min(2 * self._stretch, int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6)))
+        )
+        self._observer.progressed(progress, self.seconds["train"])
+        if self._watch_every and training.step % self._watch_every == 0:
+            clock = time.perf_counter()
+            self._observer.watched(progress, training.layer_statistics())
+            self.seconds["watch"] += time.perf_counter() - clock
+
+    def recalibrate(self) -> None:
+        """Give the running statistics their exact values over the recipe's number of training images."""
+        training, clock = self._training, time.perf_counter()
+        images, world, device = training.data, training.world, training.data.labels.device
+
+        def forward(network: nn.Module, x: Any) -> Any:
+            with torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                return network(x)
+
+        order = torch.randperm(len(images), generator=generator_for(training.seed, _RECALIBRATE))
+        mine = order[: training.recipe.recalibrate].split(_RECALIBRATION_BATCH)[world.rank :: world.size]
+        batches = (images.batch(part.to(device))[0] for part in mine)
+        recalibrate(training.model, batches, forward_fn=forward)
+        self.seconds["recalibrate"] = time.perf_counter() - clock
+
+    def evaluate(self, epoch: int, name: str, split: DeviceImages, classes: int) -> Evaluation:
+        """Evaluate the model on a split and report it."""
+        training, clock = self._training, time.perf_counter()
+        result = evaluate(training.model, split, classes, precision=training.precision, world=training.world)
+        taken = time.perf_counter() - clock
+        self.seconds["evaluate"] += taken
+        self._observer.evaluated(epoch, name, result, taken)
+        return result
 
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Spare the garbage collector what there is already: it would go through all modules within a step."""
-    if gc.get_freeze_count():  # somebody's affair, and done
+    """Keep the objects that exist already from the garbage collector: it would visit all in mid-step."""
+    if gc.get_freeze_count():  # the caller has frozen them, and will unfreeze them
         yield
         return
     gc.freeze()
@@ -220,89 +254,34 @@ def _uncollected() -> Iterator[None]:
 
 @contextmanager
 def quick(model: nn.Module, *, alone: bool = True) -> Iterator[None]:
-    """Spare the model what costs time and changes nothing; ranks that average gradients expect them all."""
+    """Leave out work that takes time and changes nothing; ranks that average gradients need all of them."""
     if not alone:
         with quick_layers(model):
             yield
         return
-    with without_cancelled_biases(model), one_stem(model), quick_layers(model):
+    with without_redundant_biases(model), one_stem(model), quick_layers(model):
         yield
 
 
-class _Drive:
-    """Takes the steps in stretches short enough to tell how it goes and to stop when asked."""
+def redundant_biases(model: nn.Module) -> list[Tensor]:
+    """Return the biases of convolutions whose output goes into one batch normalization and nowhere else.
 
-    def __init__(
-        self,
-        training: Training,
-        watcher: Observer,
-        keeper: Keeper | None,
-        watch_points: int,
-        spent: dict[str, float],
-    ) -> None:
-        self._training, self._watcher, self._keeper, self._spent = training, watcher, keeper, spent
-        self._watch_every = max(1, training.steps // watch_points) if watch_points else 0
-        self._stretch = 1
-
-    def to_end_of_epoch(self) -> None:
-        training = self._training
-        end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
-        while training.step < end:
-            self._take(min(end, self._next_watch()))
-            stop = self._agreed(self._watcher.stop_requested())
-            if self._keeper is not None and (stop or training.step < end):
-                self._keeper.visit(training, self._spent["train"], now=stop)
-            if stop:
-                raise TrainingInterrupted(training.progress())
-
-    def _agreed(self, stop: bool) -> bool:
-        """Whether any rank shall stop; all take as many steps next as rank 0 thinks right."""
-        everyone = self._training.world.gather((self._stretch, stop))
-        self._stretch = everyone[0][0]
-        return any(wish for _, wish in everyone)
-
-    def _take(self, limit: int) -> None:
-        training, clock = self._training, time.perf_counter()
-        training.advance(min(self._stretch, limit - training.step))
-        progress = training.progress()
-        taken = time.perf_counter() - clock
-        self._spent["train"] += taken
-        self._spent["first_step"] = self._spent["first_step"] or taken  # the first stretch is one step
-        self._stretch = max(
-            1, min(2 * self._stretch, int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6)))
-        )
-        self._watcher.progressed(progress, self._spent["train"])
-        if self._watch_every and training.step % self._watch_every == 0:
-            clock = time.perf_counter()
-            self._watcher.watched(progress, training.watch())
-            self._spent["watch"] += time.perf_counter() - clock
-
-    def _next_watch(self) -> int:
-        every = self._watch_every
-        return (self._training.step // every + 1) * every if every else self._training.steps
+    Batch normalization subtracts the mean over the batch, and with it whatever was added to a whole channel
+    before (Ioffe and Szegedy 2015, section 3.2). The gradient of such a bias is zero. A backward pass would
+    compute its rounding error, and read the largest gradients of a network once more for it.
+    """
+    pairs = convolutions_before_batch_norm(model)
+    return [convolution.bias for convolution, _ in pairs if convolution.bias is not None]
 
 
-def _begin_alike(training: Training) -> None:
-    """Bring every rank to where rank 0 stands."""
-    world = training.world
-    if world.share(training.step):
-        state = world.share(training.state() if world.writes else None)
-        if not world.writes:
-            training.restore(state)
-
-
-def _recalibrate(
-    model: nn.Module, images: DeviceImages, recipe: Recipe, seed: int, precision: Precision, world: World
-) -> float:
-    clock = time.perf_counter()
-    order = torch.randperm(len(images), generator=generator_for(seed, _RECALIBRATE))[: recipe.recalibrate]
-    device = images.labels.device
-
-    def forward(network: nn.Module, x: Any) -> Any:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return network(x)
-
-    mine = order.split(_RECALIBRATION_BATCH)[world.rank :: world.size]
-    batches = (images.batch(part.to(device))[0] for part in mine)
-    recalibrate(model, batches, forward_fn=forward)
-    return time.perf_counter() - clock
+@contextmanager
+def without_redundant_biases(model: nn.Module) -> Iterator[None]:
+    """Leave out the gradients of ``redundant_biases`` for a while."""
+    biases = [bias for bias in redundant_biases(model) if bias.requires_grad]
+    for bias in biases:
+        bias.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for bias in biases:
+            bias.requires_grad_(True)

@@ -1,21 +1,19 @@
-"""A trained network taken out of its run folder, ready to judge and to predict."""
+"""A trained network loaded from its run folder, ready to be evaluated and to predict."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .. import data as datasets
 from ..data import Dataset, Split
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
-from .device import place_model, resolve_device
 from .evaluate import Evaluation, evaluate, evaluating
-from .fitting import hold_out
 from .network import DigitNetwork
 from .run import Run
+from .world import place_model, resolve_device
 
 
 @dataclass(frozen=True)
@@ -59,32 +57,26 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
     """
     place = resolve_device(device)
     run = Run.open(path)
+    info = run.info.network
     with torch.device("meta"):  # nothing is allocated before the weights are known to fit
-        network = _build(run)
+        network = DigitNetwork(
+            info.channels,
+            (info.height, info.width),
+            len(info.classes),
+            batch_norm=info.batch_norm,
+            hidden_bias=info.hidden_bias,
+            eps=info.eps,
+        )
     model = place_model(run.load_model(network, best=best).eval(), place)
     return Trained(run, model, place)
-
-
-def _build(run: Run) -> DigitNetwork:
-    info = run.info.network
-    return DigitNetwork(
-        info.channels,
-        (info.height, info.width),
-        len(info.classes),
-        batch_norm=info.batch_norm,
-        hidden_bias=info.hidden_bias,
-        eps=info.eps,
-    )
 
 
 def load_split(trained: Trained, source: str | None, split: str) -> Split:
     """Return the ``test`` or ``train`` split of a data set that fits the network; default: the run's own."""
     if split not in ("test", "train"):
         raise UsageError(f"unknown split {split!r}: choose test or train")
-    network = trained.run.info.network
-    dataset = datasets.load(source or trained.run.info.data, size=(network.height, network.width))
-    if source is None and trained.run.info.holdout:
-        dataset = hold_out(dataset, trained.run.info.holdout)
+    job = trained.run.job
+    dataset = (job if source is None else replace(job, source=source, holdout=0)).load()
     check_fit(trained, dataset)
     return dataset.test if split == "test" else dataset.train
 

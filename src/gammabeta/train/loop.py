@@ -1,29 +1,27 @@
 """The training loop: no Python per sample, no waiting for the device within a step."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .batches import DeviceImages, Order, generator_for
-from .checkpoint import State
-from .device import Precision
+from .evaluate import LayerStatistics, layer_statistics
 from .files import fit_weights
-from .optimizer import Descent
+from .optimizer import SGD, learning_rate
 from .recipe import Recipe
-from .schedule import learning_rate
-from .watch import LayerStatistics, watch
-from .world import ALONE, World
+from .world import ALONE, Precision, World
 
-WATCHED = 256  # images by which the layers' statistics are measured
+STATISTICS_IMAGES = 256  # images on which the layers' statistics are measured
 MOVING_WEIGHT = 0.01  # of the newest batch in the moving loss and accuracy, as in the notebook
 _AUGMENT, _DRAW = 1, 4  # purposes of random streams, beside the epochs' permutations
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training stands; the loss is the mean over a batch in nats, both figures moving averages."""
+    """Where a training is; the loss is the mean over a batch in nats, both figures moving averages."""
 
     step: int
     steps: int
@@ -34,8 +32,16 @@ class Progress:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class State:
+    """A training between two steps, as a checkpoint holds it: tensors by name, and plain JSON values."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
 class Training:
-    """A training that goes on step by step and can be put down and taken up between any two.
+    """A training that goes on step by step; between any two steps it can be stored and restored.
 
     Args:
         model: The network, on its device; it is trained in place.
@@ -56,14 +62,14 @@ class Training:
         world: World = ALONE,
     ) -> None:
         self.model, self.data, self.recipe = model, data, recipe
-        self._seed, self._precision = seed, precision
+        self.seed, self.precision = seed, precision
         self._device = data.labels.device
         self.world, self._network = world, world.wrap(model, data.labels.device)
         self.order = Order(len(data), recipe, seed)
         self.steps = self.order.steps
         self.step = 0
         self.images = 0
-        self._descent = Descent(model, recipe)
+        self._optimizer = SGD(model, recipe)
         self._unread: list[tuple[Tensor, Tensor, Tensor, int]] = []  # loss, logits, labels, images
         self._loss = self._accuracy = float("nan")
 
@@ -71,12 +77,12 @@ class Training:
         """Return everything that ``restore`` needs to go on from here, bit for bit."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         for name, parameter in self.model.named_parameters():
-            if parameter in self._descent.momenta:
-                tensors[f"optimizer.momentum_buffer.{name}"] = self._descent.momenta[parameter]
+            if parameter in self._optimizer.momentum_buffers:
+                tensors[f"optimizer.momentum_buffer.{name}"] = self._optimizer.momentum_buffers[parameter]
         tensors["random.cpu"] = torch.get_rng_state()  # for networks that draw numbers of their own
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
-        self.progress()  # reads what the device has not been asked yet
+        self.progress()  # reads the figures that are still on the device
         values = {"step": self.step, "images": self.images, "loss": self._loss, "accuracy": self._accuracy}
         return State(tensors, values)
 
@@ -95,7 +101,7 @@ class Training:
         for name, tensor in kinds["optimizer"].items():
             parameter = parameters[name.removeprefix("momentum_buffer.")]
             # In the parameter's own layout: the fused operator walks both in the order of memory.
-            self._descent.momenta[parameter] = torch.empty_like(parameter.detach()).copy_(tensor)
+            self._optimizer.momentum_buffers[parameter] = torch.empty_like(parameter.detach()).copy_(tensor)
         torch.set_rng_state(kinds["random"]["cpu"])
         if self._device.type == "cuda" and "cuda" in kinds["random"]:
             torch.cuda.set_rng_state(kinds["random"]["cuda"], self._device)
@@ -115,14 +121,14 @@ class Training:
 
     def _take_step(self) -> None:
         index = self.order.indices(self.step).to(self._device, non_blocking=True)
-        augment = generator_for(self._seed, self.step, _AUGMENT) if self._augmented else None
+        augment = generator_for(self.seed, self.step, _AUGMENT) if self._augmented else None
         count, part = len(index), None
         if self.world.size > 1:
             part = self.world.part(count)
             # What the network itself draws, for dropout say, is each rank's own and the same after a restart.
-            torch.manual_seed(generator_for(self._seed, self.step, _DRAW, self.world.rank).initial_seed())
+            torch.manual_seed(generator_for(self.seed, self.step, _DRAW, self.world.rank).initial_seed())
         x, y = self.data.batch(index, augment, part)
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self._network(x)
         logits = logits.float()
         loss = F.cross_entropy(
@@ -131,9 +137,9 @@ class Training:
             reduction="sum" if self._summed else "mean",
             label_smoothing=self.recipe.label_smoothing,
         )
-        self._descent.forget()
+        self._optimizer.zero_grad()
         (loss if part is None else loss * self._share(count)).backward()
-        self._descent.step(learning_rate(self.recipe, self.step, self.steps))
+        self._optimizer.step(learning_rate(self.recipe, self.step, self.steps))
         self._unread.append((loss.detach(), logits.detach(), y, count))
         self.step += 1
         self.images += count
@@ -147,19 +153,19 @@ class Training:
         """What a rank's summed loss is multiplied by, so that the ranks' *average* is the recipe's loss."""
         return self.world.size / (count if self.recipe.loss == "mean" else 1)
 
-    def watch(self) -> dict[str, LayerStatistics]:
+    def layer_statistics(self) -> dict[str, LayerStatistics]:
         """Measure the batch-norm layers on the first training images; the training is left as it was."""
-        return watch(self.model, self.data.batch(slice(0, WATCHED))[0], self._precision)
+        return layer_statistics(self.model, self.data.batch(slice(0, STATISTICS_IMAGES))[0], self.precision)
 
     @property
     def _augmented(self) -> bool:
         return bool(self.recipe.shift or self.recipe.flip)
 
     def progress(self) -> Progress:
-        """Read the figures of the steps since the last call from the device, and say where things stand."""
+        """Read the figures of the steps since the last call from the device; return where the training is."""
         if self._unread:
             figures, counts = _figures(self._unread), [count for *_, count in self._unread]
-            for (loss, hits), count in zip(self.world.total(figures).tolist(), counts, strict=True):
+            for (loss, hits), count in zip(self.world.all_reduce(figures).tolist(), counts, strict=True):
                 mean = loss / count if self._summed else loss
                 self._loss = _move(self._loss, mean)
                 self._accuracy = _move(self._accuracy, hits / count)

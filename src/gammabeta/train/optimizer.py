@@ -1,9 +1,12 @@
-"""Stochastic gradient descent with momentum, in one operator of PyTorch's for all parameters of a kind.
+"""Stochastic gradient descent with momentum, and the learning rate of each step.
 
-``torch.optim.SGD`` takes the same step. But it serves hooks, profilers and closures and sorts its tensors at
-every step, which costs several times what the arithmetic of a small network does, and making one loads
-PyTorch's compiler, which takes as long as a third of a whole training.
+One operator of PyTorch moves all parameters of a kind. ``torch.optim.SGD`` takes the same step. But it serves
+hooks, profilers and closures and sorts its tensors at every step, which costs several times as much as the
+arithmetic of a small network. And making one loads PyTorch's compiler, which takes a third as long as a whole
+training.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,7 @@ from torch import Tensor, nn
 from .recipe import Recipe
 
 
-class Descent:
+class SGD:
     """Moves a model's parameters; weight decay spares γ, β and biases.
 
     With weight decay λ, momentum μ and learning rate η: ``g ← g + λ w``, then ``b ← μ b + g`` (at first
@@ -19,12 +22,12 @@ class Descent:
     has it).
 
     Attributes:
-        momenta: ``b`` of each parameter that has been moved, in the parameter's own layout.
+        momentum_buffers: ``b`` of each parameter that has been moved, in the parameter's own layout.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe) -> None:
         self._momentum, self._nesterov = recipe.momentum, recipe.nesterov
-        self.momenta: dict[Tensor, Tensor] = {}
+        self.momentum_buffers: dict[Tensor, Tensor] = {}
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         kinds: dict[tuple[torch.device, torch.dtype, float], list[Tensor]] = {}
         for parameter in self._parameters:
@@ -32,7 +35,7 @@ class Descent:
             kinds.setdefault((parameter.device, parameter.dtype, decay), []).append(parameter)
         self._groups = [(decay, parameters) for (_, _, decay), parameters in kinds.items()]
 
-    def forget(self) -> None:
+    def zero_grad(self) -> None:
         """Drop all gradients."""
         for parameter in self._parameters:
             parameter.grad = None
@@ -42,9 +45,9 @@ class Descent:
         """Move the parameters that have a gradient, with this learning rate."""
         for decay, group in self._groups:
             parameters = [p for p in group if p.grad is not None]
-            new = [p for p in parameters if p not in self.momenta] if self._momentum else []
+            new = [p for p in parameters if p not in self.momentum_buffers] if self._momentum else []
             if new:
-                self.momenta |= {p: torch.empty_like(p) for p in new}
+                self.momentum_buffers |= {p: torch.empty_like(p) for p in new}
                 self._move(new, decay, rate, first=True)
                 parameters = [p for p in parameters if p not in {*new}]
             if parameters:
@@ -54,7 +57,7 @@ class Descent:
         torch._fused_sgd_(
             parameters,
             [p.grad for p in parameters],  # type: ignore[misc]
-            [self.momenta[p] for p in parameters] if self._momentum else [],
+            [self.momentum_buffers[p] for p in parameters] if self._momentum else [],
             weight_decay=decay,
             momentum=self._momentum,
             lr=rate,
@@ -63,3 +66,19 @@ class Descent:
             maximize=False,
             is_first_step=first,
         )
+
+
+def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the learning rate of step ``step`` (from 0) of ``steps``: a linear warm-up, then a fall.
+
+    The rate is taken in the middle of the step, so that no step is wasted at zero.
+    """
+    position = (step + 0.5) / steps
+    if position < recipe.warmup:
+        return recipe.learning_rate * position / recipe.warmup
+    if recipe.schedule == "constant":
+        return recipe.learning_rate
+    gone = (position - recipe.warmup) / (1 - recipe.warmup)
+    left = 1 - gone if recipe.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
+    last = recipe.final_learning_rate
+    return recipe.learning_rate * (last + (1 - last) * left)

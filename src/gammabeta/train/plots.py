@@ -1,4 +1,4 @@
-"""Pictures of a training: curves, the confusion matrix, the worst mistakes."""
+"""Pictures of a training: curves, the confusion matrix, the worst mistakes; curves of several runs."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..errors import UsageError
 from .files import write_atomically
+from .run import Run
 
 # Okabe and Ito's colour-blind-safe palette.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -38,9 +40,39 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     _mark_evaluations(accuracy_axes, rows)
     low = min([90.0, *(100 * row["accuracy"] for row in steps[len(steps) // 4 :])])
     accuracy_axes.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
-    tidy((loss_axes, accuracy_axes))
+    _tidy((loss_axes, accuracy_axes))
     for axes in (loss_axes, accuracy_axes):
         axes.legend(frameon=False)
+    return figure
+
+
+def curves_of_runs(runs: Sequence[Run]) -> Figure:
+    """Draw loss and accuracy of all runs over epochs.
+
+    Raises:
+        UsageError: None of the runs has got so far as to have figures.
+    """
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    drawn = 0
+    for number, run in enumerate(runs):
+        metrics = run.metrics()
+        steps = [row for row in metrics if row["kind"] == "progress"]
+        judged = [row for row in metrics if row["kind"] == "evaluation" and row["split"] == "test"]
+        if not steps:
+            continue
+        drawn += 1
+        style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "label": run.path.name}
+        loss_axes.plot([row["epochs"] for row in steps], [row["loss"] for row in steps], **style)
+        accuracy_axes.plot(
+            [row["epochs"] for row in judged], [100 * row["accuracy"] for row in judged], marker="o", **style
+        )
+    if not drawn:
+        raise UsageError("none of these runs has figures yet")
+    loss_axes.set(xlabel="epoch", ylabel="training loss, moving average (nats)", yscale="log")
+    accuracy_axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+    loss_axes.legend(frameon=False)
+    _tidy((loss_axes, accuracy_axes))
     return figure
 
 
@@ -68,7 +100,7 @@ def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     for axes, label in zip(grid[:, 0], labels, strict=True):
         axes.set_ylabel(label)
         axes.legend(frameon=False, fontsize=8)
-    tidy(grid.flat)
+    _tidy(grid.flat)
     return figure
 
 
@@ -89,7 +121,7 @@ def _statistics_of_layer(
     bottom.set_ylim(bottom=0)
 
 
-def tidy(many: Iterable[Axes]) -> None:
+def _tidy(many: Iterable[Axes]) -> None:
     """Give axes a quiet grid and no frame above and to the right."""
     for axes in many:
         axes.grid(color="#dddddd", linewidth=0.6, which="both")

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from .device import computes_bf16
+from .world import computes_bf16
 
 _PACKAGES = ("torch", "numpy", "numba", "llvmlite", "triton", "safetensors", "onnxruntime")
 

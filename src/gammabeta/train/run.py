@@ -1,7 +1,10 @@
-"""The folder a training leaves behind: what was asked, what happened, and the weights."""
+"""The run folder of a training: what was asked for, what happened, and the weights."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
@@ -9,11 +12,13 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from ..errors import RunError, UsageError
-from .files import fit_weights, load_weights, read_json, save_weights, write_atomically
+from .. import data
+from ..data import Dataset, Split
+from ..data.download import Progress
+from ..errors import RunError, UnavailableError, UsageError
+from .files import fit_weights, load_weights, read_json, serialize, write_atomically
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
-from .tensorboard import Board
 
 _INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
 _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
@@ -21,14 +26,47 @@ _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
+@dataclass(frozen=True)
+class Job:
+    """What to train.
+
+    Attributes:
+        source: Name or path of the data set.
+        recipe: The settings.
+        seed: Of initialisation, order and augmentation.
+        holdout: How many of the last training images are used in place of the test images; 0: none.
+        size: ``(H, W)`` to which a folder's pictures are resized; None: as they are.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
+    """
+
+    source: str
+    recipe: Recipe
+    seed: int = 0
+    holdout: int = 0
+    size: tuple[int, int] | None = None
+    device: str = "auto"
+
+    def load(self, progress: Progress | None = None) -> Dataset:
+        """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
+        dataset = data.load(self.source, size=self.size, progress=progress)
+        return hold_out(dataset, self.holdout) if self.holdout else dataset
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """Return the data set with the last ``count`` training images in place of the test images."""
+    images, labels = dataset.train.images, dataset.train.labels
+    if not 0 < count < len(labels):
+        raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
+    kept, held = Split(images[:-count], labels[:-count]), Split(images[-count:], labels[-count:])
+    return Dataset(dataset.name, kept, held, dataset.classes)
+
+
 class NetworkInfo(BaseModel):
-    """What it takes to build the network again and to feed it."""
+    """What is needed to build the network again and to scale its input."""
 
     model_config = ConfigDict(extra="forbid")
 
-    factory: str | None = Field(
-        default=None, max_length=500
-    )  # None: the digit network; else "module:function"
+    factory: None = Field(default=None, exclude=True)  # always null, in run folders of 0.1.0 only
     channels: int = Field(ge=1, le=4096)
     height: int = Field(ge=1, le=1 << 14)
     width: int = Field(ge=1, le=1 << 14)
@@ -68,8 +106,8 @@ class Run:
     ``recipe.toml``         every setting; ``--recipe RUN/recipe.toml`` trains the same again
     ``metrics.jsonl``       an object a line: ``{"kind": "progress" | "evaluation" | "statistics", ...}``
     ``model.safetensors``   parameters and buffers, with ``network`` of run.json as metadata
-    ``best.safetensors``    the same at the epoch that was judged best, where several were judged
-    ``checkpoints/``        what it takes to go on after an interruption
+    ``best.safetensors``    the same at the epoch with the lowest test loss, where several were evaluated
+    ``checkpoints/``        what is needed to continue after an interruption
     ``curves.png``          loss and accuracy
     ``statistics.png``      each batch-norm layer's statistics over time
     ======================  ============================================================================
@@ -77,13 +115,13 @@ class Run:
 
     def __init__(self, path: Path, info: RunInfo, recipe: Recipe) -> None:
         self.path, self.info, self.recipe = path, info, recipe
-        self.board: Board | None = None
+        self.events: Events | None = None
         self._lock: FileLock | None = None
         self._metrics: TextIO | None = None
 
     @classmethod
     def create(cls, path: Path, info: dict[str, Any], recipe: Recipe) -> Self:
-        """Make the folder and take it for this process alone.
+        """Make the folder and lock it for this process.
 
         Raises:
             RunError: The folder holds something already, is in use, or cannot be written.
@@ -98,20 +136,20 @@ class Run:
             ) from None
         created = RunInfo(status="running", created=_now(), provenance=provenance(), **info)
         run = cls(path, created, recipe)
-        run._take()
+        run._acquire()
         write_atomically(path / _RECIPE, recipe.to_toml().encode())
         run._save_info()
         run._metrics = (path / _METRICS).open("a", encoding="utf-8")
         return run
 
     def reopen(self, metrics_bytes: int) -> None:
-        """Take an opened folder to go on writing; metrics past ``metrics_bytes`` are dropped.
+        """Lock an opened folder to write it further; metrics past ``metrics_bytes`` are dropped.
 
         Raises:
             RunError: It is finished, in use, or cannot be written.
         """
-        self._take()
-        self.info = Run.open(self.path).info  # as whoever had it last left it
+        self._acquire()
+        self.info = Run.open(self.path).info  # another process may have written it since
         if self.info.status == "finished":
             self._release()
             raise RunError(f"{self.path} is finished: there is nothing to resume")
@@ -121,11 +159,18 @@ class Run:
         self._metrics.truncate(metrics_bytes)
 
     @property
+    def job(self) -> Job:
+        """What the run trains, its images of the size that the network takes."""
+        info, network = self.info, self.info.network
+        size = (network.height, network.width)
+        return Job(info.data, self.recipe, info.seed, info.holdout, size, info.device)
+
+    @property
     def metrics_bytes(self) -> int:
-        """How long ``metrics.jsonl`` is."""
+        """Length of ``metrics.jsonl``."""
         return (self.path / _METRICS).stat().st_size
 
-    def _take(self) -> None:
+    def _acquire(self) -> None:
         lock = FileLock(self.path / _LOCK)
         try:
             lock.acquire(timeout=0)
@@ -169,8 +214,8 @@ class Run:
         """Append a line to ``metrics.jsonl`` and flush it."""
         if self._metrics is None:
             raise RunError(f"{self.path} was opened for reading")
-        if self.board is not None:
-            self.board.record(kind, values, values["step"])
+        if self.events is not None:
+            self.events.record(kind, values)
         try:
             self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
             self._metrics.flush()
@@ -194,9 +239,9 @@ class Run:
         return rows
 
     def save_model(self, model: nn.Module, *, best: bool = False) -> None:
-        """Write parameters and buffers, and what it takes to build the network, into one file."""
+        """Write parameters and buffers, and what is needed to build the network, into one file."""
         metadata = {"gammabeta": self.info.network.model_dump_json()}
-        save_weights(self._weights(best), dict(model.state_dict()), metadata)
+        write_atomically(self._weights(best), serialize(dict(model.state_dict()), metadata))
 
     def load_model(self, model: nn.Module, *, best: bool = False) -> nn.Module:
         """Read the weights, the last or the best, into a network built from ``info.network``.
@@ -208,13 +253,13 @@ class Run:
         return fit_weights(model, tensors, self._weights(best))
 
     def finish(self, status: Status, result: dict[str, Any] | None = None) -> None:
-        """Write how it ended, and let go of the folder."""
+        """Write how it ended, and unlock the folder."""
         self.info = self.info.model_copy(update={"status": status, "finished": _now(), "result": result})
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        if self.board is not None:
-            self.board.close()
+        if self.events is not None:
+            self.events.close()
         try:
             self._save_info()
         finally:
@@ -225,6 +270,61 @@ class Run:
 
     def _weights(self, best: bool) -> Path:
         return self.path / (_BEST if best else _WEIGHTS)
+
+
+class Events:
+    """Writes a run's records as TensorBoard scalars into ``RUN/tensorboard`` too."""
+
+    def __init__(self, run: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run / "tensorboard"), flush_secs=5)
+
+    def record(self, kind: str, values: dict[str, Any]) -> None:
+        """Write a record of ``metrics.jsonl``."""
+        if kind == "statistics":
+            for layer, figures in values["layers"].items():
+                low, median, high = figures["percentiles"]
+                levels = {"percentile_15": low, "percentile_50": median, "percentile_85": high}
+                self._scalars(f"{kind}/{layer}", figures | levels, values["step"])
+            return
+        prefix = f"{kind}/{values['split']}" if "split" in values else kind
+        self._scalars(prefix, {name: v for name, v in values.items() if name != "step"}, values["step"])
+
+    def _scalars(self, prefix: str, figures: dict[str, Any], step: int) -> None:
+        for name, value in figures.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(f"{prefix}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush everything to the disk."""
+        self._writer.close()
+
+
+def check_tensorboard() -> None:
+    """Raise ``UnavailableError`` unless TensorBoard is installed."""
+    if find_spec("tensorboard") is None:
+        raise UnavailableError("TensorBoard is not installed: pip install 'gammabeta[tensorboard]'")
+
+
+def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Return for each run its name, status, figures, and the settings in which the runs differ."""
+    settings = [run.recipe.model_dump() | {"seed": run.info.seed, "data": run.info.data} for run in runs]
+    differing = [field for field in settings[0] if len({str(each[field]) for each in settings}) > 1]
+    table = []
+    for run, own in zip(runs, settings, strict=True):
+        result = run.info.result or {}
+        figures = ("test_accuracy", "train_accuracy", "test_loss", "loss", "images_per_second")
+        table.append(
+            {
+                "run": str(run.path),
+                "status": run.info.status,
+                **{figure: result.get(figure) for figure in figures},
+                "train_seconds": result.get("seconds", {}).get("train"),
+                "settings": {field: own[field] for field in differing},
+            }
+        )
+    return table
 
 
 def default_path(recipe: str, data: str) -> Path:

@@ -1,8 +1,9 @@
-"""A training with its run folder: begun, recorded, ended one way or another, always readable."""
+"""A training with its run folder: started, resumed or followed, recorded, and readable however it ends."""
 
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data import Dataset, load
+from ..data import Dataset
 from ..errors import DataError, RunError
 from .batches import Scaling, batch_starts
-from .checkpoint import Checkpoints
-from .device import resolve_device, resolve_precision
-from .fitting import Observer, Outcome, Silent, TrainingInterrupted, build_network, fit, hold_out
+from .checkpoint import Checkpointer, Checkpoints
+from .evaluate import Evaluation, LayerStatistics
+from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
+from .loop import Progress
 from .plots import curves, save_figure, statistics
-from .recipe import Recipe, validate
-from .record import Recorder, RunKeeper
-from .run import NetworkInfo, Run
-from .tensorboard import Board, check_tensorboard
-from .world import ALONE, World
+from .provenance import torchrun_job
+from .recipe import Recipe
+from .run import Events, Job, NetworkInfo, Run, check_tensorboard
+from .world import ALONE, World, resolve_device, resolve_precision
 
 CHECKPOINT_SECONDS = 30.0
 WATCH_POINTS = 16  # measurements of the batch-norm layers in a training
@@ -29,14 +30,10 @@ WATCH_POINTS = 16  # measurements of the batch-norm layers in a training
 
 def train_run(
     dataset: Dataset,
-    source: str,
-    recipe: Recipe,
+    job: Job,
     path: Path,
-    *,
-    seed: int,
-    device: str,
-    holdout: int,
     observer: Observer,
+    *,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     tensorboard: bool = False,
     world: World = ALONE,
@@ -44,14 +41,10 @@ def train_run(
     """Train the digit network on a data set into a new run folder.
 
     Args:
-        dataset: What to train on and to judge by.
-        source: The name or path that it was loaded from.
-        recipe: The settings.
+        dataset: What ``job.load()`` gave.
+        job: What to train.
         path: The folder to make.
-        seed: Of initialisation, order and augmentation.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
-        holdout: How many training images were held out to judge by.
-        observer: Is told how it goes, and may ask it to stop.
+        observer: Is called as the training goes on, and may ask it to stop.
         checkpoint_every: Seconds between checkpoints within an epoch.
         tensorboard: Write TensorBoard events too.
         world: The processes that train together; this one is rank 0, and the others ``follow``.
@@ -61,23 +54,23 @@ def train_run(
         RunError: The folder cannot be made or written.
         TrainingInterrupted: The observer asked to stop; the folder holds a checkpoint and the weights so far.
     """
-    place = resolve_device(world.device(device))
-    network = build_network(recipe, dataset, seed)
+    place = resolve_device(world.device(job.device))
+    network = build_network(job.recipe, dataset, job.seed)
     info = {
-        "seed": seed,
+        "seed": job.seed,
         "device": str(place),
-        "precision": resolve_precision(recipe.precision, place),
-        "data": source,
+        "precision": resolve_precision(job.recipe.precision, place),
+        "data": job.source,
         "data_sha256": dataset_sha256(dataset),
-        "holdout": holdout,
-        "network": describe(dataset, recipe),
+        "holdout": job.holdout,
+        "network": describe(dataset, job.recipe),
     }
     if tensorboard:
         check_tensorboard()
-    run = Run.create(path, info, recipe)
+    run = Run.create(path, info, job.recipe)
     if tensorboard:
-        run.board = Board(path)
-    return run, _carry_out(run, network, dataset, observer, RunKeeper(run, checkpoint_every), world)
+        run.events = Events(path)
+    return run, _fit_and_record(run, network, dataset, observer, Checkpointer(run, checkpoint_every), world)
 
 
 def resume_run(
@@ -89,47 +82,47 @@ def resume_run(
     checkpoint_every: float = CHECKPOINT_SECONDS,
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
-    """Go on with an interrupted run: to bitwise the weights that it would have had.
+    """Continue an interrupted run: the weights become bitwise those of a run without the interruption.
 
     That holds on the same machine with the same number of threads.
 
     Args:
         path: The run folder.
-        dataset: What it was trained on, with its held-out images held out again.
-        observer: Is told how it goes, and may ask it to stop.
-        tell: Is called with what is worth a word: where it goes on, a damaged checkpoint, other threads.
+        dataset: What the ``job`` of the run loads.
+        observer: Is called as the training goes on, and may ask it to stop.
+        tell: Is called with messages: the step it continues from, a damaged checkpoint, other threads.
         checkpoint_every: Seconds between checkpoints within an epoch.
-        world: As for ``train_run``; they need not be as many as before.
+        world: As for ``train_run``; the number of processes may differ from before.
 
     Raises:
         RunError: It is not a run, is finished or in use.
-        DataError: The data are not what they were.
+        DataError: The data have changed.
     """
     run = Run.open(path)
     if run.info.data_sha256 != dataset_sha256(dataset):
         raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
-    state, words = Checkpoints(path).load()
+    state, messages = Checkpoints(path).load()
     network = build_network(run.recipe, dataset, run.info.seed)
     threads = run.info.provenance.get("machine", {}).get("threads")
     if threads != torch.get_num_threads():
-        words.append(f"{torch.get_num_threads()} threads instead of {threads}: last bits may differ")
+        messages.append(f"{torch.get_num_threads()} threads instead of {threads}: last bits may differ")
     run.reopen(state.values["metrics_bytes"] if state else 0)
-    words.append(
+    messages.append(
         f"going on from step {state.values['step']}" if state else "no checkpoint yet: starting over"
     )
-    for word in words:
-        tell(word)
-    keeper = RunKeeper(run, checkpoint_every, state)
-    return run, _carry_out(run, network, dataset, observer, keeper, world)
+    for message in messages:
+        tell(message)
+    checkpointer = Checkpointer(run, checkpoint_every, state)
+    return run, _fit_and_record(run, network, dataset, observer, checkpointer, world)
 
 
-class _Follower(Silent):
+class _Follower(Observer):
     def __init__(self, stop: Callable[[], bool]) -> None:
         self.stop_requested = stop  # type: ignore[method-assign]
 
 
 def follow(world: World, stop: Callable[[], bool]) -> None:
-    """Train along as a rank other than 0, which says what to train; write nothing.
+    """Train as a rank other than 0, which says what to train; write nothing.
 
     Args:
         world: The processes that train together.
@@ -139,53 +132,80 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
         DataError: This rank has other data than rank 0.
         TrainingInterrupted: Some rank was asked to stop.
     """
-    orders = world.share(None)
+    orders: tuple[Job, str] | None = world.broadcast(None)
     if orders is None:
         return
-    dataset = load(orders["data"], size=tuple(orders["size"]))
-    if orders["holdout"]:
-        dataset = hold_out(dataset, orders["holdout"])
-    if dataset_sha256(dataset) != orders["data_sha256"]:
-        raise DataError(f"{orders['data']} is not the data set that rank 0 has under this name")
-    recipe = validate(orders["recipe"], "of rank 0")
+    job, sha256 = orders
+    dataset = job.load()
+    if dataset_sha256(dataset) != sha256:
+        raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     fit(
-        build_network(recipe, dataset, orders["seed"]),
+        build_network(job.recipe, dataset, job.seed),
         dataset,
-        recipe,
-        device=orders["device"],
-        seed=orders["seed"],
+        job.recipe,
+        device=job.device,
+        seed=job.seed,
         observer=_Follower(stop),
         watch_points=WATCH_POINTS,
         world=world,
     )
 
 
-def _orders(run: Run) -> dict[str, Any]:
-    """What the other ranks must know to ``follow``."""
-    info = run.info.model_dump(include={"seed", "data", "data_sha256", "holdout"})
-    size = (run.info.network.height, run.info.network.width)
-    return info | {"size": size, "recipe": run.recipe.model_dump(), "device": _kind(run.info.device)}
+def begun_before(out: Path | None, job: Job) -> Path | None:
+    """Return the run that this job of ``torchrun`` began before its workers were restarted, if any.
+
+    When a worker dies, ``torchrun --max-restarts`` starts all of them again with the same command line. A run
+    folder says which job of torchrun began it. So a restarted job continues its own interrupted run, and no
+    other one.
+
+    Args:
+        out: The folder asked for; None: look through ``runs/``.
+        job: What to train; the run must have the same recipe, data, seed and held-out images.
+    """
+    mine = torchrun_job()
+    if mine is None:
+        return None
+    wanted = (job.recipe, job.source, job.seed, job.holdout)
+    for path in [out] if out is not None else sorted(Path("runs").glob("*"), reverse=True):
+        try:
+            run = Run.open(path)
+        except RunError:
+            continue
+        has = (run.recipe, run.info.data, run.info.seed, run.info.holdout)
+        if has == wanted and _same_job(run.info.provenance.get("torchrun"), mine):
+            return path
+    return None
 
 
-def _kind(device: str) -> str:
-    return device.partition(":")[0]
+def _same_job(theirs: Any, mine: dict[str, str]) -> bool:
+    if not isinstance(theirs, dict) or theirs.get("run_id") != mine["run_id"]:
+        return False
+    if theirs.get("host") == mine["host"]:
+        return theirs.get("agent") == mine["agent"]
+    return mine["run_id"] != "none"  # rank 0 has moved to another machine
 
 
-def _carry_out(
-    run: Run, network: nn.Module, dataset: Dataset, observer: Observer, keeper: RunKeeper, world: World
+def _fit_and_record(
+    run: Run,
+    network: nn.Module,
+    dataset: Dataset,
+    observer: Observer,
+    checkpointer: Checkpointer,
+    world: World,
 ) -> Outcome:
-    steps_per_epoch = len(batch_starts(len(dataset.train.labels), run.recipe.batch_size))
-    recorder = Recorder(run, steps_per_epoch, observer)
+    job = run.job
+    if world.size > 1:  # each rank has a GPU of its own: say "cuda" and not which
+        job = replace(job, device=job.device.partition(":")[0])
     try:
-        world.share(_orders(run))
+        world.broadcast((job, run.info.data_sha256))
         outcome = fit(
             network,
             dataset,
             run.recipe,
-            device=run.info.device if world.size == 1 else _kind(run.info.device),
-            seed=run.info.seed,
-            observer=recorder,
-            keeper=keeper,
+            device=job.device,
+            seed=job.seed,
+            observer=_Recorder(run, len(dataset.train.labels), observer),
+            checkpointer=checkpointer,
             watch_points=WATCH_POINTS,
             world=world,
         )
@@ -207,6 +227,37 @@ def _carry_out(
     return outcome
 
 
+class _Recorder(Observer):
+    """An observer that writes ``metrics.jsonl`` and passes everything on to another."""
+
+    def __init__(self, run: Run, images: int, then: Observer) -> None:
+        self._run, self._then = run, then
+        self._steps_per_epoch = len(batch_starts(images, run.recipe.batch_size))
+        self._step = 0
+
+    def _write(self, kind: str, **values: Any) -> None:
+        place = {"step": self._step, "epochs": round(self._step / self._steps_per_epoch, 4)}
+        self._run.record(kind, **place, **values)
+
+    def progressed(self, progress: Progress, seconds: float) -> None:
+        self._step = progress.step
+        figures = {name: getattr(progress, name) for name in ("images", "loss", "accuracy", "learning_rate")}
+        self._write("progress", **figures, seconds=round(seconds, 3))
+        self._then.progressed(progress, seconds)
+
+    def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
+        figures = {name: getattr(result, name) for name in ("accuracy", "loss", "correct", "count")}
+        self._write("evaluation", epoch=epoch, split=split, **figures, seconds=round(seconds, 3))
+        self._then.evaluated(epoch, split, result, seconds)
+
+    def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
+        self._write("statistics", layers={name: asdict(layer) for name, layer in statistics.items()})
+        self._then.watched(progress, statistics)
+
+    def stop_requested(self) -> bool:
+        return self._then.stop_requested()
+
+
 def dataset_sha256(dataset: Dataset) -> str:
     """Return the SHA-256 of all images and labels."""
     digest = hashlib.sha256()
@@ -217,7 +268,7 @@ def dataset_sha256(dataset: Dataset) -> str:
 
 
 def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
-    """Return what a run folder says of the digit network and its input."""
+    """Return how a run folder describes the digit network and its input."""
     _, channels, height, width = dataset.train.images.shape
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     return NetworkInfo(

@@ -1,9 +1,9 @@
-"""The processes that train one network together: who they are, what each does, what they agree on.
+"""Where a training runs: the device, the precision, and the processes that train one network together.
 
-``torchrun`` starts them and describes them in the environment (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``,
-``MASTER_ADDR``, ``MASTER_PORT``). Together they take the very steps that one process would: a recipe's batch
-size is that of all ranks together, and each step's images are shared out. Rank 0 alone reads and writes the
-run folder and speaks; it tells the others what to do.
+``torchrun`` starts several processes and describes them in the environment (``RANK``, ``WORLD_SIZE``,
+``LOCAL_RANK``, ``MASTER_ADDR``, ``MASTER_PORT``). Together they take the same steps that one process would: a
+recipe's batch size is that of all ranks together, and each step's images are divided among them. Only rank 0
+reads and writes the run folder and prints; it tells the others what to do.
 """
 
 import inspect
@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -20,11 +20,58 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import GammabetaError, RunError, UnavailableError, UsageError
-from .device import resolve_device
+
+Precision = Literal["fp32", "bf16"]
+
+
+def resolve_device(name: str = "auto") -> torch.device:
+    """Return the device for ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:<index>``.
+
+    Raises:
+        UsageError: The name is none of these.
+        UnavailableError: CUDA was asked for and is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise UsageError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:<index>")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        why = (
+            "this PyTorch was built without CUDA" if torch.version.cuda is None else "no usable GPU was found"
+        )
+        raise UnavailableError(f"device {name} is not available: {why}; use --device cpu")
+    if int(index or 0) >= torch.cuda.device_count():
+        raise UnavailableError(f"device {name} does not exist: there are {torch.cuda.device_count()} GPUs")
+    return torch.device(name)
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Tell whether the processor multiplies in bfloat16, rather than emulating it."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(capable())
+
+
+def resolve_precision(wanted: str, device: torch.device) -> Precision:
+    """Return the precision for ``auto`` (bf16 where the device computes in it), ``fp32`` or ``bf16``."""
+    if wanted == "auto":
+        return "bf16" if computes_bf16(device) else "fp32"
+    if wanted not in ("fp32", "bf16"):
+        raise UsageError(f"unknown precision {wanted!r}: choose auto, fp32 or bf16")
+    return "bf16" if wanted == "bf16" else "fp32"
+
+
+def place_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Move a model to a device, its convolutions in channels_last, the layout they are quickest in."""
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 class AnotherFailed(Exception):  # noqa: N818 -- not an error of this process
-    """Another rank has failed and said why: this one ends without a word."""
+    """Another rank has failed and said why: this one ends and prints nothing."""
 
     exit_code = 1
 
@@ -37,7 +84,7 @@ class World:
         rank: This process, from 0.
         size: Number of processes on all machines.
         local_rank: This process on its machine, from 0: the number of its GPU.
-        store: Where the ranks leave each other notes, also when no collective works any more.
+        store: Where the ranks leave notes for each other, also when no collective works any more.
     """
 
     rank: int = 0
@@ -76,32 +123,32 @@ class World:
         options["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
         return DistributedDataParallel(model, **options)
 
-    def total(self, figures: Tensor) -> Tensor:
-        """The sum of all ranks' figures."""
+    def all_reduce(self, figures: Tensor) -> Tensor:
+        """Sum ``figures`` over all ranks, in place, and return them."""
         if self.size > 1:
             dist.all_reduce(figures)
         return figures
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in their order."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of the ranks."""
         everyone = [value]
         if self.size > 1:
             everyone = [None] * self.size
             dist.all_gather_object(everyone, value)
         return everyone
 
-    def share(self, value: Any) -> Any:
-        """Rank 0's value, on every rank."""
+    def broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
         values = [value]
         if self.size > 1:
             dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def first_to_fail(self) -> bool:
-        """Take note of a failure of this rank; whether it is the first, and so the one to say why."""
+        """Record a failure of this rank; return whether it is the first one, which says why."""
         try:
             return self.store is None or int(self.store.add("failures", 1)) == 1
-        except RuntimeError:  # whoever kept the notes has gone: better say it twice than not at all
+        except RuntimeError:  # the process with the store has ended: say it twice rather than not at all
             return True
 
 
@@ -110,7 +157,7 @@ ALONE = World()
 
 @contextmanager
 def joined(device: str) -> Iterator[World]:
-    """Meet the processes that ``torchrun`` has started, if there are any, and part from them at the end.
+    """Join the processes that ``torchrun`` has started, if there are any, and leave them at the end.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``.
@@ -127,14 +174,14 @@ def joined(device: str) -> Iterator[World]:
     for name in ("RANK", "LOCAL_RANK"):
         _number(name)
     names: Any = dist  # whose type stubs leave out two public names
-    meeting = names.rendezvous("env://")
+    rendezvous = names.rendezvous("env://")
     # torchrun's store outlives the workers: addresses of those that died must not be found in it.
     attempt = f"gammabeta/{_number('TORCHELASTIC_RESTART_COUNT', 0)}/{size}"
-    store = names.PrefixStore(attempt, next(meeting)[0])
+    store = names.PrefixStore(attempt, next(rendezvous)[0])
     world = World(_number("RANK"), size, _number("LOCAL_RANK"), store)
     try:
         place = resolve_device(world.device(device))
-        _settle(place)
+        _set_up(place)
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=world.rank, world_size=size)
         yield world
@@ -166,18 +213,18 @@ def _number(name: str, default: int | None = None) -> int:
     return int(text)
 
 
-def _settle(place: torch.device) -> None:
-    """Take this process's share of the machine: its GPU or its cores, and the way to its neighbours."""
+def _set_up(place: torch.device) -> None:
+    """Take this process's part of the machine: its GPU or its cores, and a network interface."""
     local_size = _number("LOCAL_WORLD_SIZE", 1)
     if place.type == "cuda":
         torch.cuda.set_device(place)
     elif not dist.is_gloo_available():
-        raise UnavailableError("this PyTorch was built without gloo, by which processes on CPUs talk")
-    # torchrun gives every process one thread where nobody has chosen; share out the cores instead.
+        raise UnavailableError("this PyTorch was built without gloo, which processes on CPUs need")
+    # torchrun gives every process one thread unless the user chose a number; divide the cores instead.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // local_size))
-    # On one machine, talk over the loopback: the name of the host may lead nowhere, in a container say.
+    # On one machine, use the loopback: the host's name may not resolve, in a container for example.
     if local_size == _number("WORLD_SIZE", 1):
         loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
         if loopback:

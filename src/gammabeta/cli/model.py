@@ -1,4 +1,7 @@
-"""What ``doctor`` and ``recalibrate`` work on: one of our runs, or what ``module:factory`` makes."""
+"""The model that a command works on, and the data to run it on: where they are found, and what can go wrong.
+
+A model is a run folder of ours, or ``module:factory`` of the user's; weights may come from a file.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ..errors import DataError, GammabetaError, UsageError, WeightsError
 
@@ -20,40 +25,67 @@ if TYPE_CHECKING:
     from ..data import Split
     from ..train.load import Trained
 
+Name = Annotated[
+    str, typer.Argument(help="A run folder; or module:factory, a function here that makes a model.")
+]
+Weights = Annotated[
+    Path | None, typer.Option(help="Weights to load: safetensors, or a torch file without code in it.")
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(help="One input of module:factory's model, such as 3x224x224, without the batch."),
+]
+Best = Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")]
 
-@dataclass
-class Target:
+
+@dataclass(frozen=True)
+class Model:
     """A model, where it runs, and its run when it is one of ours."""
 
     name: str
-    model: nn.Module
+    module: nn.Module
     device: torch.device
     trained: Trained | None = None
 
 
-def load_target(name: str, weights: Path | None, device: str) -> Target:
-    """Open a run folder, or import ``module:factory`` from here and give the model its weights.
+def find_model(name: str, weights: Path | None = None, device: str = "auto", *, best: bool = False) -> Model:
+    """Open a run folder, or import ``module:factory`` from here; then load the weights, if a file is given.
 
     Raises:
-        RunError, WeightsError, UsageError: what cannot be opened, read or imported, and what to do.
+        RunError, WeightsError, UsageError: What cannot be opened, read or imported, and what to do.
     """
-    from ..train.device import resolve_device
+    from ..train.world import resolve_device
 
     place = resolve_device(device)
     if Path(name).is_dir():
         from ..train.load import load_model
 
-        trained = load_model(name, device)
-        target = Target(name, trained.model, place, trained)
+        trained = load_model(name, device, best=best)
+        found = Model(name, trained.model, place, trained)
     elif ":" in name:
-        target = Target(name, _made_by(name).to(place), place)
+        found = Model(name, _made_by(name).to(place), place)
     else:
         raise UsageError(f"{name} is neither a run folder nor module:factory")
     if weights is not None:
         from ..train.files import fit_weights
 
-        fit_weights(target.model, read_weights(weights), weights)
-    return target
+        fit_weights(found.module, read_weights(weights), weights)
+    return found
+
+
+def example_input(model: Model, shape: str | None) -> Tensor:
+    """Return a random input of batch size 2: of the run's images, or of ``--shape``."""
+    import torch
+
+    if model.trained is not None:
+        network = model.trained.run.info.network
+        return torch.randn(2, network.channels, network.height, network.width)
+    if shape is None:
+        raise UsageError("say the shape of one input with --shape, such as --shape 3x224x224")
+    parts = shape.lower().replace(",", "x").split("x")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UsageError(f"--shape is sizes joined by x, such as 3x224x224, not {shape!r}")
+    return torch.randn(2, *map(int, parts))
 
 
 def _made_by(name: str) -> nn.Module:
@@ -126,39 +158,49 @@ def write_weights(model: nn.Module, path: Path) -> None:
     """Save the model's state dict: as safetensors by that suffix, else as a torch file."""
     import torch
 
-    from ..train.files import save_weights
+    from ..train.files import serialize, write_atomically
 
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder: --out must name a file in one that exists")
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        save_weights(path, state, {})
+        write_atomically(path, serialize(state))
     else:
         torch.save(state, path)
 
 
 class ArrayLoader:
-    """Batches of a split of ours in an order drawn once, so that every pass sees the same."""
+    """Batches of a split of ours in an order drawn once, so that every pass has the same batches.
 
-    def __init__(self, split: Split, numbers: Callable[[Any], Tensor], batch: int) -> None:
+    A pixel becomes ``(pixel - mean) * scale`` of its channel; without them, ``pixel / 255``.
+    """
+
+    def __init__(self, split: Split, batch: int, *scaling: tuple[float, ...]) -> None:
         import torch
 
         self.images, self.labels = split.images, torch.from_numpy(split.labels)
-        self.numbers, self.batch = numbers, batch
+        self.batch, self.scaling = batch, [torch.tensor(values).view(-1, 1, 1) for values in scaling]
         self.order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        import torch
+
         for index in self.order.split(self.batch):
-            yield self.numbers(self.images[index.numpy()]), self.labels[index]
+            pixels = torch.from_numpy(self.images[index.numpy()]).float()
+            if self.scaling:
+                mean, scale = self.scaling
+                yield (pixels - mean) * scale, self.labels[index]
+            else:
+                yield pixels / 255, self.labels[index]
 
     def __len__(self) -> int:
         return -(-len(self.labels) // self.batch)
 
 
-def load_batches(target: Target, data: str | None, split: str, batch: int) -> Iterable[Any] | None:
-    """The loader to run the model on: a data set of ours, ``module:loader``, or the run's own data.
+def load_batches(model: Model, data: str | None, split: str, batch: int) -> Iterable[Any] | None:
+    """Return the batches to run the model on: a data set of ours, ``module:loader``, or the run's own data.
 
-    Returns None when nothing was named and the target is not a run.
+    None when no data are named and the model is not a run.
     """
     if data is not None and ":" in data and not Path(data).exists():
         made = imported(data)
@@ -166,8 +208,11 @@ def load_batches(target: Target, data: str | None, split: str, batch: int) -> It
         if not isinstance(loader, Iterable):
             raise UsageError(f"{data} gave a {type(loader).__name__}, not something to iterate over")
         return loader
-    if target.trained is not None:
-        return _run_batches(target.trained, data, split, batch)
+    if model.trained is not None:
+        from ..train.load import load_split
+
+        scaling = model.trained.scaling
+        return ArrayLoader(load_split(model.trained, data, split), batch, scaling.mean, scaling.scale)
     if data is None:
         return None
     from ..data import load
@@ -175,27 +220,7 @@ def load_batches(target: Target, data: str | None, split: str, batch: int) -> It
     if split not in ("test", "train"):
         raise UsageError(f"unknown split {split!r}: choose test or train")
     dataset = load(data)
-    return ArrayLoader(dataset.test if split == "test" else dataset.train, _unit, batch)
-
-
-def _unit(pixels: Any) -> Tensor:
-    import torch
-
-    return torch.from_numpy(pixels).float() / 255
-
-
-def _run_batches(trained: Trained, data: str | None, split: str, batch: int) -> ArrayLoader:
-    import torch
-
-    from ..train.load import load_split
-
-    mean = torch.tensor(trained.scaling.mean).view(-1, 1, 1)
-    scale = torch.tensor(trained.scaling.scale).view(-1, 1, 1)
-
-    def numbers(pixels: Any) -> Tensor:
-        return (torch.from_numpy(pixels).float() - mean) * scale
-
-    return ArrayLoader(load_split(trained, data, split), numbers, batch)
+    return ArrayLoader(dataset.test if split == "test" else dataset.train, batch)
 
 
 @contextmanager
@@ -211,7 +236,7 @@ def running(what: str) -> Iterator[None]:
 
 @contextmanager
 def bar(console: Console, title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A progress bar over samples; gives the function that moves it."""
+    """Show a progress bar over samples; gives the function that moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
@@ -226,7 +251,7 @@ def bar(console: Console, title: str, total: int | None, *, quiet: bool) -> Iter
 
 
 def sample_count(loader: Iterable[Any] | None, samples: int | None, batch: int) -> int | None:
-    """How many samples one pass will see, as far as one can say beforehand."""
+    """Return how many samples one pass will see; None where that is not known beforehand."""
     if isinstance(loader, ArrayLoader):
         whole = len(loader.labels)
         return whole if samples is None else min(whole, -(-samples // batch) * batch)
