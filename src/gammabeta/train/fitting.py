@@ -15,7 +15,7 @@ from ..accelerate.stem import one_stem
 from ..conversion.convert import convert
 from ..data import Dataset, Split
 from ..errors import UsageError
-from ..kernels.cpu.keep import keep_pages
+from ..kernels.cpu.allocator import keep_pages
 from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
 from .device import Precision, place_model, resolve_device, resolve_precision
