@@ -67,7 +67,7 @@ def profile(recipe_name: str, precision: Any, steps: int) -> dict[str, float]:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would tell of its own start and stop
     import torch
 
-    from gammabeta.kernels.cpu.keep import keep_pages
+    from gammabeta.kernels.cpu.allocator import keep_pages
     from gammabeta.train.fitting import quick
 
     training = _training(recipe_name, precision)

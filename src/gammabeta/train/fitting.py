@@ -16,7 +16,7 @@ from ..conversion.convert import convert
 from ..data import Dataset
 from ..errors import UsageError
 from ..graph.pairs import convolutions_before_batch_norm
-from ..kernels.cpu.keep import keep_pages
+from ..kernels.cpu.allocator import keep_pages
 from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
 from .checkpoint import Checkpointer

@@ -1,14 +1,20 @@
 """Compiled kernels: kept on disk, loaded without Numba, never stale, no worse without a place to write."""
 
+import ast
 import os
+import struct
 import subprocess
 import sys
+from importlib.util import resolve_name
 from pathlib import Path
+from typing import NamedTuple
 
+import llvmlite.binding as llvm
 import pytest
 
 import gammabeta
 from gammabeta.kernels.cpu import compiler
+from gammabeta.kernels.cpu.arguments import packer
 from gammabeta.kernels.cpu.registry import Key
 
 PROGRAM = """
@@ -37,8 +43,8 @@ def test_first_process_compiles_with_one_message_and_the_next_needs_no_numba(tmp
     assert first.stdout.strip() == "True"
     files = sorted(path.name for path in (tmp_path / "gammabeta").iterdir())
     assert [name.rsplit("-", 1)[0] for name in files] == [
+        "channels_last_statistics-f32-linear",
         "finish_statistics-f32-linear",
-        "rows_statistics-f32-linear",
     ]
     second = run(tmp_path)
     assert second.stderr == ""
@@ -69,4 +75,50 @@ def test_cache_directory(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("field", ["bf16", "residual", "pool"])
 def test_every_option_is_part_of_the_name(field):
-    assert Key("rows_forward").slug != Key("rows_forward", **{field: True}).slug
+    assert Key("channels_last_forward").slug != Key("channels_last_forward", **{field: True}).slug
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["channels_last_statistics", "channels_last_reduce", "channels_first_train", "channels_first_backward"],
+)
+def test_kernels_need_nothing_of_python(name):
+    """Whoever loads one has no Numba, whose symbols it could not find."""
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    code = compiler._compile(Key(name), llvm)
+    assert b"PyErr" not in code
+    assert b"numba_" not in code
+
+
+def test_name_depends_on_all_that_kernels_import():
+    """A file that kernels are made of, but no part of the name, would leave stale kernels when it changes."""
+    root = Path(gammabeta.__file__).parent
+    hashed = set(compiler._sources())
+    for path in hashed:
+        if path.parent.name != "jit":
+            continue
+        package = ".".join(("gammabeta", *path.relative_to(root).parent.parts))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                module = resolve_name("." * node.level + (node.module or ""), package)
+                file = root.joinpath(*module.split(".")[1:]).with_suffix(".py")
+                # What the host and the kernels must agree on; it changes no kernel by itself.
+                assert file in hashed or module == "gammabeta.epilogue", (path, module)
+
+
+class Mixed(NamedTuple):
+    """A record as kernels have them."""
+
+    count: int = 0
+    scale: float = 0.5
+    address: int = 0
+
+
+def test_records_are_packed_by_name():
+    pack = packer(Mixed)
+    assert struct.unpack("=qdq", pack({"address": 7})) == (0, 0.5, 7)
+    constants = Mixed(count=3, address=1)._asdict()
+    assert struct.unpack("=qdq", pack({"address": 7, "scale": 2.0}, constants)) == (3, 2.0, 7)
+    with pytest.raises(struct.error):
+        pack({"adress": 7})

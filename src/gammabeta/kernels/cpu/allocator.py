@@ -4,14 +4,17 @@ A fresh block costs a page fault per 4 KiB at its first touch, more than computi
 the C library returns large blocks to the system whenever they are freed: a training loop would pay for each
 output at every step. The blocks here stay with the process, on pages of 2 MiB where Linux has them. Idle ones
 are kept up to half as much again as was ever in use at once: outputs of several sizes have their peaks at
-different times.
+different times. ``keep_pages`` does as much for all other memory while a network trains.
 """
 
 import contextlib
+import ctypes
 import mmap
 import os
+import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,10 @@ _LARGE = 4 << 20  # bytes from which an output is lent a block
 _PAGE = 4096
 _SLACK = 1.25  # a block may be that much larger than what is wanted
 _KEPT = 1.5  # idle bytes at most, by the most bytes in use at once
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_KEPT = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 1 << 30}  # bytes; 32 MiB is glibc's limit
+_AFTERWARDS = {_M_MMAP_THRESHOLD: 32 << 20, _M_TRIM_THRESHOLD: 64 << 20}
 
 
 class _Lent(np.ndarray[Any, Any]):
@@ -134,3 +141,30 @@ def _after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+# --- all other memory -------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def keep_pages() -> Iterator[None]:
+    """Let freed blocks of up to 32 MiB stay with the process; what is free at the end goes to the system.
+
+    glibc returns the pages of large blocks to the system at every free, and the next allocation pays for page
+    faults. Two thresholds decide this (``mallopt(3)``), and are raised for a while. Setting one ends glibc's
+    own adjustment of it: afterwards the two stay where that adjustment ends in a process that frees large
+    blocks, not at the 128 KiB it begins with, which would cost whatever the process does next a page fault
+    for every page of every tensor. Does nothing where the C library is not glibc.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "gnu_get_libc_version"):
+        yield
+        return
+    for option, size in _LARGEST_KEPT.items():
+        library.mallopt(option, size)  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        for option, size in _AFTERWARDS.items():
+            library.mallopt(option, size)  # type: ignore[union-attr]
+        library.malloc_trim(0)  # type: ignore[union-attr]

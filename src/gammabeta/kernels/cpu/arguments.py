@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-# What the plan must know of the working memory that contiguous kernels use: ``groups``, ``max_pool``
+# What the plan must know of the working memory of ``jit.channels_first`` and ``jit.max_pool``
 NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
-ACCOUNT = 192  # bytes for each channel of a group
+ACCUMULATOR = 192  # bytes for each channel of a group
 MARGIN = 16  # zeros before a piece of a row of gradients, for the columns to the left of its first window
 
 
@@ -46,7 +46,7 @@ class Arguments(NamedTuple):
     width: int = 0
     tile: int = 0  # channels_last: elements in a tile, a whole number of pixels
     phase: int = 0  # contiguous: elements in a row's phase (``max_pool``)
-    group: int = 0  # contiguous: channels that are worked on together (``groups``)
+    group: int = 0  # contiguous: channels that are worked on together (``channels_first``)
     # how the work is cut: part = image_part * channel_parts + channel_part
     image_parts: int = 0
     channel_parts: int = 0

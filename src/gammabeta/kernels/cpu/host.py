@@ -59,7 +59,7 @@ def _program(
 ) -> _Program:
     activation, pool = epilogue
     plan = plan_of(shape, dtype.itemsize, contiguous, pool, threads)
-    layout, bf16 = "rows_" if plan.rows else "planes_", dtype == torch.bfloat16
+    layout, bf16 = "channels_last_" if plan.channels_last else "channels_first_", dtype == torch.bfloat16
     compiled_pool = (*pool,) if isinstance(pool, MaxPool) else pool is not None
 
     def step(name: str) -> tuple[Step, ...]:

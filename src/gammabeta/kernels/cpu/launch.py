@@ -96,7 +96,7 @@ def _openmp() -> str | None:
         return None
     with contextlib.suppress(OSError):
         maps = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace")
-        found = set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so\S*)", maps))
+        found: set[str] = set(re.findall(r"(/\S*/lib(?:gomp|iomp5|omp)\b[^/\s]*\.so\S*)", maps))
         for path in sorted(found, key=lambda path: ("/torch" not in path, path)):
             with contextlib.suppress(OSError, AttributeError):
                 ctypes.CDLL(path).GOMP_parallel  # noqa: B018

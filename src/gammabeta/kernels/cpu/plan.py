@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...epilogue import MaxPool, Pool
-from .arguments import ACCOUNT, MARGIN, NEAR, Arguments
+from .arguments import ACCUMULATOR, MARGIN, NEAR, Arguments
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
 _GROUP_BYTES = 512 << 10  # of a group's planes in all images
@@ -21,7 +21,7 @@ _STEP, _ALONE = 4, 2  # tensors of a training step; of a forward pass by itself
 class Plan(NamedTuple):
     """How one tensor is laid out and its work cut."""
 
-    rows: bool  # the channels lie side by side: channels_last, (N, C), and one value a plane
+    channels_last: bool  # the channels lie side by side: channels_last, (N, C), and one value a plane
     threads: int
     fused: bool  # one part sees the whole of a channel, so that forward and backward pass are one kernel each
     parts: int
@@ -45,14 +45,16 @@ def _group(nbytes: int, plane: int, channels: int) -> int:
 
 
 def _phase(window: MaxPool, width: int) -> int:
-    """Elements of a row's phase (``compiled/windows.py``), and what vectors reach beyond them."""
+    """Elements of a row's phase (``jit/max_pool.py``), and what vectors reach beyond them."""
     kernel, stride, padding = window
     return _rounded((width + 2 * padding) // stride + kernel // stride + 34, 16)
 
 
-def _window_bytes(window: MaxPool, rows: bool, phase: int, height: int, width: int, channels: int) -> int:
+def _window_bytes(
+    window: MaxPool, channels_last: bool, phase: int, height: int, width: int, channels: int
+) -> int:
     """Working memory of a part: a ring of activated rows; contiguous a row and a plane's gradient too."""
-    if rows:
+    if channels_last:
         return window.kernel * (4 * width * channels + 64)
     row = max(window.stride * phase, window.kernel * (phase + MARGIN))
     return 4 * (window.kernel * row + width + 48 + height * width + 48)
@@ -63,21 +65,21 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
     images, channels = shape[0], shape[1]
     window = pool if isinstance(pool, MaxPool) else None
     height, width = (shape[2], shape[3]) if pool else (1, math.prod(shape[2:]))
-    rows = not contiguous or height * width == 1
+    channels_last = not contiguous or height * width == 1
     threads = max(1, min(most_threads, math.prod(shape) // _GRAIN))
-    image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
+    image_parts, channel_parts = (threads, 1) if channels_last or channels < threads else (1, threads)
     tile, phase = _tile(channels), 0
     sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
     group = _group(images * height * width * size, height * width, channels)
-    step = _TABLES * tile if rows else ACCOUNT * group
+    step = _TABLES * tile if channels_last else ACCUMULATOR * group
     if window is not None:
         phase = _phase(window, width)
-        step += _rounded(_window_bytes(window, rows, phase, height, width, channels), 64)
-    elif rows and pool:
+        step += _rounded(_window_bytes(window, channels_last, phase, height, width, channels), 64)
+    elif channels_last and pool:
         step += _rounded(4 * width * channels, 64)
     # What is streamed is whole aligned vectors: so every run of elements that a kernel starts anew must be.
-    run = width * (channels if rows else height if window else 1)
-    aligned = run % 16 == 0 or (rows and not pool)
+    run = width * (channels if channels_last else height if window else 1)
+    aligned = run % 16 == 0 or (channels_last and not pool)
     streamed, alone = (aligned and n * math.prod(shape) * size >= _STREAMED for n in (_STEP, _ALONE))
     sizes = Arguments(
         scratch_step=step,
@@ -91,12 +93,12 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
         image_parts=image_parts,
         channel_parts=channel_parts,
     )
-    fused = not rows and image_parts == 1
+    fused = not channels_last and image_parts == 1
     parts = image_parts * channel_parts
     shared = sums_bytes + _rounded(8 * channels, 64)
     nbytes = shared + parts * step
     given = (sizes._replace(stream=stream)._asdict() for stream in (streamed, alone))
-    return Plan(rows, threads, fused, parts, sums_bytes, shared, nbytes, *given)
+    return Plan(channels_last, threads, fused, parts, sums_bytes, shared, nbytes, *given)
 
 
 def _rounded(number: int, multiple: int) -> int:

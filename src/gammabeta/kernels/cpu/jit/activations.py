@@ -7,6 +7,7 @@ At a kink, and for NaN, they agree with PyTorch. ``exp`` and ``erf`` are approxi
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ....epilogue import require_arithmetic
 from .simd import absolute, fma, inlined, power_of_two, select, splat
 
 
@@ -163,3 +164,5 @@ ACTIVATIONS = {
     "hardswish": Activation(hardswish, hardswish_backward),
     "gelu": Activation(gelu, gelu_backward),
 }
+
+require_arithmetic("cpu", {name for name in ACTIVATIONS if name})

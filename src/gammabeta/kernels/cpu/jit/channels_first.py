@@ -1,71 +1,190 @@
 """Contiguous tensors, forward: for each image and channel a plane of S values.
 
 Maths: see ``gammabeta.kernels``. Memory moved, in units of x: statistics read 1; forward reads 1 (2 with a
-residual) and writes 1 (¼ with pooling); the two in one, group of channels by group (``groups``), read x from
-memory once where the group's planes fit in a core's cache.
+residual) and writes 1 (¼ with pooling); the two in one, group of channels by group, read x from memory once
+where the group's planes fit in a core's cache.
+
+A channel's own planes are scattered over memory in pieces, short ones in a few cache lines that no prefetcher
+foresees. Those of a *group* of channels are a run of some KiB; so its channels are summed up image by image,
+and what each has summed so far stays in working memory, one *accumulator* a channel: sixteen float32 lanes of
+two sums since the last flush, and the float64 totals. The plan makes groups that fit in a core's cache; long
+planes are groups of one.
 """
 
-import math
-
-from ..arguments import ACCOUNT, NEAR, Arguments
-from .groups import (
-    FIRST,
-    SETTLED,
-    SHIFT,
-    SQUARES,
-    TOTAL,
-    accounts,
-    book,
-    cut,
-    fetch_next,
-    held,
-    open_account,
-    put,
-)
-from .loads import fence, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
+from ..arguments import ACCUMULATOR, NEAR, Arguments
+from .loads import fence, float32, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
 from .max_pool import out_plane_of, pool_plane_of, window_of
-from .pointwise import forward
+from .pointwise import Run, affine_of, forward_of
 from .record import takes
+from .reductions import put_statistics
 from .simd import even_lanes, first_lanes, fma, inlined, odd_lanes, select, splat, total
+from .tables import cut, memory, step_of
 
 PIECE = 8192  # elements of a plane that one part takes at a time
 READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
 
+_load, _store = float32.load, float32.store
 
-@inlined
-def scale_and_bias(args, c):
-    """``weight * invstd`` and ``bias`` of a channel."""
-    weight, bias = args.weight, args.bias
-    scale = get_f32(args.invstd, c)
-    if weight != 0:
-        scale *= get_f32(weight, c)
-    return scale, (get_f32(bias, c) if bias != 0 else 0.0)
+# --- accumulators -----------------------------------------------------------------------------------------
+
+SHIFT = 32  # where an accumulator has the float32 that its lanes are sums about
+TOTAL, SQUARES, FIRST = 18, 19, 20  # and its float64: both totals, and what they are about
+BLOCK = 4096  # values that may be summed in float32 before a flush
 
 
 @inlined
-def no_memory(args, part):
-    """Where a part needs no working memory but for its accounts."""
-    return 0
+def reset(accumulator, first):
+    """All sums zero; ``first`` is what the float64 totals are about."""
+    put_sums(accumulator, splat(0.0), splat(0.0))
+    put_f64(accumulator, TOTAL, 0.0)
+    put_f64(accumulator, SQUARES, 0.0)
+    put_f64(accumulator, FIRST, first)
+
+
+@inlined
+def sums_of(accumulator):
+    """The two float32 sums."""
+    return _load(accumulator, 0), _load(accumulator, 16)
+
+
+@inlined
+def put_sums(accumulator, one, two):
+    """Keep the two float32 sums."""
+    _store(accumulator, 0, one)
+    _store(accumulator, 16, two)
+
+
+@inlined
+def add_totals(accumulator, one, two):
+    """Add to the float64 totals."""
+    put_f64(accumulator, TOTAL, get_f64(accumulator, TOTAL) + one)
+    put_f64(accumulator, SQUARES, get_f64(accumulator, SQUARES) + two)
+
+
+@inlined
+def store_totals(args, part, accumulator, c):
+    """Write the totals of a channel as the sums of an image part."""
+    put_f64(args.sums, 2 * part * args.channels + c, get_f64(accumulator, TOTAL))
+    put_f64(args.sums, (2 * part + 1) * args.channels + c, get_f64(accumulator, SQUARES))
+
+
+# --- groups of channels -----------------------------------------------------------------------------------
+
+
+@inlined
+def own_channels(args, part):
+    """The image part, the first channel of a part and the one behind its last, and those of a group."""
+    span, parts = part % args.channel_parts, args.channel_parts
+    start, stop = cut(args.channels, parts, span), cut(args.channels, parts, span + 1)
+    return part // parts, start, stop, step_of(args.group)
+
+
+@inlined
+def own_planes(args, part):
+    """The first plane of a part and the one behind its last."""
+    parts, planes = args.image_parts * args.channel_parts, args.images * args.channels
+    return cut(planes, parts, part), cut(planes, parts, part + 1)
+
+
+@inlined
+def fetch_next(plane, image, images, step, group, nbytes):
+    """Ask for the plane that follows ``images`` apart, or as the first of the next group.
+
+    ``step`` and ``group`` are the bytes from one image, and from one group, to the next.
+    """
+    further = step if image + 1 < images else group - image * step
+    for line in range(0, nbytes + 63, 64):
+        prefetch(plane + further + line)
 
 
 # --- statistics -------------------------------------------------------------------------------------------
 
 
-def _group_sums(storage):
-    """Σ(x - k) and Σ(x - k)² of a group's channels over some pieces, k being a channel's first value."""
-    load, load_some, get, size = storage.load, storage.load_some, storage.get, storage.size
+@takes(Arguments)
+def channels_first_statistics(storage, activation, residual, pool):
+    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
+    sum_group = _sum_group_of(storage)
+
+    def kernel(args, part):
+        image_part, start, stop, group = own_channels(args, part)
+        units = args.images * pieces_of(args)
+        first, last = cut(units, args.image_parts, image_part), cut(units, args.image_parts, image_part + 1)
+        accumulators = memory(args, part)
+        for c0 in range(start, stop, group):
+            c1 = min(c0 + group, stop)
+            sum_group(args, accumulators, c0, c1, first, last)
+            for c in range(c0, c1):
+                accumulator = accumulators + (c - c0) * ACCUMULATOR
+                store_totals(args, image_part, accumulator, c)
+                if image_part == 0:
+                    k = get_f64(accumulator, FIRST)
+                    put_f64(args.sums, 2 * args.image_parts * args.channels + c, k)
+
+    return kernel
+
+
+@inlined
+def pieces_of(args):
+    """The pieces of a plane."""
+    return (args.height * args.width + PIECE - 1) // PIECE
+
+
+def _sum_group_of(storage):
+    """Σ(x - k) and Σ(x - k)² of channels ``c0`` to ``c1`` over the pieces ``start`` to ``stop``.
+
+    k is a channel's first value. Pieces are numbered image by image.
+    """
+    get, size = storage.get, storage.size
+    begin, add = _begin_of(storage), _add_of(storage)
 
     @inlined
-    def begin(here, length, account):
-        """The next sums are about the mean of the first values (of equal values: the value)."""
+    def sum_group(args, accumulators, c0, c1, start, stop):
+        channels, plane, pieces = args.channels, args.height * args.width, pieces_of(args)
+        for c in range(c0, c1):
+            reset(accumulators + (c - c0) * ACCUMULATOR, float(get(args.x, c * plane)))
+        pending = 0
+        for unit in range(start, stop):
+            image, piece = unit // pieces, unit % pieces
+            length = min(PIECE, plane - piece * PIECE)
+            for c in range(c0, c1):
+                accumulator = accumulators + (c - c0) * ACCUMULATOR
+                here = args.x + ((image * channels + c) * plane + piece * PIECE) * size
+                if plane <= NEAR:
+                    step = plane * size
+                    fetch_next(here, image, args.images, channels * step, (c1 - c0) * step, step)
+                if pending == 0:
+                    begin(here, length, accumulator)
+                add(here, length, accumulator)
+            pending += length
+            if pending >= BLOCK or unit + 1 == stop:
+                for c in range(c0, c1):
+                    _flush(accumulators + (c - c0) * ACCUMULATOR, pending)
+                pending = 0
+
+    return sum_group
+
+
+def _begin_of(storage):
+    """The next sums are about the mean of the first values (of equal values: the value)."""
+    load, get = storage.load, storage.get
+
+    @inlined
+    def begin(here, length, accumulator):
         shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
-        put_f32(account, SHIFT, shift)
-        put(account, splat(0.0), splat(0.0))
+        put_f32(accumulator, SHIFT, shift)
+        put_sums(accumulator, splat(0.0), splat(0.0))
+
+    return begin
+
+
+def _add_of(storage):
+    """Add ``length`` elements to the float32 sums."""
+    load, load_some, size = storage.load, storage.load_some, storage.size
 
     @inlined
-    def add(here, length, account):
-        k, zero = splat(get_f32(account, SHIFT)), splat(0.0)
-        s0, q0 = held(account)
+    def add(here, length, accumulator):
+        k, zero = splat(get_f32(accumulator, SHIFT)), splat(0.0)
+        s0, q0 = sums_of(accumulator)
         s1 = s2 = s3 = q1 = q2 = q3 = zero
         i = 0
         while i + 64 <= length:
@@ -94,203 +213,141 @@ def _group_sums(storage):
             d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
             s1 = s1 + d0
             q1 = fma(d0, d0, q1)
-        put(account, (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3))
+        put_sums(accumulator, (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3))
 
-    @inlined
-    def settle(account, pending):
-        s, q = held(account)
-        s, q = total(s), total(q)
-        d = float(get_f32(account, SHIFT)) - get_f64(account, FIRST)
-        book(account, pending * d + s, q + d * (2.0 * s + pending * d))
-
-    @inlined
-    def group_sums(args, begins, c0, c1, start, stop):
-        """Pieces ``start`` to ``stop`` of channels ``c0`` to ``c1``."""
-        x, images, channels = args.x, args.images, args.channels
-        plane = args.height * args.width
-        pieces = (plane + PIECE - 1) // PIECE
-        for c in range(c0, c1):
-            open_account(begins + (c - c0) * ACCOUNT, float(get(x, c * plane)))
-        pending = 0
-        for unit in range(start, stop):
-            image, piece = unit // pieces, unit % pieces
-            length = min(PIECE, plane - piece * PIECE)
-            for c in range(c0, c1):
-                account = begins + (c - c0) * ACCOUNT
-                here = x + ((image * channels + c) * plane + piece * PIECE) * size
-                if plane <= NEAR:
-                    step = plane * size
-                    fetch_next(here, image, images, channels * step, (c1 - c0) * step, step)
-                if pending == 0:
-                    begin(here, length, account)
-                add(here, length, account)
-            pending += length
-            if pending >= SETTLED or unit + 1 == stop:
-                for c in range(c0, c1):
-                    settle(begins + (c - c0) * ACCOUNT, pending)
-                pending = 0
-
-    return group_sums
+    return add
 
 
-@takes(Arguments)
-def planes_statistics(storage, activation, residual, pool):
-    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
-    group_sums = _group_sums(storage)
-
-    def kernel(args, part):
-        sums, channels, group = args.sums, args.channels, args.group
-        plane = args.height * args.width
-        units = args.images * ((plane + PIECE - 1) // PIECE)
-        image_parts, channel_parts = args.image_parts, args.channel_parts
-        mine, span = part // channel_parts, part % channel_parts
-        start, stop = cut(units, image_parts, mine), cut(units, image_parts, mine + 1)
-        begins, end = accounts(args, part), cut(channels, channel_parts, span + 1)
-        for c0 in range(cut(channels, channel_parts, span), end, group):
-            c1 = min(c0 + group, end)
-            group_sums(args, begins, c0, c1, start, stop)
-            for c in range(c0, c1):
-                account = begins + (c - c0) * ACCOUNT
-                put_f64(sums, 2 * mine * channels + c, get_f64(account, TOTAL))
-                put_f64(sums, (2 * mine + 1) * channels + c, get_f64(account, SQUARES))
-                if mine == 0:
-                    put_f64(sums, 2 * image_parts * channels + c, get_f64(account, FIRST))
-
-    return kernel
+@inlined
+def _flush(accumulator, pending):
+    """Move the float32 sums of ``pending`` values, about their shift, into the totals, about the first."""
+    s, q = sums_of(accumulator)
+    s, q = total(s), total(q)
+    d = float(get_f32(accumulator, SHIFT)) - get_f64(accumulator, FIRST)
+    add_totals(accumulator, pending * d + s, q + d * (2.0 * s + pending * d))
 
 
 # --- forward ----------------------------------------------------------------------------------------------
 
 
-def _plane_forward(storage, activation, residual, pool):
+@takes(Arguments)
+def channels_first_forward(storage, activation, residual, pool):
+    """Every plane by itself, with the statistics given."""
+    prepare, forward_plane = _forward_plane_of(storage, activation, residual, pool)
+
+    def kernel(args, part):
+        scratch, (start, stop) = prepare(args, part), own_planes(args, part)
+        for p in range(start, stop):
+            forward_plane(args, p, p % args.channels, scratch)
+        if args.stream != 0:
+            fence()
+
+    return kernel
+
+
+@takes(Arguments)
+def channels_first_train(storage, activation, residual, pool):
+    """Statistics and forward of one group of channels after the other."""
+    sum_group = _sum_group_of(storage)
+    prepare, forward_plane = _forward_plane_of(storage, activation, residual, pool)
+
+    def kernel(args, part):
+        _, start, stop, group = own_channels(args, part)
+        units, count = args.images * pieces_of(args), args.images * args.height * args.width
+        accumulators, scratch = memory(args, part), prepare(args, part)
+        for c0 in range(start, stop, group):
+            c1 = min(c0 + group, stop)
+            sum_group(args, accumulators, c0, c1, 0, units)
+            for c in range(c0, c1):
+                found = accumulators + (c - c0) * ACCUMULATOR
+                one, two = get_f64(found, TOTAL), get_f64(found, SQUARES)
+                put_statistics(args, c, get_f64(found, FIRST), one, two, count)
+            for image in range(args.images):
+                for c in range(c0, c1):
+                    forward_plane(args, image * args.channels + c, c, scratch)
+        if args.stream != 0:
+            fence()
+
+    return kernel
+
+
+@inlined
+def no_memory(args, part):
+    """Where a part needs no working memory but for its accumulators."""
+    return 0
+
+
+def _forward_plane_of(storage, activation, residual, pool):
     """``out = pool(activation((x - mean) * scale + bias + residual))`` over one plane.
 
     Before it, what prepares the working memory of a part and gives its address.
     """
+    size, out_plane, window = storage.size, out_plane_of(pool), window_of(pool)
+    whole, some = forward_of(storage, activation, residual)
+    prepare = no_memory
+    if window is not None:
+        prepare, compute = pool_plane_of(storage, window, whole, some)
+    elif pool:
+        compute = _mean_pooled(storage, some)
+    else:
+        compute = _flat(storage, residual, whole, some)
+
+    @inlined
+    def forward_plane(args, p, c, scratch):
+        here, there = p * args.height * args.width * size, p * out_plane(args)
+        codes = args.codes + there if args.codes != 0 else 0
+        run = Run(args.x + here, args.residual + here, args.out + there * size, args.width, args.stream)
+        compute(args, run, codes, scratch, affine_of(args, c))
+
+    return prepare, forward_plane
+
+
+def _flat(storage, residual, whole, some):
+    """Without pooling."""
     store, store_some, size, stream = storage.store, storage.store_some, storage.size, storage.stream
 
-    one, one_some = forward(storage, activation, residual)
-
     @inlined
-    def plain(x, res, out, height, width, m, s, b, streamed):
-        plane = height * width
-        i = 0
+    def flat(args, run, codes, scratch, affine):
+        plane, streamed, i = args.height * args.width, run.stream != 0, 0
         while i + 64 <= plane:
             for at in range(i, i + 64, 16):
-                prefetch(x + at * size + READ_AHEAD)
+                prefetch(run.x + at * size + READ_AHEAD)
                 if residual:
-                    prefetch(res + at * size + READ_AHEAD)
+                    prefetch(run.residual + at * size + READ_AHEAD)
                 if streamed:
-                    stream(out, at, one(x, res, at, m, s, b))
+                    stream(run.out, at, whole(run, at, affine))
                 else:
-                    prefetch_write(out + at * size + WRITE_AHEAD)
-                    store(out, at, one(x, res, at, m, s, b))
+                    prefetch_write(run.out + at * size + WRITE_AHEAD)
+                    store(run.out, at, whole(run, at, affine))
             i += 64
         while i + 16 <= plane:
-            store(out, i, one(x, res, i, m, s, b))
+            store(run.out, i, whole(run, i, affine))
             i += 16
         if i < plane:
-            store_some(out, i, one_some(x, res, i, plane - i, m, s, b), plane - i)
+            store_some(run.out, i, some(run, i, plane - i, affine), plane - i)
+
+    return flat
+
+
+def _mean_pooled(storage, some):
+    """With the mean of 2x2."""
+    store_some = storage.store_some
 
     @inlined
-    def pooled(x, res, out, height, width, m, s, b, streamed):
-        quarter = splat(0.25)
-        pairs = width // 2
-        for row in range(height // 2):
-            above = 2 * row * width * size
-            below = above + width * size
+    def pair_of_rows(run, at, count, affine):
+        """The sums of values and those below them."""
+        return some(run, at, count, affine) + some(run, at + run.below, count, affine)
+
+    @inlined
+    def mean_pooled(args, run, codes, scratch, affine):
+        pairs = args.width // 2
+        for row in range(args.height // 2):
             for i in range(0, pairs, 16):
-                left = min(16, 2 * (pairs - i))
-                right = max(0, min(16, 2 * (pairs - i) - 16))
-                at = 2 * i
-                p = one_some(x + above, res + above, at, left, m, s, b)
-                p = p + one_some(x + below, res + below, at, left, m, s, b)
-                q = one_some(x + above, res + above, at + 16, right, m, s, b)
-                q = q + one_some(x + below, res + below, at + 16, right, m, s, b)
-                y = (even_lanes(p, q) + odd_lanes(p, q)) * quarter
-                store_some(out, row * pairs + i, y, min(16, pairs - i))
+                left = 2 * (pairs - i)
+                at = 2 * row * args.width + 2 * i
+                p = pair_of_rows(run, at, min(16, left), affine)
+                q = pair_of_rows(run, at + 16, max(0, min(16, left - 16)), affine)
+                y = (even_lanes(p, q) + odd_lanes(p, q)) * splat(0.25)
+                store_some(run.out, row * pairs + i, y, min(16, pairs - i))
 
-    window = window_of(pool)
-    if window is not None:
-        prepare, pool_plane = pool_plane_of(storage, window, one, one_some)
-
-        @inlined
-        def over(args, x, res, there, scratch, height, width, m, s, b):
-            codes = args.codes
-            if codes != 0:
-                codes += there
-            out, phase = args.out + there * size, args.phase
-            pool_plane(x, res, out, codes, scratch, phase, height, width, m, s, b)
-
-    else:
-        prepare, flat = no_memory, pooled if pool else plain
-
-        @inlined
-        def over(args, x, res, there, scratch, height, width, m, s, b):
-            out, streamed = args.out + there * size, args.stream != 0
-            flat(x, res, out, height, width, m, s, b, streamed)
-
-    out_plane = out_plane_of(pool)
-
-    @inlined
-    def plane_forward(args, p, c, scratch):
-        height, width = args.height, args.width
-        scale, bias = scale_and_bias(args, c)
-        here, there = p * height * width * size, p * out_plane(height, width)
-        x, res, m = args.x + here, args.residual + here, get_f32(args.mean, c)
-        over(args, x, res, there, scratch, height, width, splat(m), splat(scale), splat(bias))
-
-    return prepare, plane_forward
-
-
-@takes(Arguments)
-def planes_forward(storage, activation, residual, pool):
-    """Every plane by itself, with the statistics given."""
-    prepare, plane_forward = _plane_forward(storage, activation, residual, pool)
-
-    def kernel(args, part):
-        parts = args.image_parts * args.channel_parts
-        channels, scratch = args.channels, prepare(args, part)
-        planes = args.images * channels
-        for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
-            plane_forward(args, p, p % channels, scratch)
-        if args.stream != 0:
-            fence()
-
-    return kernel
-
-
-@takes(Arguments)
-def planes_train(storage, activation, residual, pool):
-    """Statistics and forward of one group of channels after the other."""
-    group_sums = _group_sums(storage)
-    prepare, plane_forward = _plane_forward(storage, activation, residual, pool)
-
-    @inlined
-    def finish(args, account, c, count):
-        off = get_f64(account, TOTAL) / count
-        v = get_f64(account, SQUARES) / count - off * off
-        if v < 0.0:
-            v = 0.0
-        put_f32(args.mean, c, get_f64(account, FIRST) + off)
-        put_f32(args.var, c, v)
-        put_f32(args.invstd, c, 1.0 / math.sqrt(v + args.eps))
-
-    def kernel(args, part):
-        images, channels, group = args.images, args.channels, args.group
-        plane, parts = args.height * args.width, args.channel_parts
-        units, count = images * ((plane + PIECE - 1) // PIECE), float(images * plane)
-        begins, scratch = accounts(args, part), prepare(args, part)
-        end = cut(channels, parts, part + 1)
-        for c0 in range(cut(channels, parts, part), end, group):
-            c1 = min(c0 + group, end)
-            group_sums(args, begins, c0, c1, 0, units)
-            for c in range(c0, c1):
-                finish(args, begins + (c - c0) * ACCOUNT, c, count)
-            for image in range(images):
-                for c in range(c0, c1):
-                    plane_forward(args, image * channels + c, c, scratch)
-        if args.stream != 0:
-            fence()
-
-    return kernel
+    return mean_pooled

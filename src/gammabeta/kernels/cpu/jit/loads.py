@@ -82,7 +82,7 @@ def _masked(builder, kind, element, pointer, count, value=None):
     )
 
 
-def _memory(element, lanes, after_load, before_store, get):
+def _memory(element, lanes, after_load, before_store, get=None):
     """Loads and stores of one storage type: whole vectors, the first ``count`` lanes, scalars, streaming."""
     align = {F32: 4, F64: 8, I8: 1, I16: 2}[element]
     loaded = wide if element == F64 else vector
@@ -203,16 +203,6 @@ def get_bf16(typingctx, address, index):
     return types.float32(types.int64, types.int64), codegen
 
 
-@intrinsic
-def get_byte(typingctx, address, index):
-    """One byte as a float32."""
-
-    def codegen(context, builder, sig, args):
-        return builder.uitofp(builder.load(_pointer(builder, I8, *args), align=1, typ=I8), F32)
-
-    return types.float32(types.int64, types.int64), codegen
-
-
 def _widen_byte(builder, bytes_):
     return builder.uitofp(bytes_, V32)
 
@@ -228,4 +218,4 @@ def _same(builder, value):
 float32 = _memory(F32, V32, _same, _same, get_f32)
 bfloat16 = _memory(I16, VI16, _widen_bf16, _narrow_bf16, get_bf16)
 float64 = _memory(F64, V64, _same, _same, get_f64)
-byte = _memory(I8, VI8, _widen_byte, _narrow_byte, get_byte)  # whole numbers below 256
+byte = _memory(I8, VI8, _widen_byte, _narrow_byte)  # whole numbers below 256

@@ -9,43 +9,22 @@ contiguous plane neighbouring windows are ``stride`` elements apart, and sixteen
 together: so a row lies in the ring taken apart into ``stride`` *phases*, whose elements are neighbours there.
 """
 
-from ..arguments import ACCOUNT, MARGIN
-from .groups import accounts
+from ..arguments import ACCUMULATOR, MARGIN
 from .loads import byte, float32, get_f32, put_f32
 from .simd import even_lanes, inlined, mixed_high, mixed_low, odd_lanes, select, splat
+from .tables import clear, fill, memory
 
 _load, _store, _store_some = float32.load, float32.store, float32.store_some
 _load_codes, _store_codes = byte.load_some, byte.store_some
 _LEAST = -float("inf")
 
 
+# --- both layouts -----------------------------------------------------------------------------------------
+
+
 def window_of(pool):
     """``(kernel, stride, padding)`` of a maker's ``pool``; None for no pooling and for the mean of 2x2."""
     return pool if isinstance(pool, tuple) else None
-
-
-def out_plane_of(pool):
-    """The elements of an output's plane, as a function of height and width."""
-    if window_of(pool) is not None:
-        _, side = along(pool)
-
-        @inlined
-        def out_plane(height, width):
-            return side(height) * side(width)
-
-    elif pool:
-
-        @inlined
-        def out_plane(height, width):
-            return (height // 2) * (width // 2)
-
-    else:
-
-        @inlined
-        def out_plane(height, width):
-            return height * width
-
-    return out_plane
 
 
 def along(window):
@@ -66,7 +45,104 @@ def along(window):
     return span, side
 
 
-# --- contiguous -------------------------------------------------------------------------------------------
+def out_plane_of(pool):
+    """The elements of an output's plane."""
+    if window_of(pool) is not None:
+        _, side = along(pool)
+    else:
+        shrink = 2 if pool else 1
+
+        @inlined
+        def side(length):
+            return length // shrink
+
+    @inlined
+    def out_plane(args):
+        return side(args.height) * side(args.width)
+
+    return out_plane
+
+
+@inlined
+def greater(y, code, best, best_code):
+    """Lane by lane the greater of ``best`` and the next element, NaN above all, and its code."""
+    more = (y > best) | (y != y)
+    return select(more, y, best), select(more, splat(code), best_code)
+
+
+# --- contiguous, forward ----------------------------------------------------------------------------------
+
+
+@inlined
+def plane_memory(args, part):
+    """A part's working memory behind the accumulators of its channels."""
+    return memory(args, part) + args.group * ACCUMULATOR
+
+
+def pool_plane_of(storage, window, whole, some):
+    """Activate a plane, row by row, and write the greatest of each window and, if wanted, its code.
+
+    ``whole`` and ``some`` give activated values (``pointwise.forward_of``). Before it, what prepares the
+    working memory of a part and gives its address: the ring, and behind it one row.
+    """
+    kernel, stride, padding = window
+    span, side = along(window)
+    take_apart, greatest = _take_apart_of(stride, padding), _greatest_of_plane(window)
+    store_some = storage.store_some
+
+    @inlined
+    def prepare(args, part):
+        """Fill what is outside of the plane."""
+        ring = plane_memory(args, part)
+        fill(ring, kernel * stride * args.phase + args.width + 32, _LEAST)
+        return ring
+
+    @inlined
+    def activate(run, at, line, width, affine):
+        """A row of the plane, from element ``at`` on."""
+        for c in range(0, width, 16):
+            if c + 16 <= width:
+                _store(line, c, whole(run, at + c, affine))
+            else:
+                _store_some(line, c, some(run, at + c, width - c, affine), width - c)
+
+    @inlined
+    def pool_plane(args, run, codes, ring, affine):
+        height, width, row_bytes = args.height, args.width, 4 * stride * args.phase
+        line, columns, done = ring + kernel * row_bytes, side(width), 0
+        for i in range(side(height)):
+            first, stop = span(i, height)
+            for r in range(max(done, first), stop):
+                activate(run, r * width, line, width, affine)
+                take_apart(line, ring + r % kernel * row_bytes, args.phase, width)
+            done = stop
+            for q in range(0, columns, 16):
+                y, code = greatest(args, ring, i, q)
+                store_some(run.out, i * columns + q, y, min(16, columns - q))
+                if codes != 0:
+                    _store_codes(codes, i * columns + q, code, min(16, columns - q))
+
+    return prepare, pool_plane
+
+
+def _greatest_of_plane(window):
+    """The greatest of sixteen windows of row ``i``, from the ``q``th on, and their codes."""
+    kernel, stride, padding = window
+    span, _ = along(window)
+
+    @inlined
+    def greatest(args, ring, i, q):
+        best, code = splat(_LEAST), splat(0.0)
+        first, stop = span(i, args.height)
+        for r in range(first, stop):
+            row = ring + r % kernel * 4 * stride * args.phase
+            place = float((r - (i * stride - padding)) * kernel)
+            for k in range(kernel):
+                y = _load(row, k % stride * args.phase + q + k // stride)
+                best, code = greater(y, place + float(k), best, code)
+        return best, code
+
+    return greatest
 
 
 def _take_apart_of(stride, padding):
@@ -89,6 +165,71 @@ def _take_apart_of(stride, padding):
                 put_f32(row, at % stride * phase + at // stride, get_f32(line, c))
 
     return take_apart
+
+
+# --- contiguous, backward ---------------------------------------------------------------------------------
+
+
+def spread_plane_of(storage, window):
+    """The gradient of a plane's activated values, float32, from that of its windows.
+
+    Before it, what prepares the working memory of a part and gives its address: the ring, and behind it the
+    plane.
+    """
+    kernel, stride, padding = window
+    _, side = along(window)
+    put_together, add_shares = _put_together_of(*window), _add_shares_of(window)
+    load_some = storage.load_some
+
+    @inlined
+    def prepare(args, part):
+        """Clear the ring."""
+        ring = plane_memory(args, part)
+        clear(ring, kernel * kernel * (args.phase + MARGIN))
+        return ring
+
+    @inlined
+    def spread_plane(args, p, ring):
+        """Return the address of the gradient of plane ``p``."""
+        height, width, piece = args.height, args.width, args.phase + MARGIN
+        row_bytes = 4 * kernel * piece
+        rows, columns, done = side(height), side(width), 0
+        plane = ring + kernel * row_bytes
+        for i in range(rows):
+            for q in range(0, columns, 16):
+                count, here = min(16, columns - q), (p * rows + i) * columns + q
+                g, code = load_some(args.grad, here, count), _load_codes(args.codes, here, count)
+                add_shares(args, ring, i, q, g, code)
+            complete = min(height, (i + 1) * stride - padding) if i + 1 < rows else height
+            for r in range(done, complete):
+                row = ring + r % kernel * row_bytes
+                put_together(row, plane + 4 * r * width, piece, width)
+                clear(row, kernel * piece)
+            done = max(done, complete)
+        return plane
+
+    return prepare, spread_plane
+
+
+def _add_shares_of(window):
+    """Give the gradients of sixteen windows of row ``i``, from ``q`` on, to the elements they came from."""
+    kernel, stride, padding = window
+    span, _ = along(window)
+
+    @inlined
+    def add_shares(args, ring, i, q, g, code):
+        # A piece for each column: additions to one row a few elements apart would wait for each other.
+        piece = args.phase + MARGIN
+        first, stop = span(i, args.height)
+        for r in range(first, stop):
+            row = ring + r % kernel * 4 * kernel * piece
+            place = float((r - (i * stride - padding)) * kernel)
+            for k in range(kernel):
+                at = k * piece + MARGIN + q
+                mine = select(code == splat(place + float(k)), g, splat(0.0))
+                _store(row, at, _load(row, at) + mine)
+
+    return add_shares
 
 
 def _put_together_of(kernel, stride, padding):
@@ -128,160 +269,61 @@ def _put_together_of(kernel, stride, padding):
     return put_together
 
 
-@inlined
-def _fill(address, count, value):
-    for i in range(0, count, 16):
-        _store(address, i, splat(value))
-
-
-def pool_plane_of(storage, window, one, one_some):
-    """Activate a plane, row by row, and write the greatest of each window and, if wanted, its code.
-
-    ``one`` and ``one_some`` give activated values (``pointwise.forward``).
-    """
-    kernel, stride, padding = window
-    span, side = along(window)
-    take_apart = _take_apart_of(stride, padding)
-    store_some = storage.store_some
-
-    @inlined
-    def activate(x, res, at, line, width, m, s, b):
-        for c in range(0, width, 16):
-            if c + 16 <= width:
-                _store(line, c, one(x, res, at + c, m, s, b))
-            else:
-                _store_some(line, c, one_some(x, res, at + c, width - c, m, s, b), width - c)
-
-    @inlined
-    def greatest(ring, row_bytes, phase, first, stop, top, q):
-        best, code = splat(_LEAST), splat(0.0)
-        for r in range(first, stop):
-            row = ring + r % kernel * row_bytes
-            place = float((r - top) * kernel)
-            for k in range(kernel):
-                y = _load(row, k % stride * phase + q + k // stride)
-                more = (y > best) | (y != y)
-                best = select(more, y, best)
-                code = select(more, splat(place + float(k)), code)
-        return best, code
-
-    @inlined
-    def prepare(args, part):
-        """Fill what is outside of the plane; return the working memory."""
-        scratch = accounts(args, part) + args.group * ACCOUNT
-        _fill(scratch, kernel * stride * args.phase + args.width + 32, _LEAST)
-        return scratch
-
-    @inlined
-    def pool_plane(x, res, out, codes, scratch, phase, height, width, m, s, b):
-        row_bytes = 4 * stride * phase
-        line, columns, done = scratch + kernel * row_bytes, side(width), 0
-        for i in range(side(height)):
-            first, stop = span(i, height)
-            for r in range(max(done, first), stop):
-                activate(x, res, r * width, line, width, m, s, b)
-                take_apart(line, scratch + r % kernel * row_bytes, phase, width)
-            done = stop
-            for q in range(0, columns, 16):
-                y, code = greatest(scratch, row_bytes, phase, first, stop, i * stride - padding, q)
-                store_some(out, i * columns + q, y, min(16, columns - q))
-                if codes != 0:
-                    _store_codes(codes, i * columns + q, code, min(16, columns - q))
-
-    return prepare, pool_plane
-
-
-def spread_plane_of(storage, window):
-    """The gradient of a plane's activated values, float32, from that of its windows."""
-    kernel, stride, padding = window
-    span, side = along(window)
-    put_together = _put_together_of(*window)
-    load_some = storage.load_some
-
-    @inlined
-    def add(ring, row_bytes, piece, first, stop, top, q, g, code):
-        # A piece for each column: additions to one row a few elements apart would wait for each other.
-        for r in range(first, stop):
-            row = ring + r % kernel * row_bytes
-            place = float((r - top) * kernel)
-            for k in range(kernel):
-                at = k * piece + MARGIN + q
-                mine = select(code == splat(place + float(k)), g, splat(0.0))
-                _store(row, at, _load(row, at) + mine)
-
-    @inlined
-    def prepare(args, part):
-        """Clear the ring; return the working memory."""
-        scratch = accounts(args, part) + args.group * ACCOUNT
-        _fill(scratch, kernel * kernel * (args.phase + MARGIN), 0.0)
-        return scratch
-
-    @inlined
-    def spread_plane(args, grad, at, scratch, height, width):
-        """Return the address of the plane; ``at`` is where its windows begin in the tensor ``grad``."""
-        piece = args.phase + MARGIN
-        row_bytes = 4 * kernel * piece
-        plane, codes = scratch + kernel * row_bytes, args.codes
-        rows, columns, done = side(height), side(width), 0
-        for i in range(rows):
-            first, stop = span(i, height)
-            for q in range(0, columns, 16):
-                count, here = min(16, columns - q), at + i * columns + q
-                g, code = load_some(grad, here, count), _load_codes(codes, here, count)
-                add(scratch, row_bytes, piece, first, stop, i * stride - padding, q, g, code)
-            complete = min(height, (i + 1) * stride - padding) if i + 1 < rows else height
-            for r in range(done, complete):
-                row = scratch + r % kernel * row_bytes
-                put_together(row, plane + 4 * r * width, piece, width)
-                _fill(row, kernel * piece, 0.0)
-            done = max(done, complete)
-        return plane
-
-    return prepare, spread_plane
-
-
 # --- channels_last ----------------------------------------------------------------------------------------
 
 
+@inlined
+def ring_row_bytes(args):
+    """The bytes of a row in the ring, with room for its last vector."""
+    return 4 * args.width * args.channels + 64
+
+
 def pool_row_of(storage, window):
-    """The greatest of each window of a row of windows, and their codes, from a ring of activated rows."""
-    kernel, stride, padding = window
-    span, side = along(window)
-    store, store_some = storage.store, storage.store_some
+    """The greatest of each window of row ``i``, and their codes, from a ring of activated rows.
+
+    Element ``at`` of ``out`` and of ``codes`` belongs to the first.
+    """
+    _, stride, padding = window
+    _, side = along(window)
+    store, store_some, greatest = storage.store, storage.store_some, _greatest_of_row(window)
 
     @inlined
-    def greatest(ring, row_bytes, width, channels, first, stop, top, left, v):
-        best, code = splat(_LEAST), splat(0.0)
-        for r in range(first, stop):
-            row = ring + r % kernel * row_bytes
-            place = float((r - top) * kernel)
-            for k in range(kernel):
-                c = left + k
-                if c >= 0 and c < width:
-                    y = _load(row, c * channels + v)
-                    more = (y > best) | (y != y)
-                    best = select(more, y, best)
-                    code = select(more, splat(place + float(k)), code)
-        return best, code
-
-    @inlined
-    def pool_row(ring, row_bytes, out, codes, at, i, height, width, channels):
-        """Row ``i`` of the windows, whose first is element ``at`` of ``out`` and of ``codes``."""
-        first, stop = span(i, height)
-        top = i * stride - padding
-        for q in range(side(width)):
-            left = q * stride - padding
+    def pool_row(args, ring, at, i):
+        channels = args.channels
+        for q in range(side(args.width)):
             for v in range(0, channels, 16):
-                y, code = greatest(ring, row_bytes, width, channels, first, stop, top, left, v)
+                y, code = greatest(args, ring, i, q * stride - padding, v)
                 here, count = at + q * channels + v, channels - v
                 if count >= 16:
-                    store(out, here, y)
+                    store(args.out, here, y)
                 else:
-                    store_some(out, here, y, count)
-                if codes != 0:
-                    _store_codes(codes, here, code, min(16, count))
+                    store_some(args.out, here, y, count)
+                if args.codes != 0:
+                    _store_codes(args.codes, here, code, min(16, count))
 
     return pool_row
+
+
+def _greatest_of_row(window):
+    """The greatest of a window of row ``i`` from column ``left`` on, in sixteen channels from ``v`` on."""
+    kernel, stride, padding = window
+    span, _ = along(window)
+
+    @inlined
+    def greatest(args, ring, i, left, v):
+        best, code = splat(_LEAST), splat(0.0)
+        first, stop = span(i, args.height)
+        for r in range(first, stop):
+            row = ring + r % kernel * ring_row_bytes(args)
+            place = float((r - (i * stride - padding)) * kernel)
+            for k in range(kernel):
+                c = left + k
+                if c >= 0 and c < args.width:
+                    y = _load(row, c * args.channels + v)
+                    best, code = greater(y, place + float(k), best, code)
+        return best, code
+
+    return greatest
 
 
 def spread_row_of(storage, window):
@@ -291,23 +333,27 @@ def spread_row_of(storage, window):
     load_some = storage.load_some
 
     @inlined
-    def spread_row(args, grad, line, image, row, height, width, channels):
-        """Fill the line for one row of an image."""
-        _fill(line, width * channels, 0.0)
-        codes, columns = args.codes, side(width)
+    def add_shares(args, line, left, v, place, g, code):
+        """Give sixteen channels of a window's gradient to the pixels of this row that they came from."""
+        for k in range(kernel):
+            c = left + k
+            if c >= 0 and c < args.width:
+                at = c * args.channels + v
+                mine = select(code == splat(place + float(k)), g, splat(0.0))
+                _store(line, at, _load(line, at) + mine)
+
+    @inlined
+    def spread_row(args, line, image, row):
+        channels, rows, columns = args.channels, side(args.height), side(args.width)
+        clear(line, args.width * channels)
         first = max(0, (row + padding - kernel + stride) // stride)
-        for i in range(first, min(side(height), (row + padding) // stride + 1)):
+        for i in range(first, min(rows, (row + padding) // stride + 1)):
             place = float((row + padding - i * stride) * kernel)
             for q in range(columns):
-                left = q * stride - padding
-                at = ((image * side(height) + i) * columns + q) * channels
+                at = ((image * rows + i) * columns + q) * channels
                 for v in range(0, channels, 16):
                     count = min(16, channels - v)
-                    g, code = load_some(grad, at + v, count), _load_codes(codes, at + v, count)
-                    for k in range(kernel):
-                        c = left + k
-                        if c >= 0 and c < width:
-                            mine = select(code == splat(place + float(k)), g, splat(0.0))
-                            _store(line, c * channels + v, _load(line, c * channels + v) + mine)
+                    g, code = load_some(args.grad, at + v, count), _load_codes(args.codes, at + v, count)
+                    add_shares(args, line, q * stride - padding, v, place, g, code)
 
     return spread_row

@@ -11,37 +11,46 @@ from numba.core import types
 from ..arguments import Arguments, Job, RunningArguments
 from .loads import get_f32, get_f64, put_f32, put_i64
 from .record import takes
-from .simd import intrinsic
+from .simd import inlined, intrinsic
+
+
+@inlined
+def put_statistics(args, c, first, one, two, count):
+    """Mean, biased variance and ``1 / sqrt(var + eps)`` of a channel from its sums of ``count`` values.
+
+    The sums are Σ(x - k) and Σ(x - k)², k being ``first``, a value of the channel itself.
+    Because (k - mean)² ≤ n var for any such k, the subtraction costs at most a factor n of precision.
+    """
+    off = one / count
+    v = two / count - off * off
+    if v < 0.0:
+        v = 0.0
+    put_f32(args.mean, c, first + off)
+    put_f32(args.var, c, v)
+    if args.invstd != 0:
+        put_f32(args.invstd, c, 1.0 / math.sqrt(v + args.eps))
+
+
+@inlined
+def _sums_of_parts(args, c):
+    """Both sums of a channel over all parts, in the order of the parts."""
+    channels, one, two = args.channels, 0.0, 0.0
+    for part in range(args.image_parts):
+        one += get_f64(args.sums, 2 * part * channels + c)
+        two += get_f64(args.sums, (2 * part + 1) * channels + c)
+    return one, two
 
 
 @takes(Arguments)
 def finish_statistics(storage, activation, residual, pool):
-    """Per channel: mean, biased variance and ``1 / sqrt(var + eps)`` from the parts' sums about a shift.
-
-    ``sums`` holds, for each part, Σ(x - k) and Σ(x - k)², and after them k, a value of the channel itself.
-    Because (k - mean)² ≤ n var for any such k, the subtraction costs at most a factor n of precision.
-    """
+    """The statistics of every channel from the parts' sums, and k, which stands behind them."""
 
     def kernel(args, part):
-        sums, channels = args.sums, args.channels
-        parts = args.image_parts
         count = args.images * args.height * args.width
-        mean, var, invstd = args.mean, args.var, args.invstd
-        eps = args.eps
-        for c in range(channels):
-            s = 0.0
-            q = 0.0
-            for p in range(parts):
-                s += get_f64(sums, 2 * p * channels + c)
-                q += get_f64(sums, (2 * p + 1) * channels + c)
-            off = s / count
-            v = q / count - off * off
-            if v < 0.0:
-                v = 0.0
-            put_f32(mean, c, get_f64(sums, 2 * parts * channels + c) + off)
-            put_f32(var, c, v)
-            if invstd != 0:
-                put_f32(invstd, c, 1.0 / math.sqrt(v + eps))
+        for c in range(args.channels):
+            one, two = _sums_of_parts(args, c)
+            first = get_f64(args.sums, 2 * args.image_parts * args.channels + c)
+            put_statistics(args, c, first, one, two, count)
 
     return kernel
 
@@ -51,23 +60,15 @@ def finish_gradients(storage, activation, residual, pool):
     """Per channel: Σdz and Σdz·xhat from the parts' Σdz and Σdz·(x - mean), and both divided by the count."""
 
     def kernel(args, part):
-        sums, channels = args.sums, args.channels
-        parts = args.image_parts
         count = args.images * args.height * args.width
-        dweight, dbias, invstd = args.dweight, args.dbias, args.invstd
-        mean_dz, mean_dz_xhat = args.mean_dz, args.mean_dz_xhat
-        for c in range(channels):
-            s = 0.0
-            q = 0.0
-            for p in range(parts):
-                s += get_f64(sums, 2 * p * channels + c)
-                q += get_f64(sums, (2 * p + 1) * channels + c)
-            q *= get_f32(invstd, c)
-            put_f32(dbias, c, s)
-            put_f32(dweight, c, q)
-            if mean_dz != 0:
-                put_f32(mean_dz, c, s / count)
-                put_f32(mean_dz_xhat, c, q / count)
+        for c in range(args.channels):
+            one, two = _sums_of_parts(args, c)
+            two *= get_f32(args.invstd, c)
+            put_f32(args.dbias, c, one)
+            put_f32(args.dweight, c, two)
+            if args.mean_dz != 0:
+                put_f32(args.mean_dz, c, one / count)
+                put_f32(args.mean_dz_xhat, c, two / count)
 
     return kernel
 

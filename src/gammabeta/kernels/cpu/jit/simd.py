@@ -3,7 +3,7 @@
 Numba leaves vectorisation to LLVM's loop vectoriser, which gives up or picks half the width for reasons
 that are hard to see. Here a ``Vector`` is LLVM's ``<16 x float>`` and a ``Wide`` is ``<16 x double>``: on
 AVX-512 one register, on AVX2 two, on NEON four, split by LLVM. The usual operators work lane by lane and
-nothing is ever re-associated. How lanes meet memory is in ``memory``.
+nothing is ever re-associated. How lanes meet memory is in ``loads``.
 """
 
 import operator
@@ -207,16 +207,6 @@ def widen(typingctx, value):
 
 
 @intrinsic
-def narrow(typingctx, value):
-    """float64 lanes rounded to float32 lanes."""
-
-    def codegen(context, builder, sig, args):
-        return builder.fptrunc(args[0], V32)
-
-    return vector(wide), codegen
-
-
-@intrinsic
 def total(typingctx, value):
     """The sum of the lanes as a float64, each lane widened first, added as a tree."""
 
@@ -236,16 +226,6 @@ def total(typingctx, value):
         return builder.extract_element(value, ir.Constant(I32, 0))
 
     return types.float64(vector), codegen
-
-
-@intrinsic
-def first_lane(typingctx, value):
-    """The first lane."""
-
-    def codegen(context, builder, sig, args):
-        return builder.extract_element(args[0], ir.Constant(I32, 0))
-
-    return types.float32(vector), codegen
 
 
 def _shuffle(name, lanes, doc):

@@ -1,65 +1,115 @@
-"""Tables for channels_last kernels: one value per element of a tile, so that vectors meet their parameters.
+"""Working memory: where a part's begins, and tables of parameters in it for channels_last kernels.
 
-A tile is a whole number of pixels and of vectors; within it element l belongs to channel l % C. Each part of
-the work has tables of its own.
+A *tile* is a whole number of pixels and of vectors; within it element l belongs to channel l % C. A table
+holds a float32 for each element of a tile, so that vectors meet their parameters: table 0 is the mean, 1 the
+scale (weight * invstd), 2 the bias, and for ``dx`` 3 and 4 are ``constant`` and ``slope`` (``pointwise``).
 """
 
 from .loads import float32, float64, get_f32, get_f64, put_f32, put_f64
+from .pointwise import Affine, AffineBackward, scale_and_bias
 from .simd import inlined, splat
 
-_store, _load_wide = float32.store, float64.load
+LINE = 48  # bytes of tables for an element of a tile; behind them kernels with pooling have a line or a ring
+
+_load, _store, _load_wide = float32.load, float32.store, float64.load
 
 
-@inlined
-def spread(args, table, tile):
-    """Fill the tables mean, scale = weight * invstd and bias, a value per element of a tile."""
-    channels, weight, bias = args.channels, args.weight, args.bias
-    mean, invstd = args.mean, args.invstd
-    for row in range(0, tile, channels):
-        for c in range(channels):
-            scale = get_f32(invstd, c)
-            if weight != 0:
-                scale *= get_f32(weight, c)
-            put_f32(table, row + c, get_f32(mean, c))
-            put_f32(table, tile + row + c, scale)
-            put_f32(table, 2 * tile + row + c, get_f32(bias, c) if bias != 0 else 0.0)
-
-
-@inlined
-def spread_means(args, table, tile):
-    """Fill tables 3 and 4, so that dx = scale * dz - table3 - (x - mean) * table4."""
-    channels, invstd = args.channels, args.invstd
-    mean_dz, mean_dz_xhat = args.mean_dz, args.mean_dz_xhat
-    for row in range(0, tile, channels):
-        for c in range(channels):
-            scale = get_f32(table, tile + row + c)
-            put_f32(table, 3 * tile + row + c, scale * get_f32(mean_dz, c))
-            put_f32(table, 4 * tile + row + c, scale * get_f32(invstd, c) * get_f32(mean_dz_xhat, c))
-
-
-@inlined
-def clear(address, count):
-    """Write ``count`` (a multiple of sixteen) float32 zeros."""
-    for i in range(0, count, 16):
-        _store(address, i, splat(0.0))
-
-
-@inlined
-def fold(args, part, wide_sums, tile):
-    """Add the two float64 tables, a value per element of a tile, up into the part's sums per channel."""
-    channels, sums = args.channels, args.sums
-    for which in range(2):
-        target = (2 * part + which) * channels
-        source = which * tile
-        for c in range(channels):
-            put_f64(sums, target + c, 0.0)
-        for row in range(0, tile, channels):
-            for c in range(channels):
-                added = get_f64(sums, target + c) + get_f64(wide_sums, source + row + c)
-                put_f64(sums, target + c, added)
+# --- how the work is cut ----------------------------------------------------------------------------------
 
 
 @inlined
 def cut(units, parts, part):
     """The first unit of a part; its end is the first of the next."""
     return units * part // parts
+
+
+@inlined
+def step_of(number):
+    """``number`` as the step of a ``range``; LLVM sees that it is not 0, so that nothing can raise."""
+    return max(1, number)
+
+
+@inlined
+def own_elements(args, part):
+    """The first element of a part and the one behind its last: whole tiles, but for the tensor's last."""
+    elements = args.images * args.height * args.width * args.channels
+    tiles = (elements + args.tile - 1) // args.tile
+    start = cut(tiles, args.image_parts, part) * args.tile
+    return start, min(cut(tiles, args.image_parts, part + 1) * args.tile, elements)
+
+
+# --- working memory ---------------------------------------------------------------------------------------
+
+
+@inlined
+def memory(args, part):
+    """Where the working memory of a part begins."""
+    return args.scratch + part * args.scratch_step
+
+
+@inlined
+def fill(address, count, value):
+    """Write ``value`` to ``count`` float32, rounded up to a multiple of sixteen."""
+    for i in range(0, count, 16):
+        _store(address, i, splat(value))
+
+
+@inlined
+def clear(address, count):
+    """Write ``count`` (a multiple of sixteen) float32 zeros."""
+    fill(address, count, 0.0)
+
+
+# --- tables -----------------------------------------------------------------------------------------------
+
+
+@inlined
+def spread(args, table):
+    """Fill the tables of mean, scale and bias."""
+    tile = args.tile
+    for row in range(0, tile, step_of(args.channels)):
+        for c in range(args.channels):
+            scale, bias = scale_and_bias(args, c)
+            put_f32(table, row + c, get_f32(args.mean, c))
+            put_f32(table, tile + row + c, scale)
+            put_f32(table, 2 * tile + row + c, bias)
+
+
+@inlined
+def spread_means(args, table):
+    """Fill the tables of constant and slope."""
+    tile = args.tile
+    for row in range(0, tile, step_of(args.channels)):
+        for c in range(args.channels):
+            scale = get_f32(table, tile + row + c)
+            slope = scale * get_f32(args.invstd, c) * get_f32(args.mean_dz_xhat, c)
+            put_f32(table, 3 * tile + row + c, scale * get_f32(args.mean_dz, c))
+            put_f32(table, 4 * tile + row + c, slope)
+
+
+@inlined
+def affine_at(table, tile, v):
+    """The parameters of the sixteen elements from ``v`` on."""
+    return Affine(_load(table, v), _load(table, tile + v), _load(table, 2 * tile + v))
+
+
+@inlined
+def affine_backward_at(table, tile, v):
+    """The same, with what ``dx`` needs."""
+    mean, scale, bias = affine_at(table, tile, v)
+    return AffineBackward(mean, scale, bias, _load(table, 3 * tile + v), _load(table, 4 * tile + v))
+
+
+@inlined
+def sum_tables(args, part, wide):
+    """Add two float64 tables up into the part's two sums for each channel."""
+    channels, tile = args.channels, args.tile
+    for which in range(2):
+        target = (2 * part + which) * channels
+        source = which * tile
+        for c in range(channels):
+            put_f64(args.sums, target + c, 0.0)
+        for row in range(0, tile, step_of(channels)):
+            for c in range(channels):
+                added = get_f64(args.sums, target + c) + get_f64(wide, source + row + c)
+                put_f64(args.sums, target + c, added)
