@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from .. import nn as gbnn
 from ..functional.route import kernels, traced
 from ..functional.running import update_fused
-from ..graph.pairs import convolutions_before_batch_norm, hooked
+from ..graph.hooks import hooked
+from ..graph.pairs import convolutions_before_batch_norm
 from ..kernels.layout import MaxPool, Pool
 from .gradients import Convolution, replaceable
 

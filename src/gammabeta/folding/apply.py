@@ -9,11 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from ..graph.hooks import hooked
+from ..graph.layers import replace_module
 from ..graph.record import Call
+from ..graph.trace import NotAGraph, trace
 from .affine import Affine, NotExactError, fold_after, fold_before
 from .find import Linear, Norm
 from .layers import AffineTail, ChannelAffine, Tail
-from .plan import Step
+from .plan import Fold
 
 
 @dataclass
@@ -26,37 +29,38 @@ class _Edit:
     bias: str = ""  # the attribute that holds the new bias
 
 
-def apply(model: nn.Module, steps: Iterable[Step], left: Iterable[Norm]) -> nn.Module:
+def apply(model: nn.Module, folds: list[Fold], left: Iterable[Norm]) -> nn.Module:
     """Return a folded evaluation-mode copy of ``model``; raises ``NotExactError`` if a weight overflows."""
     folded = copy.deepcopy(model).eval()
     edits: dict[str, list[_Edit]] = {}
-    done = list(steps)
-    _store_weights(folded, done, edits)
-    for step in done:
-        for norm in step.norms:
-            keep = step.affine if step.how == "merged" and norm is step.norms[-1] else None
+    _store_weights(folded, folds, edits)
+    for fold in folds:
+        for norm in fold.norms:
+            keep = fold.affine if fold.how == "merged" and norm is fold.norms[-1] else None
             folded = _replace_norm(folded, norm, keep, edits)
     for norm in left:
         if norm.kind == "module" and norm.affine is not None:
             folded = _simplify(folded, norm)
     for path, wanted in edits.items():
-        folded = put(folded, path, _rewritten(folded.get_submodule(path), wanted, _given(done, path)))
+        folded = replace_module(
+            folded, path, _rewritten(folded.get_submodule(path), wanted, _given(folds, path))
+        )
     return folded
 
 
-# Weights ---------------------------------------------------------------------------------------------------
+# Weights
 
 
-def _store_weights(model: nn.Module, steps: list[Step], edits: dict[str, list[_Edit]]) -> None:
-    """Fold in float64, every step upon the last, and round each weight and bias once."""
+def _store_weights(model: nn.Module, folds: list[Fold], edits: dict[str, list[_Edit]]) -> None:
+    """Fold in float64, each fold upon the last, and round each weight and bias once."""
     exact: dict[Linear, tuple[Tensor, Tensor | None]] = {}
-    for step in steps:
-        linear = step.linear
+    for fold in folds:
+        linear = fold.linear
         if linear is None:
             continue
         weight, bias = exact.get(linear) or _weights(model, linear)
-        fold = fold_after if step.how == "after" else fold_before
-        exact[linear] = fold(linear.op, weight, bias, step.affine)
+        enter = fold_after if fold.how == "after" else fold_before
+        exact[linear] = enter(linear.op, weight, bias, fold.affine)
     for linear, (weight, bias) in exact.items():
         _store(model, linear, weight, bias, edits)
 
@@ -82,16 +86,16 @@ def _store(
     if linear.bias is not None:
         _set_state(model, linear.bias.names, new)
         return
-    frame = linear.call.frame
-    module = model.get_submodule(frame.path)
-    if "bias" in module._parameters and linear.weight.names[0].rpartition(".")[0] == frame.path:
+    forward = linear.call.forward
+    module = model.get_submodule(forward.path)
+    if "bias" in module._parameters and linear.weight.names[0].rpartition(".")[0] == forward.path:
         module.register_parameter("bias", new)
         return
-    same = [call for call in frame.calls if call.function is linear.call.function]
+    same = [call for call in forward.calls if call.function is linear.call.function]
     index = same.index(linear.call)
     name = f"_folded_bias_{linear.call.name}_{index}"
     module.register_parameter(name, new)
-    edits.setdefault(frame.path, []).append(_Edit(linear.call.function, index, bias=name))
+    edits.setdefault(forward.path, []).append(_Edit(linear.call.function, index, bias=name))
 
 
 def _rounded(exact: Tensor, like: Tensor, path: str) -> nn.Parameter:
@@ -115,7 +119,7 @@ def _set_state(model: nn.Module, names: tuple[str, ...], tensor: nn.Parameter) -
             module._buffers[attribute] = tensor.detach()
 
 
-# Modules ---------------------------------------------------------------------------------------------------
+# Modules
 
 
 def _replace_norm(
@@ -127,12 +131,12 @@ def _replace_norm(
         stand_in = _stand_in(
             keep, old, norm.call.kwargs.get("activation"), norm.call.kwargs.get("pool"), norm.tail
         )
-        index = [c for c in norm.frame.calls if c.function is norm.call.function].index(norm.call)
+        index = [c for c in norm.forward.calls if c.function is norm.call.function].index(norm.call)
         edits.setdefault(norm.path, []).append(_Edit(norm.call.function, index, stand_in))
         return model
     activation, pool = (getattr(old, name, None) for name in ("activation", "pool"))
     stand_in = _stand_in(keep, old, activation, pool, norm.tail)
-    return put(model, norm.path, stand_in or nn.Identity())
+    return replace_module(model, norm.path, stand_in or nn.Identity())
 
 
 def _stand_in(
@@ -148,10 +152,9 @@ def _stand_in(
 def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
     """Make a batch norm that stays one multiply-add; a fused one is one pass already, activation included."""
     old = model.get_submodule(norm.path)
-    hooked = old._forward_hooks or old._forward_pre_hooks
-    if hooked or norm.tail or norm.affine is None:
+    if hooked(old) or norm.tail or norm.affine is None:
         return model
-    return put(model, norm.path, _channel_affine(norm.affine, old))
+    return replace_module(model, norm.path, _channel_affine(norm.affine, old))
 
 
 def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
@@ -159,33 +162,14 @@ def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
     return ChannelAffine(affine, state.dtype, state.device)
 
 
-def put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Put ``new`` wherever the model holds the module at ``path``; return the root, which it may be."""
-    old = model.get_submodule(path)
-    new.train(old.training)
-    if old is model:
-        return new
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-    return model
+# Forwards
 
 
-# Forwards --------------------------------------------------------------------------------------------------
-
-
-class _OneForward(fx.Tracer):
-    """Trace a single forward: every child module is a leaf."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _given(steps: list[Step], path: str) -> tuple[int, tuple[str, ...]]:
-    calls: list[Call] = [norm.call for step in steps for norm in step.norms]
-    calls += [step.linear.call for step in steps if step.linear is not None]
-    return next(call.frame.given for call in calls if call.frame.path == path)
+def _given(folds: list[Fold], path: str) -> tuple[int, tuple[str, ...]]:
+    """How the forward at ``path`` was called: the number of positional arguments, and keyword names."""
+    calls: list[Call] = [norm.call for fold in folds for norm in fold.norms]
+    calls += [fold.linear.call for fold in folds if fold.linear is not None]
+    return next(call.forward.given for call in calls if call.forward.path == path)
 
 
 def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[str, ...]]) -> fx.GraphModule:
@@ -198,8 +182,8 @@ def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[st
         if i >= positional and p.name not in named and p.default is not p.empty
     }
     try:
-        graph = _OneForward().trace(module, concrete_args=absent or None)
-    except Exception as error:
+        graph = trace(module, lambda _: True, given=absent)
+    except NotAGraph as error:
         name = type(module).__name__
         raise NotExactError(
             f"the forward of {name} calls it directly and torch.fx cannot trace that"

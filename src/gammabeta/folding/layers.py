@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..functional.torch_path import finish
-from ..kernels.layout import Pool
+from ..epilogue import Epilogue, Pool
 from ..nn.layer import Fused
 from .affine import Affine
 
@@ -63,7 +62,7 @@ class Tail(nn.Module):
         activation = self.activation or activation
         if residual is None and activation == "relu":
             x, activation = F.relu_(x), None
-        return finish(x, residual, activation, self.pool or pool)
+        return Epilogue(activation, self.pool or pool).apply(x, residual)
 
     def extra_repr(self) -> str:
         """Show what it does."""
@@ -71,7 +70,7 @@ class Tail(nn.Module):
 
 
 class AffineTail(nn.Module):
-    """A multiply-add and a tail, for a fused batch norm that took in the maps before it."""
+    """A multiply-add and a tail, for a fused batch norm that the maps before it were merged into."""
 
     def __init__(self, affine: ChannelAffine, tail: Tail) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Which modules of a model are batch normalization, and which of them their owner has frozen."""
+"""A model and its modules: what wraps it, which are batch norms, which of these are frozen; replacing one."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def frozen_layers(model: nn.Module) -> set[str]:
         if is_frozen_class(layer) or in_eval:
             frozen.add(name)
     return frozen
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """Put ``new`` wherever the model holds the module at ``path``; return the root, which it may be."""
+    old = model.get_submodule(path)
+    new.train(old.training)
+    if old is model:
+        return new
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+    return model

@@ -1,24 +1,11 @@
 """Memory layouts: a kernel reads contiguous ``(N, C, S)`` or channels_last ``(N, S, C)``, nothing else."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-
-class MaxPool(NamedTuple):
-    """Max pooling over square windows, as ``torch.nn.MaxPool2d(kernel, stride, padding)``.
-
-    A last window that would reach beyond the padding is left out (``ceil_mode=False``).
-    """
-
-    kernel: int
-    stride: int
-    padding: int = 0
-
-
-Pool = int | MaxPool | None  # 2: the mean over 2x2 windows
+from ..epilogue import MaxPool as MaxPool
+from ..epilogue import Pool as Pool
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
