@@ -13,7 +13,15 @@ from ..graph.hooks import hooked
 from ..graph.layers import BatchNormLayer
 from ..graph.trace import NotAGraph, module_of, trace_always
 from ..nn.layer import Fused
-from .match import activates, find_fusion, follows, is_add, moves_past_a_change, pools, replace_by_one_call
+from .match import (
+    activation_of,
+    find_fusion,
+    follows,
+    is_add,
+    moves_past_a_change,
+    pool_of,
+    replace_by_one_call,
+)
 from .rewrite import install
 
 
@@ -111,7 +119,7 @@ def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
         if is_add(user) and any(_is_batch_norm(a, root) for a in user.all_input_nodes):
             continue
         inwards, activated = _ends_in_batch_norm(child)
-        if inwards and (not activated or pools(user, node, root)):
+        if inwards and (not activated or pool_of(user, node, root)):
             through |= set(inwards)
             taken.add(user)
     return through
@@ -135,7 +143,7 @@ def _ends_in_batch_norm(module: Module) -> tuple[list[Module], bool]:
     (out,) = (node for node in graph.nodes if node.op == "output")
     last, activated = out.args[0], False
     if isinstance(last, Node) and last.args and isinstance(last.args[0], Node):
-        activated = len(last.users) == 1 and activates(last, last.args[0], module)
+        activated = len(last.users) == 1 and activation_of(last, last.args[0], module) is not None
         last = last.args[0] if activated else last
     if not isinstance(last, Node) or len(last.users) != 1:
         return [], False

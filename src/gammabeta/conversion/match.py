@@ -4,7 +4,6 @@ Each only where it is the sole use of what comes before it, and where nothing in
 """
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,7 +64,7 @@ def _called_on(node: Node, value: Node, root: nn.Module) -> tuple[nn.Module | No
     return module, len(node.args) == 1 and not node.kwargs and not hooked(module)
 
 
-def _activation(node: Node, value: Node, root: nn.Module) -> str | None:
+def activation_of(node: Node, value: Node, root: nn.Module) -> str | None:
     """The name of the activation that ``node`` applies to ``value``, if it is one we have."""
     module, plain = _called_on(node, value, root)
     if not plain:
@@ -87,7 +86,7 @@ _POOLS = {
 }
 
 
-def _pool(node: Node, value: Node, root: nn.Module) -> Pool:
+def pool_of(node: Node, value: Node, root: nn.Module) -> Pool:
     """The pooling of ``value`` that ``node`` does, if it is one we have."""
     module, plain = _called_on(node, value, root)
     kind: Any = node.target if module is None else type(module)
@@ -122,7 +121,7 @@ def is_add(node: Node) -> bool:
     return plain and len(node.args) == 2 and not node.kwargs and all(isinstance(a, Node) for a in node.args)
 
 
-def _residual(node: Node, value: Node) -> Node | None:
+def residual_of(node: Node, value: Node) -> Node | None:
     """What ``node`` adds to ``value``, if it is a tensor that stays as it is."""
     if not is_add(node) or node.args[0] is node.args[1]:
         return None
@@ -132,19 +131,9 @@ def _residual(node: Node, value: Node) -> Node | None:
     return other if isinstance(other, Node) else None
 
 
-def activates(node: Node, value: Node, root: nn.Module) -> bool:
-    """Whether ``node`` is an activation of ``value`` that could be fused."""
-    return _activation(node, value, root) is not None
-
-
-def pools(node: Node, value: Node, root: nn.Module) -> bool:
-    """Whether ``node`` is a pooling of ``value`` that could be fused."""
-    return _pool(node, value, root) is not None
-
-
 def follows(node: Node, value: Node, root: nn.Module) -> bool:
     """Whether ``node`` is something that could be fused into a batch norm whose output is ``value``."""
-    return _residual(node, value) is not None or activates(node, value, root) or pools(node, value, root)
+    return bool(residual_of(node, value) or activation_of(node, value, root) or pool_of(node, value, root))
 
 
 # --- a batch norm's call and what follows it --------------------------------------------------------------
@@ -153,34 +142,28 @@ def follows(node: Node, value: Node, root: nn.Module) -> bool:
 def find_fusion(call: Node, root: nn.Module, images: bool) -> Fusion:
     """All that can become one call with a batch norm's; ``images`` says whether it takes 4D input."""
     found = Fusion(call)
-
-    def add(node: Node, value: Node) -> bool:
-        found.residual = _residual(node, value)
-        return found.residual is not None
-
-    def activate(node: Node, value: Node) -> bool:
-        found.activation = _activation(node, value, root)
-        return found.activation is not None
-
-    def pool(node: Node, value: Node) -> bool:
-        found.pool = _pool(node, value, root) if images else None
-        return found.pool is not None
-
-    patterns: list[Callable[[Node, Node], bool]] = [add, activate, pool]
-    while patterns:
-        if len(found.last.users) != 1:
+    names = ["residual", "activation", "pool"]  # in the order in which they can follow
+    while names:
+        value = found.last
+        if len(value.users) != 1:
             found.why_not_more = "its output is used in several places"
             break
-        (node,) = found.last.users
+        (node,) = value.users
         if node.op == "output":
             found.why_not_more = "its output leaves the module"
             break
-        matched = next((i for i, pattern in enumerate(patterns) if pattern(node, found.last)), None)
-        if matched is None:
+        matches: dict[str, object] = {
+            "residual": residual_of(node, value),
+            "activation": activation_of(node, value, root),
+            "pool": pool_of(node, value, root) if images else None,
+        }
+        name = next((name for name in names if matches[name] is not None), None)
+        if name is None:
             found.why_not_more = f"followed by {_described(node, root)}"
             break
-        patterns = patterns[matched + 1 :]
+        setattr(found, name, matches[name])
         found.fused.append(node)
+        names = names[names.index(name) + 1 :]
     return found
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph.layers import BatchNormLayer, batch_norm_layers
-from ..graph.record import Value, record
+from ..graph.record import Value, record, tensors_in
 from ..stats.preserve import same_bits
 from .evidence import Surroundings
 from .static import WEIGHTED
@@ -103,10 +103,4 @@ def _differ(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def tensors(value: Any) -> list[Tensor]:
     """Every floating-point tensor in a model's output, however it is nested."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        return [t for item in value.values() for t in tensors(item)]
-    if isinstance(value, list | tuple):
-        return [t for item in value for t in tensors(item)]
-    return []
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]

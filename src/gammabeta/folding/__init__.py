@@ -1,8 +1,7 @@
 """Fold batch norms into the convolutions and Linears beside them, verify it, and say what is left and why."""
 
 import copy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from .find import Norm, flows_alike, is_known_norm
 from .pack import layouts, packed_copy
 from .plan import Fold, FoldPlan, Planner
 from .report import FoldedLayer, FoldReport
-from .verify import Errors, Inputs, Search, Verifier, copied, default_tolerance, first_line
+from .verify import Errors, Inputs, Verifier, copied, default_tolerance, first_line, search
 
 __all__ = ["FoldReport", "FoldedLayer", "fold"]
 
@@ -73,20 +72,26 @@ def fold(
         raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
     limit = tolerance if tolerance is not None else default_tolerance(original)
     trial = _Trial(original, plan, verifier, limit, memory_format)
-    search: Search[Fold] = Search(trial.wrong)
-    sound = search.sound(plan.folds)
-    back = {plan.folds[i]: why for i, why in search.refused.items()}
+    sound, back = search(plan.folds, trial.wrong)
     folded, errors = trial.result(sound)
     if not verifier.accepts(errors, limit):
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
-        sound, errors = [], verifier.measure(original, verifier.twin)
-    packing = _pack(folded, verifier, errors, limit, pack)
-    packing.model.fold_report = FoldReport(  # type: ignore[assignment]
-        _layers(plan, back), errors.example, errors.random, packing.error, errors.original,
-        limit, evidence, "float64" if verifier.double else "its own dtype", packing.layers, packing.reason,
-    )  # fmt: skip
-    return packing.model
+        errors = verifier.measure(original, verifier.twin)
+    arithmetic = "float64" if verifier.double else "its own dtype"
+    report = FoldReport(
+        _layers(plan, back),
+        errors.example,
+        errors.random,
+        errors.native,
+        errors.original,
+        limit,
+        evidence,
+        arithmetic,
+    )
+    result, report = _packed(folded, report, verifier, pack)
+    result.fold_report = report  # type: ignore[assignment]
+    return result
 
 
 def as_inputs(example: Any) -> Inputs:
@@ -119,11 +124,8 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
         recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
-    return (
-        original,
-        Planner(original, recording, hooked).plan(),
-        "graph" if flows_alike(original) else "example",
-    )
+    plan = Planner(original, recording, hooked).plan()
+    return original, plan, "graph" if flows_alike(original) else "example"
 
 
 class _Trial:
@@ -175,40 +177,33 @@ class _Trial:
         return self.passed[1], self.passed[2]
 
 
-@dataclass(frozen=True)
-class _Packing:
-    """The model to hand out, its distance in its own dtype, what is packed in it or why nothing is."""
+def _packed(
+    folded: nn.Module, report: FoldReport, verifier: Verifier, wanted: bool | None
+) -> tuple[nn.Module, FoldReport]:
+    """Pack the folded model if asked to; take it back if it does not answer as the folded one does."""
 
-    model: nn.Module
-    error: float
-    layers: tuple[str, ...] = ()
-    reason: str = ""
+    def left(reason: str) -> tuple[nn.Module, FoldReport]:
+        return folded, replace(report, unpacked=reason)
 
-
-def _pack(
-    folded: nn.Module, verifier: Verifier, errors: Errors, limit: float, wanted: bool | None
-) -> _Packing:
-    """Pack the folded model if asked to, and take it back if it does not answer as the folded one does."""
-    plain = partial(_Packing, folded, errors.native, ())
     if wanted is False:
-        return plain("pack=False was asked for")
+        return left("pack=False was asked for")
     if unavailable():
-        return plain(unavailable())
+        return left(unavailable())
     example = verifier.inputs[0]
     try:
         packed, layers = packed_copy(folded, example)
         if not layers:
-            return plain("it has no convolution or Linear that can be")
+            return left("it has no convolution or Linear that can be")
         hang_chains(packed)
         distance = verifier.native_error(packed)
         moved = wanted is None and layouts(packed, example) != layouts(folded, example)
     except Exception as error:  # the model's own code runs here: whatever it raises, the plain one ships
-        return plain(f"the packed model does not run: {first_line(error)}")
-    if not distance <= 2 * errors.original + limit:
-        return plain(f"the model's output moved by {distance:.1e} relative")
+        return left(f"the packed model does not run: {first_line(error)}")
+    if not distance <= 2 * report.original_error + report.tolerance:
+        return left(f"the model's output moved by {distance:.1e} relative")
     if moved:
-        return plain("the strides of the output would change; pack=True packs all the same")
-    return _Packing(packed, distance, layers)
+        return left("the strides of the output would change; pack=True packs all the same")
+    return packed, replace(report, native_error=distance, packed=layers)
 
 
 def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:

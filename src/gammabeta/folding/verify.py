@@ -9,7 +9,7 @@ original's own distance, and the tolerance. A model that cannot run in float64 i
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -148,29 +148,26 @@ class Verifier:
         return exact and errors.native <= 2 * errors.original + tolerance
 
 
-class Search(Generic[FoldT]):
-    """Find the largest sound part of a list of folds by halving. ``test`` returns "" or what is wrong."""
+def search(
+    folds: Sequence[FoldT], test: Callable[[list[FoldT]], str]
+) -> tuple[list[FoldT], dict[FoldT, str]]:
+    """The folds that pass together, found by halving, and what is wrong with each of the others.
 
-    def __init__(self, test: Callable[[list[FoldT]], str]) -> None:
-        self.test = test
-        self.refused: dict[int, str] = {}  # position in the list → what was wrong
+    ``test`` returns what is wrong with some folds, or nothing.
+    """
+    refused: dict[FoldT, str] = {}
 
-    def sound(self, folds: list[FoldT]) -> list[FoldT]:
-        """Return the folds that pass together; the others are in ``refused``."""
-        good = self._sound(list(enumerate(folds)), [])
-        return [fold for _, fold in good]
-
-    def _sound(
-        self, folds: list[tuple[int, FoldT]], base: list[tuple[int, FoldT]]
-    ) -> list[tuple[int, FoldT]]:
-        """Return ``base`` and those of ``folds`` that pass with it, in order."""
-        if not folds:
+    def with_base(base: list[FoldT], some: Sequence[FoldT]) -> list[FoldT]:
+        """``base``, and those of the later ``some`` that pass with it."""
+        if not some:
             return base
-        wrong = self.test([fold for _, fold in sorted([*base, *folds], key=lambda item: item[0])])
+        wrong = test([*base, *some])
         if not wrong:
-            return [*base, *folds]
-        if len(folds) == 1:
-            self.refused[folds[0][0]] = wrong
+            return [*base, *some]
+        if len(some) == 1:
+            refused[some[0]] = wrong
             return base
-        middle = len(folds) // 2
-        return self._sound(folds[middle:], self._sound(folds[:middle], base))
+        middle = len(some) // 2
+        return with_base(with_base(base, some[:middle]), some[middle:])
+
+    return with_base([], folds), refused
