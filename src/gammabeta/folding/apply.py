@@ -2,9 +2,9 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,12 +21,18 @@ from .plan import Fold
 
 @dataclass
 class _Edit:
-    """One change inside a forward: the ``index``-th call of ``function`` goes, or gains a bias."""
+    """One change inside a forward: a call of a function goes, or gains a bias."""
 
-    function: Callable[..., Any] | None
-    index: int
+    call: Call
     stand_in: nn.Module | None = None  # what takes the batch norm's place; None: its input does
     bias: str = ""  # the attribute that holds the new bias
+
+    @property
+    def index(self) -> int:
+        """Which of the forward's calls of its function it is."""
+        return [call for call in self.call.forward.calls if call.function is self.call.function].index(
+            self.call
+        )
 
 
 def apply(model: nn.Module, folds: list[Fold], left: Iterable[Norm]) -> nn.Module:
@@ -42,9 +48,7 @@ def apply(model: nn.Module, folds: list[Fold], left: Iterable[Norm]) -> nn.Modul
         if norm.kind == "module" and norm.affine is not None:
             folded = _simplify(folded, norm)
     for path, wanted in edits.items():
-        folded = replace_module(
-            folded, path, _rewritten(folded.get_submodule(path), wanted, _given(folds, path))
-        )
+        folded = replace_module(folded, path, _rewritten(folded.get_submodule(path), wanted))
     return folded
 
 
@@ -58,16 +62,12 @@ def _store_weights(model: nn.Module, folds: list[Fold], edits: dict[str, list[_E
         linear = fold.linear
         if linear is None:
             continue
-        weight, bias = exact.get(linear) or _weights(model, linear)
+        bias = None if linear.bias is None else _state(model, linear.bias.names[0])
+        weight, bias = exact.get(linear, (_state(model, linear.weight.names[0]), bias))
         enter = fold_after if fold.how == "after" else fold_before
         exact[linear] = enter(linear.op, weight, bias, fold.affine)
     for linear, (weight, bias) in exact.items():
         _store(model, linear, weight, bias, edits)
-
-
-def _weights(model: nn.Module, linear: Linear) -> tuple[Tensor, Tensor | None]:
-    bias = None if linear.bias is None else _state(model, linear.bias.names[0])
-    return _state(model, linear.weight.names[0]), bias
 
 
 def _state(model: nn.Module, name: str) -> Tensor:
@@ -91,11 +91,10 @@ def _store(
     if "bias" in module._parameters and linear.weight.names[0].rpartition(".")[0] == forward.path:
         module.register_parameter("bias", new)
         return
-    same = [call for call in forward.calls if call.function is linear.call.function]
-    index = same.index(linear.call)
-    name = f"_folded_bias_{linear.call.name}_{index}"
-    module.register_parameter(name, new)
-    edits.setdefault(forward.path, []).append(_Edit(linear.call.function, index, bias=name))
+    edit = _Edit(linear.call)
+    edit.bias = f"_folded_bias_{linear.call.name}_{edit.index}"
+    module.register_parameter(edit.bias, new)
+    edits.setdefault(forward.path, []).append(edit)
 
 
 def _rounded(exact: Tensor, like: Tensor, path: str) -> nn.Parameter:
@@ -127,26 +126,19 @@ def _replace_norm(
 ) -> nn.Module:
     """Take a norm away, but for its tail; ``keep``: the map that stays in its place."""
     old = model.get_submodule(norm.path)
-    if norm.kind == "function":
-        stand_in = _stand_in(
-            keep, old, norm.call.kwargs.get("activation"), norm.call.kwargs.get("pool"), norm.tail
-        )
-        index = [c for c in norm.forward.calls if c.function is norm.call.function].index(norm.call)
-        edits.setdefault(norm.path, []).append(_Edit(norm.call.function, index, stand_in))
-        return model
-    activation, pool = (getattr(old, name, None) for name in ("activation", "pool"))
-    stand_in = _stand_in(keep, old, activation, pool, norm.tail)
-    return replace_module(model, norm.path, stand_in or nn.Identity())
-
-
-def _stand_in(
-    keep: Affine | None, old: nn.Module, activation: str | None, pool: int | None, tail: bool
-) -> nn.Module | None:
-    """Build what takes a norm's place; None: nothing."""
+    function = norm.kind == "function"
     affine = None if keep is None else _channel_affine(keep, old)
-    if not tail:
-        return affine
-    return Tail(activation, pool) if affine is None else AffineTail(affine, Tail(activation, pool))
+    stand_in: nn.Module | None = affine
+    if norm.tail:
+        settings = (
+            norm.call.kwargs if function else {n: getattr(old, n, None) for n in ("activation", "pool")}
+        )
+        tail = Tail(settings.get("activation"), settings.get("pool"))
+        stand_in = tail if affine is None else AffineTail(affine, tail)
+    if function:
+        edits.setdefault(norm.path, []).append(_Edit(norm.call, stand_in))
+        return model
+    return replace_module(model, norm.path, stand_in or nn.Identity())
 
 
 def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
@@ -165,16 +157,9 @@ def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
 # Forwards
 
 
-def _given(folds: list[Fold], path: str) -> tuple[int, tuple[str, ...]]:
-    """How the forward at ``path`` was called: the number of positional arguments, and keyword names."""
-    calls: list[Call] = [norm.call for fold in folds for norm in fold.norms]
-    calls += [fold.linear.call for fold in folds if fold.linear is not None]
-    return next(call.forward.given for call in calls if call.forward.path == path)
-
-
-def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[str, ...]]) -> fx.GraphModule:
+def _rewritten(module: nn.Module, edits: list[_Edit]) -> fx.GraphModule:
     """Return ``module`` with the batch norms in its own forward taken out, and biases put in."""
-    positional, named = given
+    positional, named = edits[0].call.forward.given
     parameters = list(inspect.signature(module.forward).parameters.values())
     absent = {
         p.name: p.default
@@ -188,18 +173,17 @@ def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[st
         raise NotExactError(
             f"the forward of {name} calls it directly and torch.fx cannot trace that"
         ) from error
-    nodes = {id(edit): _nth(graph, edit) for edit in edits}
-    for i, edit in enumerate(edits):
-        _edit(module, graph, nodes[id(edit)], edit, f"_folded_affine_{i}")
+    nodes = [_node_of(graph, edit) for edit in edits]  # all of them before the first is erased
+    for i, (node, edit) in enumerate(zip(nodes, edits, strict=True)):
+        _edit(module, graph, node, edit, f"_folded_affine_{i}")
     graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(module, graph, type(module).__name__)
 
 
-def _nth(graph: fx.Graph, edit: _Edit) -> fx.Node:
-    found: list[fx.Node] = [
-        node for node in graph.nodes if node.op == "call_function" and node.target is edit.function
-    ]
+def _node_of(graph: fx.Graph, edit: _Edit) -> fx.Node:
+    function = edit.call.function
+    found: list[fx.Node] = [n for n in graph.nodes if n.op == "call_function" and n.target is function]
     if edit.index >= len(found):
         raise NotExactError("torch.fx shows another forward than the one that ran")
     return found[edit.index]
