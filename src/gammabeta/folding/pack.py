@@ -1,4 +1,4 @@
-"""Find the convolutions and Linears to serve from packed weights, and what each may take in.
+"""Find the convolutions and Linears to serve from packed weights, and what moves into each.
 
 What follows a layer moves into it only where the one run recorded shows that nothing else reads what passes
 between, and torch.fx that every input flows so.
@@ -66,7 +66,7 @@ def _find_sites(model: nn.Module, recording: Recording, every_input: bool) -> li
             continue
         site = Site(path, module)
         if every_input and calls[module] == 1:
-            _take_in(site, recording.forwards_of(module)[0], calls)
+            _move_in(site, recording.forwards_of(module)[0], calls)
         sites.append(site)
     return sites
 
@@ -87,7 +87,7 @@ def _packable(module: nn.Module) -> bool:
     )
 
 
-def _take_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
+def _move_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
     """Walk on from what the layer gives, while one module alone reads it and the layer can do its work."""
     while len(forward.outputs) == 1:
         value = forward.outputs[0]
@@ -96,13 +96,13 @@ def _take_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
         reader = value.users[0].forward
         if reader.inputs != [value] or calls[reader.module] != 1 or reader.given != (1, ()):
             return
-        if not _take(site, reader.module):
+        if not _moves(site, reader.module):
             return
         site.after.append(reader.path)
         forward = reader
 
 
-def _take(site: Site, module: nn.Module) -> bool:
+def _moves(site: Site, module: nn.Module) -> bool:
     """Note what the module does, if the layer can do it after what it does already."""
     fresh = site.post == Post() and not site.pool
     pools = isinstance(site.layer, nn.Conv2d) and not site.pool
@@ -153,7 +153,7 @@ def _halves(pool: nn.AvgPool2d) -> bool:
 
 
 def _carry_out(model: nn.Module, site: Site) -> nn.Module:
-    """Put the packed layer in place, and nothing where what it took in stood."""
+    """Put the packed layer in place, and nothing where what moved into it stood."""
     made = site.build(model)
     for path in site.after:
         model = replace_module(model, path, nn.Identity())
