@@ -1,6 +1,5 @@
 """``convert``: another kind of batch norm in a model, and what follows it in the same pass."""
 
-import copy
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 import gammabeta.nn as ours
 
 from ..errors import SurgeryError, UsageError
-from ..graph.layers import BatchNormLayer
+from ..graph.layers import BatchNormLayer, sharing_copy
 from ..stats.preserve import preserved
 from .fuse import Outcome, fuse, unfuse
 from .report import Change, ConversionReport
@@ -73,7 +72,12 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
         raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
     if recompute and to not in _RECOMPUTE:
         raise UsageError(f"recompute=True goes with to={' or '.join(map(repr, _RECOMPUTE))}; got {to!r}")
-    twin = _sharing_copy(model)
+    try:
+        twin = sharing_copy(model)
+    except Exception as error:  # whatever a module's own attributes raise when they are copied
+        raise SurgeryError(
+            f"{type(model).__name__} cannot be copied ({error}); convert it before it is wrapped or compiled"
+        ) from error
     report = ConversionReport(to)
     names = {module: name for name, module in reversed(list(twin.named_modules()))}
     layers = [m for m in twin.modules() if isinstance(m, BatchNormLayer)]
@@ -110,21 +114,6 @@ def _public_name(layer: Module) -> str:
         if getattr(module, cls.__name__, None) is cls:
             return f"{module.__name__}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _sharing_copy(model: M) -> M:
-    """A copy of the modules that holds the very same parameters and buffers."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                memo[id(tensor)] = tensor
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a module's own attributes raise when they are copied
-        raise SurgeryError(
-            f"{type(model).__name__} cannot be copied ({error}); convert it before it is wrapped or compiled"
-        ) from error
 
 
 def _dimension(layer: Module) -> int | None:

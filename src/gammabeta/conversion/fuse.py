@@ -67,7 +67,6 @@ def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
             graph = trace_always(module, through)
         except NotAGraph:
             through = set()
-            graph = trace_always(module, through)
     outcomes: dict[Module, tuple[str, str]] = {}
     guarded = {name for name, child in module.named_modules() if child in through}
     changed = False

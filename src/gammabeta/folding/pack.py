@@ -15,7 +15,7 @@ from ..accelerate.convolution import PackedConv2d
 from ..accelerate.packed import PackedLinear, Post
 from ..epilogue import ACTIVATIONS, activation_of_module
 from ..graph.hooks import hooked
-from ..graph.layers import replace_module
+from ..graph.layers import replace_module, sharing_copy
 from ..graph.record import Forward, Recording, record, tensors_in
 from .find import flows_alike, is_known_norm
 from .layers import Tail
@@ -47,8 +47,7 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
 
     The copy shares the parameters of ``model``.
     """
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    packed = copy.deepcopy(model, memo)
+    packed = sharing_copy(model)
     args, kwargs = copy.deepcopy(inputs)
     recording = record(packed, lambda: packed(*args, **kwargs), is_known_norm)
     sites = _find_sites(packed, recording, flows_alike(packed))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any, TypeVar
+
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormLayer = _BatchNorm
+M = TypeVar("M", bound=nn.Module)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -21,6 +25,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def sharing_copy(model: M) -> M:
+    """A copy of the modules that holds the very same parameters and buffers."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
 
 
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
