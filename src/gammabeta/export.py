@@ -24,8 +24,15 @@ from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError
 from .folding import FoldReport, as_inputs, fold
 from .folding.layers import plain
-from .folding.verify import TOLERANCE, Inputs, Judge, copied, distance, random_like
-from .graph.record import tensors_in
+from .folding.verify import (
+    Inputs,
+    Verifier,
+    copied,
+    default_tolerance,
+    distance,
+    first_line,
+)
+from .graph.record import map_tensors, tensors_in
 
 _OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
 
@@ -113,10 +120,10 @@ def export_onnx(
     try:
         onnx.checker.check_model(graph, full_check=True)
     except Exception as error:
-        raise SurgeryError(f"ONNX's checker refuses the exported model: {_first_line(error)}") from error
+        raise SurgeryError(f"ONNX's checker refuses the exported model: {first_line(error)}") from error
     content = graph.SerializeToString()
     sizes = (_batch_of(inputs), *_OTHER_BATCHES)
-    limit = tolerance if tolerance is not None else _limit(model)
+    limit = tolerance if tolerance is not None else default_tolerance(model)
     gap, own = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
     _write(target, content)
     return ExportReport(
@@ -259,13 +266,13 @@ def _compare(
         options.log_severity_level = 3
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise SurgeryError(f"ONNX Runtime cannot load the exported model: {_first_line(error)}") from error
+        raise SurgeryError(f"ONNX Runtime cannot load the exported model: {first_line(error)}") from error
     original = copied(getattr(model, "_orig_mod", model)).eval()
     worst, own = 0.0, 0.0
     for batch in batches:
-        judge = Judge(original, batch)
-        own = max(own, judge.original)
-        for inputs, truth in zip((batch, random_like(batch, 1)), judge.truth, strict=True):
+        verifier = Verifier(original, batch)
+        own = max(own, verifier.original)
+        for inputs, truth in zip(verifier.inputs, verifier.truth, strict=True):
             found = distance(_session_run(session, inputs), truth)
             worst = max(worst, found)
     if not worst <= limit + 2 * own:
@@ -283,7 +290,7 @@ def _session_run(session: Any, inputs: Inputs) -> list[Tensor]:
     try:
         outputs = session.run(None, dict(zip(names, arrays, strict=True)))
     except Exception as error:
-        raise SurgeryError(f"ONNX Runtime cannot run the exported model: {_first_line(error)}") from error
+        raise SurgeryError(f"ONNX Runtime cannot run the exported model: {first_line(error)}") from error
     return [torch.from_numpy(np.asarray(output)) for output in outputs]
 
 
@@ -298,24 +305,13 @@ def _batched(inputs: Inputs, size: int) -> Inputs:
     """Return the example at another batch size: its samples repeated or cut."""
     batch = _batch_of(inputs)
 
-    def resize(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            if not value.dim() or value.shape[0] != batch:
-                return value
-            return value[torch.arange(size, device=value.device) % batch]
-        if isinstance(value, dict):
-            return {key: resize(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(resize(item) for item in value)
-        return value
+    def resize(tensor: Tensor) -> Tensor:
+        if not tensor.dim() or tensor.shape[0] != batch:
+            return tensor
+        return tensor[torch.arange(size, device=tensor.device) % batch]
 
-    args, kwargs = inputs
-    return tuple(resize(arg) for arg in args), resize(kwargs)
-
-
-def _limit(model: nn.Module) -> float:
-    kinds = {t.dtype for t in model.parameters() if t.is_floating_point()}
-    return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
+    resized: Inputs = map_tensors(inputs, resize)
+    return resized
 
 
 # File ------------------------------------------------------------------------------------------
@@ -344,9 +340,4 @@ def _cause(error: BaseException) -> str:
     """Name the innermost cause: torch wraps it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return _first_line(error)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
+    return first_line(error)

@@ -43,6 +43,10 @@ class _Finder(MetaPathFinder, Loader):
 
 
 def install() -> None:
-    """Let ``import`` find the former names, once."""
+    """Let ``import`` find the former names, once.
+
+    Before any other finder, which would find ``surgery.fold.layers`` as a file of the new folder, and load it
+    a second time under the former name.
+    """
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.append(_Finder())
+        sys.meta_path.insert(0, _Finder())

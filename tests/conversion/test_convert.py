@@ -1,4 +1,4 @@
-"""A converted model: same outputs, gradients and state dict; folded where it is safe and nowhere else."""
+"""A converted model: same outputs, gradients and state dict; fused where it is safe and nowhere else."""
 
 import copy
 import pickle
@@ -117,8 +117,8 @@ def same(model, converted, x):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def folded(model):
-    return {change.layer: change.folded for change in model.conversion_report.changes if change.folded}
+def fused_in(model):
+    return {change.layer: change.fused for change in model.conversion_report.changes if change.fused}
 
 
 X = (4, 3, 16, 16)
@@ -127,7 +127,7 @@ X = (4, 3, 16, 16)
 def test_whole_model():
     model = randomised(Whole())
     converted = gb.convert(model, to="fused", example=torch.randn(X))
-    assert folded(converted) == {
+    assert fused_in(converted) == {
         "stem.1": "silu + 2x2 mean pool",
         "blocks.0.bn1": "relu",
         "blocks.0.bn2": "residual + relu",
@@ -307,7 +307,7 @@ def activation_of_a_product(self, x):
 def test_left_where_it_is_not_safe(forward, expected):
     model = block(forward)
     converted = gb.convert(model)
-    found = folded(converted)
+    found = fused_in(converted)
     if forward is identity_changed_between:
         # Only up to the activation, or not at all: the convolution's output changes under the batch norm.
         assert found in ({}, expected)
@@ -355,10 +355,10 @@ def residual_is_a_number(self, x):
         (residual_is_a_number, {"bn": "residual + silu"}),
     ],
 )
-def test_folded_and_right(forward, expected):
+def test_fused_and_right(forward, expected):
     model = block(forward)
     converted = gb.convert(model)
-    assert folded(converted) == expected
+    assert fused_in(converted) == expected
     for training in (True, False):
         x = torch.randn(2, 3, 6, 6)
         a, b = copy.deepcopy(model).train(training), copy.deepcopy(converted).train(training)
@@ -383,10 +383,10 @@ class Pooled(nn.Module):
         return self.after(self.bn(self.conv(self.init(x))))
 
 
-def test_max_pooling_is_folded():
+def test_max_pooling_is_fused():
     model = randomised(Pooled(nn.MaxPool2d(3, 2, 1)))
     converted = gb.convert(model, example=torch.randn(X))
-    assert folded(converted) == {"init.0.bn": "relu6 + 3x3 max pool", "bn": "relu + 2x2 max pool"}
+    assert fused_in(converted) == {"init.0.bn": "relu6 + 3x3 max pool", "bn": "relu + 2x2 max pool"}
     same(model, converted, torch.randn(X))
     same(model, pickle.loads(pickle.dumps(converted)), torch.randn(X))
     back = gb.convert(converted, to="torch", example=torch.randn(X))
@@ -409,14 +409,14 @@ def test_max_pooling_is_folded():
 def test_other_poolings_are_left(pool):
     model = randomised(Pooled(pool, after=lambda y: F.max_pool2d(y, 2, return_indices=True)[0]))
     converted = gb.convert(model)
-    assert folded(converted) == {"init.0.bn": "relu6"}
+    assert fused_in(converted) == {"init.0.bn": "relu6"}
     same(model, converted, torch.randn(X))
 
 
 def test_pooling_behind_two_activations_is_left():
     model = randomised(nn.Sequential(ConvBlock(3, 8), nn.SiLU(), nn.MaxPool2d(2)))
     converted = gb.convert(model)
-    assert folded(converted) == {"0.bn": "relu6"}
+    assert fused_in(converted) == {"0.bn": "relu6"}
     same(model, converted, torch.randn(X))
 
 
@@ -425,7 +425,7 @@ def test_hooks_are_respected():
     seen = []
     model[1].register_forward_hook(lambda m, i, o: seen.append(o.min().item()))
     converted = gb.convert(model)
-    assert folded(converted) == {}
+    assert fused_in(converted) == {}
     converted(torch.randn(2, 3, 4, 4))
     assert seen[0] < 0
 
@@ -435,17 +435,17 @@ def test_a_hook_on_a_container_keeps_it_called():
     calls = []
     model.body.register_forward_hook(lambda *a: calls.append(1))
     converted = gb.convert(model)
-    assert "body.1.bn" not in folded(converted)
+    assert "body.1.bn" not in fused_in(converted)
     converted(torch.randn(2, 3, 4, 4))
     assert calls
 
 
 @pytest.mark.parametrize("path", ["init.0", "init.0.bn", "init.0.activ", "init.1", "bn"])
-def test_a_hook_hung_up_later_sees_what_it_saw(path):
+def test_a_hook_registered_later_sees_what_it_saw(path):
     """On a layer that does more now, on one that is not called, on a container that is looked through."""
     model = randomised(Pooled(nn.MaxPool2d(3, 2, 1)))
     converted = gb.convert(model)
-    assert len(folded(converted)) == 2
+    assert len(fused_in(converted)) == 2
     x, seen = torch.randn(X), []
     for network in (model, converted):
         network.eval().get_submodule(path).register_forward_hook(lambda m, i, o: seen.append(o.clone()))
@@ -456,10 +456,10 @@ def test_a_hook_hung_up_later_sees_what_it_saw(path):
     torch.testing.assert_close(converted(x), before)
 
 
-def test_another_module_in_the_place_of_one_that_was_folded_is_called():
+def test_another_module_in_the_place_of_one_that_was_fused_is_called():
     model = Unit(3).eval()
     converted = gb.convert(model)
-    assert folded(converted)
+    assert fused_in(converted)
     x = torch.randn(2, 3, 6, 6)
     copied = pickle.loads(pickle.dumps(converted))
     for network in (model, converted, copied):
@@ -471,7 +471,7 @@ def test_another_module_in_the_place_of_one_that_was_folded_is_called():
 def test_one_of_the_same_class_with_other_settings_is_noticed(change):
     model = randomised(Pooled(nn.MaxPool2d([3, 3], 2, 1))).eval()
     converted = gb.convert(model)
-    assert "init.0.bn" in folded(converted)
+    assert "init.0.bn" in fused_in(converted)
     for network in (model, converted):
         if change == "another":
             network.init[1] = nn.MaxPool2d(2)
@@ -550,8 +550,8 @@ def test_lazy_layers():
     assert type(converted[1]) is gb.nn.LazyBatchNorm2d
     converted(torch.randn(2, 3, 4, 4))
     assert type(converted[1]) is gb.nn.BatchNorm2d
-    assert folded(converted) == {}
-    assert folded(gb.convert(converted)) == {"1": "relu"}
+    assert fused_in(converted) == {}
+    assert fused_in(gb.convert(converted)) == {"1": "relu"}
 
 
 def test_failure_leaves_the_model_alone():
@@ -575,7 +575,10 @@ def test_report():
     assert "10 batch norms: 10 changed class, 9 compute what follows them" in text
     data = report.to_dict()
     assert data["to"] == "fused"
-    assert {c["where"] for c in data["changes"] if c["folded"]} >= {"", "stem", "blocks.2"}
+    assert {c["where"] for c in data["changes"] if c["fused"]} >= {"", "stem", "blocks.2"}
+    # Version 0.1.0 called it folded.
+    assert all(c["folded"] == c["fused"] for c in data["changes"])
+    assert [change.folded for change in report.changes] == [change.fused for change in report.changes]
 
 
 def test_optimiser_made_before_trains_the_converted_model():

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from .. import nn as gbnn
 from ..epilogue import MaxPool, Pool
 from ..functional.step import traced, update_running
-from ..graph.pairs import convolutions_before_batch_norm, hooked
+from ..graph.hooks import hooked
+from ..graph.pairs import convolutions_before_batch_norm
 from ..kernels.backend import load as kernels
 from .gradients import Convolution, replaceable
 

@@ -1,19 +1,20 @@
 """``convert``: another kind of batch norm in a model, and what follows it in the same pass."""
 
-import copy
 from typing import Any, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import Module
+from torch.utils._pytree import tree_leaves
 
 import gammabeta.nn as ours
 
 from ..errors import SurgeryError, UsageError
-from .fuse import Outcome, fold_frames
+from ..graph.layers import BatchNormLayer, sharing_copy
+from ..stats.preserve import preserved
+from .fuse import Outcome, fuse, unfuse
 from .report import Change, ConversionReport
 from .rewrite import Rewritten, undo
-from .unfuse import unfold_frames
-from .verify import verify
 
 M = TypeVar("M", bound=Module)
 
@@ -28,24 +29,29 @@ KINDS = {
 _RECOMPUTE = ("fused", "frozen")
 _PLAIN: dict[int, type[Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _LAZY: dict[int, type[Module]] = {1: nn.LazyBatchNorm1d, 2: nn.LazyBatchNorm2d, 3: nn.LazyBatchNorm3d}
+_TORCH = (*_PLAIN.values(), *_LAZY.values(), nn.SyncBatchNorm)
+_SYNCED = (nn.SyncBatchNorm, ours.SyncBatchNorm)
+# Float32 sums in another order, through a deep network; relative to the largest value of the output.
+_TOLERANCE = 1e-3
 
 
 def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool = False) -> M:
     """Return a model with another kind of batch norm: same outputs, gradients and state dict keys.
 
     ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` put the layers of ``gammabeta.nn`` in the place of
-    PyTorch's and of each other, and fold into them a following activation, residual addition and 2x2 mean
-    pool wherever the code of the module around them proves it safe. ``"torch"`` undoes both.
+    PyTorch's and of each other, and fuse into their calls a following activation, residual addition and
+    pooling wherever the code of the module around them shows that it is safe. ``"torch"`` undoes both.
 
     The model given stays as it is. The one returned is a copy that *shares* its parameters and buffers, so an
     optimiser made for the one trains the other; continue with one of the two. (``"frozen"`` makes new
     ``Parameter`` objects, without gradient, on the same memory.) Convert before wrapping in
     ``DistributedDataParallel`` and before ``torch.compile``.
 
-    Where something is folded, the ``forward`` of the module around it is replaced by the graph of calls it
+    Where something is fused, the ``forward`` of the module around it is replaced by the graph of calls it
     makes, in a subclass of its class: what it reads from attributes that are not tensors or modules is as
-    it was at conversion. Hooks keep working; a layer with hooks is not folded. ``"ghost"`` normalises other
-    batches and ``"frozen"`` none, so with those only evaluation gives the same outputs.
+    it was at conversion. Hooks keep working: nothing is fused that a hook sees, and nothing at all while
+    there are hooks on all modules. ``"ghost"`` normalises other batches and ``"frozen"`` none, so with those
+    only evaluation gives the same outputs.
 
     Args:
         model: any module; a lone batch norm too.
@@ -66,34 +72,38 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
         raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
     if recompute and to not in _RECOMPUTE:
         raise UsageError(f"recompute=True goes with to={' or '.join(map(repr, _RECOMPUTE))}; got {to!r}")
-    twin = _sharing_copy(model)
+    try:
+        twin = sharing_copy(model)
+    except Exception as error:  # whatever a module's own attributes raise when they are copied
+        raise SurgeryError(
+            f"{type(model).__name__} cannot be copied ({error}); convert it before it is wrapped or compiled"
+        ) from error
     report = ConversionReport(to)
     names = {module: name for name, module in reversed(list(twin.named_modules()))}
-    layers = [m for m in twin.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in twin.modules() if isinstance(m, BatchNormLayer)]
     before = {layer: _public_name(layer) for layer in layers}
     kept: dict[Module, str] = {}
-    done: dict[Module, Outcome] = {}
     if to == "torch":
         for module in list(twin.modules()):
             if isinstance(module, Rewritten):
                 undo(module)
-        kept = unfold_frames(twin)
+        kept = unfuse(twin)
     for layer in layers:
-        if layer not in kept:
-            why = _change_class(layer, to)
-            if why is not None:
-                kept[layer] = why
-            elif to in _RECOMPUTE:
-                layer.recompute = recompute  # type: ignore[assignment]
-    if to != "torch":
-        done = fold_frames(twin)
+        why = kept.get(layer) or _why_not(layer, to)
+        if why:
+            kept[layer] = why
+            continue
+        _change_class(layer, to)
+        if to in _RECOMPUTE:
+            layer.recompute = recompute  # type: ignore[assignment]
+    done = {} if to == "torch" else fuse(twin)
     for layer in layers:
-        folded, where, reason = done.get(layer, ("", None, ""))
+        fused, where, reason = done.get(layer, Outcome())
         reason = kept.get(layer, reason)
-        report.changes.append(Change(names[layer], before[layer], _public_name(layer), folded, where, reason))
+        report.changes.append(Change(names[layer], before[layer], _public_name(layer), fused, where, reason))
     vars(twin)["conversion_report"] = report
     if example is not None:
-        verify(model, twin, example, training=to in ("fused", "torch"))
+        _verify(model, twin, example, training=to in ("fused", "torch"))
     return twin
 
 
@@ -106,21 +116,6 @@ def _public_name(layer: Module) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _sharing_copy(model: M) -> M:
-    """A copy of the modules that holds the very same parameters and buffers."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                memo[id(tensor)] = tensor
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception as error:  # whatever a module's own attributes raise when they are copied
-        raise SurgeryError(
-            f"{type(model).__name__} cannot be copied ({error}); convert it before it is wrapped or compiled"
-        ) from error
-
-
 def _dimension(layer: Module) -> int | None:
     """1, 2 or 3, from the class the layer is or was made from."""
     classes = (getattr(layer, "_made_from", None) or type(layer)).__mro__
@@ -130,38 +125,50 @@ def _dimension(layer: Module) -> int | None:
     return None
 
 
-def _change_class(layer: Module, to: str) -> str | None:
-    """Make the layer one of the kind asked for; the reason if it stays as it is."""
+def _why_not(layer: Module, to: str) -> str:
+    """Why the layer cannot become one of the kind asked for; empty if it can."""
     cls = type(layer)
-    lazy = isinstance(layer, nn.modules.lazy.LazyModuleMixin)
-    known = cls in (*_PLAIN.values(), *_LAZY.values(), nn.SyncBatchNorm) or cls.__module__.startswith(
-        ours.__name__ + "."
-    )
-    if not known:
+    if cls not in _TORCH and not cls.__module__.startswith(ours.__name__ + "."):
         return f"{cls.__name__} is a class of its own, with a forward that may do more"
-    dim = _dimension(layer)
-    synced = issubclass(cls, nn.SyncBatchNorm | ours.SyncBatchNorm)
-    if dim is None and to != "sync" and not (synced and to == "torch"):
+    if _dimension(layer) is None and to != "sync" and not (to == "torch" and isinstance(layer, _SYNCED)):
         return "its dimension is not known: SyncBatchNorm takes all"
-    if lazy and to not in ("fused", "torch"):
+    if _is_lazy(layer) and to not in ("fused", "torch"):
         return "its size is not known yet: run the model once, then convert"
     if to == "frozen" and getattr(layer, "running_mean", None) is None:
         return "it keeps no running statistics, so there is nothing to freeze"
-    if to == "torch":
-        goal = (_LAZY if lazy else _PLAIN)[dim] if dim else nn.SyncBatchNorm
-    else:
-        goal = getattr(ours, ("Lazy" if lazy else "") + KINDS[to].format(dim))
-    if goal is cls:
-        return f"it is a {cls.__name__} already" if to == "torch" else None
-    _leave(layer, to)
-    if not issubclass(goal, (*_PLAIN.values(), *_LAZY.values(), nn.SyncBatchNorm)):
-        layer._made_from = _PLAIN[dim] if dim else cls  # type: ignore[assignment]
-    if synced and not issubclass(goal, nn.SyncBatchNorm | ours.SyncBatchNorm):
+    if to == "torch" and _goal(layer, to) is cls:
+        return f"it is a {cls.__name__} already"
+    return ""
+
+
+def _is_lazy(layer: Module) -> bool:
+    return isinstance(layer, nn.modules.lazy.LazyModuleMixin)
+
+
+def _goal(layer: Module, to: str) -> type[Module]:
+    """The class of the kind asked for, in the layer's dimension."""
+    dim = _dimension(layer)
+    if to != "torch":
+        found: type[Module] = getattr(ours, ("Lazy" if _is_lazy(layer) else "") + KINDS[to].format(dim))
+        return found
+    return (_LAZY if _is_lazy(layer) else _PLAIN)[dim] if dim else nn.SyncBatchNorm
+
+
+def _change_class(layer: Module, to: str) -> None:
+    """Make the layer one of the kind asked for, which it can become."""
+    goal = _goal(layer, to)
+    if goal is type(layer):
+        return
+    dim = _dimension(layer)
+    made_from = _PLAIN[dim] if dim else type(layer)
+    if isinstance(layer, _SYNCED) and not issubclass(goal, _SYNCED):
         vars(layer).pop("process_group", None)
+    _leave_kind(layer, to)
     layer.__class__ = goal
+    if not issubclass(goal, _TORCH):
+        layer._made_from = made_from  # type: ignore[assignment]
     if to == "frozen":
         _freeze(layer)
-    return None
 
 
 def _freeze(layer: Module) -> None:
@@ -176,7 +183,7 @@ def _freeze(layer: Module) -> None:
     layer.train()
 
 
-def _leave(layer: Module, to: str) -> None:
+def _leave_kind(layer: Module, to: str) -> None:
     """Undo what belongs to the kind the layer is of, and drop the settings the next kind does not have."""
     state = vars(layer)
     for name in state.pop("_trained", []):
@@ -191,3 +198,28 @@ def _leave(layer: Module, to: str) -> None:
     if to == "torch":
         for name in ("activation", "pool", "skip_nonfinite", "initialize"):
             state.pop(name, None)
+
+
+def _verify(model: Module, twin: Module, example: Any, training: bool) -> None:
+    """Compare the outputs of two models on ``example``, in evaluation mode and, if asked, in training mode.
+
+    Raises:
+        SurgeryError: they differ, or one of them cannot run.
+    """
+    inputs = example if isinstance(example, tuple) else (example,)
+    for mode in (False, True) if training else (False,):
+        outs = []
+        for one in (model, twin):
+            with preserved(model), preserved(twin), torch.no_grad():
+                torch.manual_seed(0)
+                one.train(mode)
+                try:
+                    outs.append([t for t in tree_leaves(one(*inputs)) if isinstance(t, Tensor)])
+                except Exception as error:
+                    which = "given" if one is model else "converted"
+                    raise SurgeryError(f"the {which} model fails on the example: {error}") from error
+        for a, b in zip(*outs, strict=True):
+            scale = float(a.abs().max()) if a.numel() else 0.0
+            if a.shape != b.shape or not torch.allclose(a, b, rtol=0.0, atol=_TOLERANCE * max(scale, 1e-6)):
+                name = "training" if mode else "evaluation"
+                raise SurgeryError(f"the converted model gives other outputs on the example in {name} mode")

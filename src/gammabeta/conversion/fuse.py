@@ -1,37 +1,52 @@
-"""Fold what follows a batch norm into its call, frame by frame."""
+"""Fuse what follows a batch norm into its call, one module's ``forward`` at a time; and the way back."""
 
+import operator
+from typing import NamedTuple
+
+import torch.nn.functional as F
 from torch import nn
 from torch.fx import Graph, Node
 from torch.nn import Module
 
-from ..graph.trace import NotAGraph, has_hooks, trace
+from ..epilogue import ACTIVATIONS, MaxPool
+from ..graph.hooks import hooked
+from ..graph.layers import BatchNormLayer
+from ..graph.trace import NotAGraph, module_of, trace_always
 from ..nn.layer import Fused
-from .match import activates, find, follows, is_add, module_of, moved_past_a_change, pools, rewrite
+from .match import (
+    activation_of,
+    find_fusion,
+    follows,
+    is_add,
+    moves_past_a_change,
+    pool_of,
+    replace_by_one_call,
+)
 from .rewrite import install
 
-# What happened to a layer: what was folded, the name of the module rewritten for it, why no more.
-Outcome = tuple[str, str | None, str]
+
+class Outcome(NamedTuple):
+    """What happened to a layer: what was fused, the module whose ``forward`` was rewritten, why no more."""
+
+    fused: str = ""
+    where: str | None = None
+    reason: str = ""
 
 
-def fold_frames(root: Module) -> dict[Module, Outcome]:
-    """Fold in every module below ``root`` and in itself; the outcome of each batch norm that was met."""
+def fuse(root: Module) -> dict[Module, Outcome]:
+    """Fuse in every module below ``root`` and in itself; the outcome of each batch norm that was met."""
     outcomes: dict[Module, Outcome] = {}
     for name, module in list(root.named_modules()):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) or not _holds_batch_norm(module):
+        if isinstance(module, BatchNormLayer) or not _holds_batch_norm(module):
             continue
         try:
-            found = _fold(module)
+            found = _fuse_forward(module)
         except NotAGraph as why:
-            found = {
-                child: ("", None, f"in {type(module).__name__}, {why}")
-                for child in module.children()
-                if isinstance(child, Fused)
-            }
-        for layer, (text, reason) in ((k, (v[0], v[2])) for k, v in found.items()):
-            if text and not outcomes.get(layer, ("",))[0]:
-                outcomes[layer] = (text, name, reason)
-            elif layer not in outcomes:
-                outcomes[layer] = ("", None, reason)
+            reason = f"in {type(module).__name__}, {why}"
+            found = {child: ("", reason) for child in module.children() if isinstance(child, Fused)}
+        for layer, (text, reason) in found.items():
+            if layer not in outcomes or (text and not outcomes[layer].fused):
+                outcomes[layer] = Outcome(text, name if text else None, reason)
     return outcomes
 
 
@@ -39,21 +54,20 @@ def _holds_batch_norm(module: Module) -> bool:
     return any(isinstance(m, Fused) for m in module.modules())
 
 
-def _fold(module: Module) -> dict[Module, Outcome]:
-    """Fold in the code of one module's ``forward``.
+def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
+    """Fuse in the code of one ``forward``: of each layer what was fused, and why no more.
 
     Raises:
         NotAGraph: its code cannot be seen as a graph.
     """
-    graph = trace(module, set())
+    graph = trace_always(module, set())
     through = _worth_looking_through(graph, module)
     if through:
         try:
-            graph = trace(module, through)
+            graph = trace_always(module, through)
         except NotAGraph:
             through = set()
-            graph = trace(module, through)
-    outcomes: dict[Module, Outcome] = {}
+    outcomes: dict[Module, tuple[str, str]] = {}
     guarded = {name for name, child in module.named_modules() if child in through}
     changed = False
     # From the end: of two batch norms that are added, the later is computed nearer to the addition.
@@ -61,38 +75,37 @@ def _fold(module: Module) -> dict[Module, Outcome]:
         layer = module_of(node, module)
         if not isinstance(layer, Fused):
             continue
-        text, reason = _fold_one(node, layer, graph, module, guarded)
+        text, reason = _fuse_call(node, layer, graph, module, guarded)
         changed = changed or bool(text)
         if text or layer not in outcomes:
-            outcomes[layer] = (text, None, reason)
+            outcomes[layer] = (text, reason)
     if changed:
         graph.lint()
         install(module, graph, guarded)
     return outcomes
 
 
-def _fold_one(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> tuple[str, str]:
-    """Fold into one call of a batch norm: what was folded, and why no more.
+def _fuse_call(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> tuple[str, str]:
+    """Fuse into one call of a batch norm: what was fused, and why no more.
 
     The paths of modules that do another's work, or none any more, are added to ``guarded``.
     """
-    if layer.activation is not None or layer.pool is not None or node.kwargs or len(node.args) != 1:
+    if _does_more(layer) or node.kwargs or len(node.args) != 1:
         return "", "it computes what follows it already"
-    if has_hooks(layer):
+    if hooked(layer):
         return "", "it has hooks, which see its output"
-    chain = find(node, module, isinstance(layer, nn.BatchNorm2d | nn.LazyBatchNorm2d))
-    if not chain:
-        return "", chain.why_not_more
-    if moved_past_a_change(chain, graph, module):
+    fusion = find_fusion(node, module, isinstance(layer, nn.BatchNorm2d | nn.LazyBatchNorm2d))
+    if not fusion:
+        return "", fusion.why_not_more
+    if moves_past_a_change(fusion, graph, module):
         return "", "something between it and what follows may change its input"
-    text = chain.text()
-    guarded |= {str(n.target) for n in (node, *chain.folded) if n.op == "call_module"}
-    rewrite(chain, graph)
-    return text, chain.why_not_more
+    guarded |= {str(n.target) for n in (node, *fusion.fused) if n.op == "call_module"}
+    replace_by_one_call(fusion, graph)
+    return str(fusion), fusion.why_not_more
 
 
 def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
-    """The children that end in a batch norm, or its activation, and what follows here could be taken in."""
+    """The children that end in a batch norm, or its activation, into which something here could be fused."""
     through: set[Module] = set()
     taken: set[Node] = set()
     for node in reversed(list(graph.nodes)):
@@ -104,9 +117,9 @@ def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
             continue
         if is_add(user) and any(_is_batch_norm(a, root) for a in user.all_input_nodes):
             continue
-        tail, activated = _tail(child)
-        if tail and (not activated or pools(user, node, root)):
-            through |= set(tail)
+        inwards, activated = _ends_in_batch_norm(child)
+        if inwards and (not activated or pool_of(user, node, root)):
+            through |= set(inwards)
             taken.add(user)
     return through
 
@@ -115,21 +128,21 @@ def _is_batch_norm(node: Node, root: Module) -> bool:
     return isinstance(module_of(node, root), Fused) and len(node.users) == 1
 
 
-def _tail(module: Module) -> tuple[list[Module], bool]:
+def _ends_in_batch_norm(module: Module) -> tuple[list[Module], bool]:
     """The modules to look through, from this one inwards, to see the batch norm that computes its output.
 
     And whether an activation comes after that batch norm.
     """
-    if has_hooks(module) or type(module).__call__ is not Module.__call__ or not _holds_batch_norm(module):
+    if hooked(module) or type(module).__call__ is not Module.__call__ or not _holds_batch_norm(module):
         return [], False
     try:
-        graph = trace(module, set())
+        graph = trace_always(module, set())
     except NotAGraph:
         return [], False
     (out,) = (node for node in graph.nodes if node.op == "output")
     last, activated = out.args[0], False
     if isinstance(last, Node) and last.args and isinstance(last.args[0], Node):
-        activated = len(last.users) == 1 and activates(last, last.args[0], module)
+        activated = len(last.users) == 1 and activation_of(last, last.args[0], module) is not None
         last = last.args[0] if activated else last
     if not isinstance(last, Node) or len(last.users) != 1:
         return [], False
@@ -138,7 +151,62 @@ def _tail(module: Module) -> tuple[list[Module], bool]:
         return [], False
     if isinstance(child, Fused):
         return [module], activated
-    deeper, earlier = _tail(child)
+    deeper, earlier = _ends_in_batch_norm(child)
     if not deeper or (activated and earlier):
         return [], False
     return [module, *deeper], activated or earlier
+
+
+# --- the way back -----------------------------------------------------------------------------------------
+
+
+def unfuse(root: Module) -> dict[Module, str]:
+    """Write out what layers below ``root`` compute besides; why not, for those where it cannot be done."""
+    kept: dict[Module, str] = {}
+    seen: set[Module] = set()
+    for module in list(root.modules()):
+        if isinstance(module, BatchNormLayer) or not _holds_batch_norm(module):
+            continue
+        try:
+            graph = trace_always(module, set())
+        except NotAGraph as why:
+            more = [child for child in module.children() if isinstance(child, Fused) and _does_more(child)]
+            kept.update(dict.fromkeys(more, f"in {type(module).__name__}, {why}"))
+            continue
+        calls = [(node, layer) for node in graph.nodes if isinstance(layer := module_of(node, module), Fused)]
+        seen.update(layer for _, layer in calls)
+        written = [_write_out(node, layer, graph) for node, layer in calls]
+        if any(written):
+            graph.lint()
+            install(module, graph)
+    for layer in root.modules():
+        if isinstance(layer, Fused) and _does_more(layer) and layer not in seen:
+            kept.setdefault(layer, "it computes more than a batch norm, and no code that calls it was found")
+    return kept
+
+
+def _does_more(layer: Fused) -> bool:
+    return layer.activation is not None or layer.pool is not None
+
+
+def _write_out(node: Node, layer: Fused, graph: Graph) -> bool:
+    """Replace one call by a plain one and what came with it; False if it is a plain call."""
+    given = {**dict(zip(("input", "residual"), node.args, strict=False)), **node.kwargs}
+    residual = given.get("residual")
+    activation = given.get("activation") or layer.activation
+    pool = given.get("pool") or layer.pool
+    if residual is None and activation is None and pool is None:
+        return False
+    with graph.inserting_before(node):
+        last = graph.call_module(str(node.target), (given["input"],))
+        if residual is not None:
+            last = graph.call_function(operator.add, (last, residual))
+        if activation is not None:
+            last = graph.call_function(ACTIVATIONS[str(activation)].function, (last,))
+        if isinstance(pool, MaxPool):
+            last = graph.call_function(F.max_pool2d, (last, *pool))
+        elif pool is not None:
+            last = graph.call_function(F.avg_pool2d, (last, pool))
+    node.replace_all_uses_with(last)
+    graph.erase_node(node)
+    return True

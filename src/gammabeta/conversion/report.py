@@ -12,17 +12,26 @@ class Change:
         layer: its name in ``model.named_modules()``.
         before: its class before.
         after: its class after.
-        folded: what is computed in the same pass now, such as ``"residual + relu"``; empty for nothing.
+        fused: what is computed in the same pass now, such as ``"residual + relu"``; empty for nothing.
         where: the module whose ``forward`` was rewritten for that; ``""`` is the model itself.
-        reason: why nothing (more) was folded, or why the layer was left as it was.
+        reason: why nothing (more) was fused, or why the layer was left as it was.
     """
 
     layer: str
     before: str
     after: str
-    folded: str = ""
+    fused: str = ""
     where: str | None = None
     reason: str = ""
+
+    @property
+    def folded(self) -> str:
+        """``fused``, by its name in version 0.1.0."""
+        return self.fused
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read a pickle, one of version 0.1.0 too."""
+        vars(self).update({"fused" if name == "folded" else name: value for name, value in state.items()})
 
 
 @dataclass
@@ -35,7 +44,7 @@ class ConversionReport:
     @property
     def fused(self) -> list[Change]:
         """The layers that compute more than a batch norm now."""
-        return [change for change in self.changes if change.folded]
+        return [change for change in self.changes if change.fused]
 
     @property
     def left(self) -> list[Change]:
@@ -43,12 +52,13 @@ class ConversionReport:
         return [change for change in self.changes if change.before == change.after]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return {"to": self.to, "changes": [asdict(change) for change in self.changes]}
+        """Plain data, for JSON; ``folded`` is ``fused`` by its name in version 0.1.0."""
+        changes = [{**asdict(change), "folded": change.fused} for change in self.changes]
+        return {"to": self.to, "changes": changes}
 
     def __str__(self) -> str:
-        head = ("layer", "before", "after", "folded", "reason")
-        rows = [(c.layer or "(model)", c.before, c.after, c.folded or "-", c.reason) for c in self.changes]
+        head = ("layer", "before", "after", "fused", "reason")
+        rows = [(c.layer or "(model)", c.before, c.after, c.fused or "-", c.reason) for c in self.changes]
         widths = [max(len(row[i]) for row in [head, *rows]) for i in range(5)]
         lines = [
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()

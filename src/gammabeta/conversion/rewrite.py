@@ -19,7 +19,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.nn import Module, Sequential
 from torch.package.importer import sys_importer
 
-from ..graph.trace import has_hooks
+from ..graph.hooks import hooked
 
 # Modules that do not do what they did: the names on the way to each, its class, its settings.
 Guarded = tuple[tuple[tuple[str, ...], type[Module], tuple[tuple[str, Any], ...]], ...]
@@ -76,7 +76,7 @@ def _unchanged(module: Module, guarded: Guarded) -> bool:
         found: Module | None = module
         for name in names:
             found = None if found is None else found._modules.get(name)
-        if found is None or original_class(found) is not kind or has_hooks(found):
+        if found is None or original_class(found) is not kind or hooked(found):
             return False
         for name, value in settings:
             if getattr(found, name, None) != value:

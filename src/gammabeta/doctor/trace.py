@@ -1,18 +1,17 @@
-"""One small forward pass, watched: what stands before and after each layer, and what the backward updates."""
+"""One small forward pass, recorded: what stands around each layer, and what the backward updates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from ..graph.layers import batch_norm_layers
+from ..graph.layers import BatchNormLayer, batch_norm_layers
+from ..graph.record import Value, record, tensors_in
 from ..stats.preserve import same_bits
 from .evidence import Surroundings
 from .static import WEIGHTED
@@ -21,113 +20,51 @@ _RELUS = {F.relu, F.relu6, F.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout}
 
 
-@dataclass(frozen=True)
-class _Tag:
-    """What is known of a tensor: the module that made it, and a dropout since the last normalization."""
-
-    producer: str | None = None
-    bias: bool = False
-    layer: str | None = None
-    dropout: float = 0.0
-    direct: bool = False
-
-
-class _Watch(TorchFunctionMode):
-    """Follows tensors through functions. The tensors are kept alive, so that identities stay unique."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tags: dict[int, _Tag] = {}
-        self.kept: list[Tensor] = []
-        self.found: dict[str, Surroundings] = {}
-
-    def tag(self, tensor: Any, tag: _Tag) -> None:
-        if isinstance(tensor, Tensor):
-            self.tags[id(tensor)] = tag
-            self.kept.append(tensor)
-
-    def of(self, tensor: Any) -> _Tag:
-        return self.tags.get(id(tensor), _Tag()) if isinstance(tensor, Tensor) else _Tag()
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        inputs = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
-        for group in args:
-            if isinstance(group, list | tuple):
-                inputs += [a for a in group if isinstance(a, Tensor)]
-        before = [self.of(a) for a in inputs]
-        out = func(*args, **kwargs)
-        if not isinstance(out, Tensor):
-            return out
-        if func in _DROPOUTS:
-            probability = float(kwargs.get("p", args[1] if len(args) > 1 else 0.5))
-            self.tag(out, _Tag(dropout=probability, direct=True))
-            return out
-        if func in _RELUS and before and before[0].layer is not None:
-            name = before[0].layer
-            self.found[name] = replace(self.found[name], relu_after=True)
-        dropout = max((tag.dropout for tag in before), default=0.0)
-        if dropout or id(out) in self.tags:
-            self.tag(out, _Tag(dropout=dropout))
-        return out
-
-
 def surroundings(model: nn.Module, run: Callable[[], Any]) -> dict[str, Surroundings]:
-    """Trace ``run()``, a forward pass of ``model`` in evaluation on a few samples."""
-    watch = _Watch()
-    with _hooks(model, watch), watch, torch.no_grad():
-        run()
-    for name, layer in batch_norm_layers(model).items():
-        if name in watch.found and getattr(layer, "activation", None) in ("relu", "relu6"):
-            watch.found[name] = replace(watch.found[name], relu_after=True)
-    return watch.found
-
-
-@contextmanager
-def _hooks(model: nn.Module, watch: _Watch) -> Iterator[None]:
-    handles: list[Any] = []
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED):
-            handles.append(module.register_forward_hook(_produced(watch, name)))
-    for name, layer in batch_norm_layers(model).items():
-        handles.append(layer.register_forward_pre_hook(_entered(watch, name), with_kwargs=True))
-        handles.append(layer.register_forward_hook(_left(watch, name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _produced(watch: _Watch, name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        dropout = max((watch.of(x).dropout for x in inputs), default=0.0)
-        watch.tag(output, _Tag(producer=name, bias=module.bias is not None, dropout=dropout))
-
-    return hook
-
-
-def _entered(watch: _Watch, name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        tag = watch.of(inputs[0] if inputs else next(iter(keywords.values())))
-        earlier = watch.found.get(name)
-        if earlier is not None:
-            watch.found[name] = replace(earlier, calls=(earlier.calls or 0) + 1)
+    """What stands around each layer in ``run()``, a forward pass in evaluation on a few samples."""
+    recording = record(model, run, lambda m: isinstance(m, (*WEIGHTED, BatchNormLayer)), kept=False)
+    found: dict[str, Surroundings] = {}
+    dropout: dict[Value, float] = {}  # its probability, of each value that has come through one since a norm
+    direct: set[Value] = set()  # values that one has just given
+    for call in recording.calls:
+        given = next(iter((*call.args, *call.kwargs.values())), None)
+        if call.function in _DROPOUTS:
+            # In evaluation it hands back the tensor it was given.
+            for value in call.outputs or call.data:
+                dropout[value] = float(call.kwargs.get("p", call.args[1] if len(call.args) > 1 else 0.5))
+                direct.add(value)
+        elif isinstance(call.module, BatchNormLayer):
+            name = call.forward.path
+            if name in found:
+                found[name] = replace(found[name], calls=(found[name].calls or 0) + 1)
+            elif isinstance(given, Value):
+                found[name] = _entered(given, dropout.get(given, 0.0), given in direct)
         else:
-            watch.found[name] = Surroundings(
-                tag.producer, tag.bias, dropout=tag.dropout, dropout_direct=tag.direct, calls=1
-            )
+            if call.function in _RELUS and isinstance(given, Value) and given not in direct:
+                norm = _norm_of(given)
+                if norm is not None and norm in found:
+                    found[norm] = replace(found[norm], relu_after=True)
+            dropout |= dict.fromkeys(call.outputs, max((dropout.get(v, 0.0) for v in call.data), default=0.0))
+    for name, layer in batch_norm_layers(model).items():
+        if name in found and getattr(layer, "activation", None) in ("relu", "relu6"):
+            found[name] = replace(found[name], relu_after=True)
+    return found
 
-    return hook
+
+def _entered(value: Value, dropout: float, direct: bool) -> Surroundings:
+    """What is known of a layer at its first call."""
+    producer = value.producer
+    if direct or producer is None or not isinstance(producer.module, WEIGHTED):
+        return Surroundings(dropout=dropout, dropout_direct=direct, calls=1)
+    return Surroundings(producer.forward.path, producer.module.bias is not None, dropout=dropout, calls=1)
 
 
-def _left(watch: _Watch, name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        watch.tag(output, _Tag(layer=name))
-
-    return hook
+def _norm_of(value: Value) -> str | None:
+    """The path of the batch norm that gave a value."""
+    producer = value.producer
+    if producer is None or not isinstance(producer.module, BatchNormLayer):
+        return None
+    return producer.forward.path
 
 
 def updated_in_backward(model: nn.Module, run: Callable[[], Any]) -> tuple[str, ...]:
@@ -166,10 +103,4 @@ def _differ(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def tensors(value: Any) -> list[Tensor]:
     """Every floating-point tensor in a model's output, however it is nested."""
-    if isinstance(value, Tensor):
-        return [value] if value.is_floating_point() else []
-    if isinstance(value, dict):
-        return [t for item in value.values() for t in tensors(item)]
-    if isinstance(value, list | tuple):
-        return [t for item in value for t in tensors(item)]
-    return []
+    return [tensor for tensor in tensors_in(value) if tensor.is_floating_point()]

@@ -1,8 +1,7 @@
-"""Fold batch norms into the convolutions and Linears beside them, prove it, and say what was left and why."""
+"""Fold batch norms into the convolutions and Linears beside them, verify it, and say what is left and why."""
 
 import copy
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,14 +10,14 @@ from torch import nn
 from ..accelerate.chain import hang_chains
 from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
-from ..graph.record import watch
+from ..graph.record import map_tensors, record
 from .affine import NotExactError
 from .apply import apply
-from .find import Norm, is_known_norm
+from .find import Norm, flows_alike, is_known_norm
 from .pack import layouts, packed_copy
-from .plan import Plan, Planner, Step, describe_step, traces
+from .plan import Fold, FoldPlan, Planner
 from .report import FoldedLayer, FoldReport
-from .verify import TOLERANCE, Errors, Inputs, Judge, Search, copied, detached
+from .verify import Errors, Inputs, Verifier, copied, default_tolerance, first_line, search
 
 __all__ = ["FoldReport", "FoldedLayer", "fold"]
 
@@ -41,11 +40,9 @@ def fold(
     Args:
         model: any module; it may be in training mode.
         example: what the model takes: a tensor, a tuple of positional arguments or a dict of keyword
-            arguments, on
-            the model's device, of a batch size and resolution it will serve.
+            arguments, on the model's device, of a batch size and resolution it will serve.
         tolerance: allowed relative difference (largest difference over largest magnitude of an output); by
-            default
-            1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
+            default 1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
         memory_format: store weights so: ``torch.channels_last`` makes most convolutional networks faster on a
             CPU, whatever the layout of their input.
         pack: serve float32 on the CPU from weights kept in the order that they are computed in as well, each
@@ -68,165 +65,160 @@ def fold(
         raise UsageError(f"tolerance must be above zero, not {tolerance}")
     original, plan, evidence = _study(model, inputs)
     try:
-        judge = Judge(original, inputs)
+        verifier = Verifier(original, inputs)
     except SurgeryError:
         raise
     except Exception as error:
-        raise SurgeryError(f"the model does not run on the example: {_first_line(error)}") from error
-    limit = tolerance if tolerance is not None else _tolerance(original)
-    trial = _Trial(original, plan, judge, limit, memory_format)
-    search: Search[Step] = Search(trial.wrong)
-    sound = search.sound(plan.steps)
-    back = {plan.steps[i]: why for i, why in search.refused.items()}
+        raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
+    limit = tolerance if tolerance is not None else default_tolerance(original)
+    trial = _Trial(original, plan, verifier, limit, memory_format)
+    sound, back = search(plan.folds, trial.wrong)
     folded, errors = trial.result(sound)
-    if not judge.accepts(errors, limit):
+    if not verifier.accepts(errors, limit):
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
-        sound, errors = [], judge.measure(original, judge.twin)
-    packing = _pack(folded, judge, errors, limit, pack)
-    packing.model.fold_report = FoldReport(  # type: ignore[assignment]
-        _layers(plan, sound, back), errors.example, errors.random, packing.error, errors.original,
-        limit, evidence, "float64" if judge.double else "its own dtype", packing.layers, packing.reason,
-    )  # fmt: skip
-    return packing.model
+        errors = verifier.measure(original, verifier.twin)
+    arithmetic = "float64" if verifier.double else "its own dtype"
+    report = FoldReport(
+        _layers(plan, back),
+        errors.example,
+        errors.random,
+        errors.native,
+        errors.original,
+        limit,
+        evidence,
+        arithmetic,
+    )
+    result, report = _packed(folded, report, verifier, pack)
+    result.fold_report = report  # type: ignore[assignment]
+    return result
 
 
 def as_inputs(example: Any) -> Inputs:
     """Positional and keyword arguments from an example."""
     if isinstance(example, torch.Tensor):
-        return detached(((example,), {}))
+        return _detached(((example,), {}))
     if isinstance(example, tuple | list):
-        return detached((tuple(example), {}))
+        return _detached((tuple(example), {}))
     if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        return detached(((), dict(example)))
+        return _detached(((), dict(example)))
     kind = type(example).__name__
     raise UsageError(f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}")
 
 
-def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Plan, str]:
-    """Copy the model, watch the copy run, and plan."""
+def _detached(inputs: Inputs) -> Inputs:
+    plain: Inputs = map_tensors(inputs, lambda t: t.detach())
+    return plain
+
+
+def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
+    """Copy the model, record a run of the copy, and plan."""
     inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
     hooked = {name for name, p in inner.named_parameters(remove_duplicate=False) if p._backward_hooks}
     try:
         original = copied(inner).eval()
     except Exception as error:
-        raise SurgeryError(f"the model cannot be copied: {_first_line(error)}") from error
+        raise SurgeryError(f"the model cannot be copied: {first_line(error)}") from error
     try:
         args, kwargs = copy.deepcopy(inputs)
-        flow = watch(original, args, kwargs, is_known_norm)
+        recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
     except Exception as error:
-        raise SurgeryError(f"the model does not run on the example: {_first_line(error)}") from error
-    return original, Planner(original, flow, hooked).plan(), "graph" if traces(original) else "example"
+        raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
+    plan = Planner(original, recording, hooked).plan()
+    return original, plan, "graph" if flows_alike(original) else "example"
 
 
 class _Trial:
-    """Builds the model with some of the steps and measures it; remembers the last one that passed."""
+    """Builds the model with some of the folds and measures it; remembers the last one that passed."""
 
     def __init__(
         self,
         original: nn.Module,
-        plan: Plan,
-        judge: Judge,
+        plan: FoldPlan,
+        verifier: Verifier,
         limit: float,
         memory_format: torch.memory_format | None,
     ) -> None:
-        self.original, self.plan, self.judge, self.limit = original, plan, judge, limit
+        self.original, self.plan, self.verifier, self.limit = original, plan, verifier, limit
         self.memory_format = memory_format
-        self.passed: tuple[list[Step], nn.Module, Errors] | None = None
+        self.passed: tuple[list[Fold], nn.Module, Errors] | None = None
 
-    def build(self, model: nn.Module, steps: list[Step]) -> nn.Module:
+    def build(self, model: nn.Module, folds: list[Fold]) -> nn.Module:
         """Return a folded copy of ``model``: the original, or its float64 twin."""
-        gone = {norm for step in steps for norm in step.norms}
-        stay = [norm for step in self.plan.steps for norm in step.norms if norm not in gone]
-        folded = apply(model, steps, [*self.plan.left, *stay])
+        gone = {norm for fold in folds for norm in fold.norms}
+        stay = [norm for fold in self.plan.folds for norm in fold.norms if norm not in gone]
+        folded = apply(model, folds, [*self.plan.left, *stay])
         if self.memory_format is not None:
             folded.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return folded
 
-    def wrong(self, steps: list[Step]) -> str:
+    def wrong(self, folds: list[Fold]) -> str:
         """Build and measure; return what is wrong, or nothing."""
         try:
-            folded = self.build(self.original, steps)
-            exact = self.build(self.judge.twin, steps)
+            folded = self.build(self.original, folds)
+            exact = self.build(self.verifier.twin, folds)
         except NotExactError as error:
             return str(error)
         try:
-            errors = self.judge.measure(folded, exact)
+            errors = self.verifier.measure(folded, exact)
         except Exception as error:  # the model's own code runs here: whatever it raises, the fold goes back
-            return f"the folded model does not run: {_first_line(error)}"
-        if self.judge.accepts(errors, self.limit):
-            self.passed = (steps, folded, errors)
+            return f"the folded model does not run: {first_line(error)}"
+        if self.verifier.accepts(errors, self.limit):
+            self.passed = (folds, folded, errors)
             return ""
         worst = max(errors.example, errors.random, errors.native)
         return f"the model's output moved by {worst:.1e} relative, over {self.limit:.0e}"
 
-    def result(self, steps: list[Step]) -> tuple[nn.Module, Errors]:
-        """Return the model of these steps and its distances."""
-        if self.passed is None or self.passed[0] != steps:
-            folded = self.build(self.original, steps)
-            return folded, self.judge.measure(folded, self.build(self.judge.twin, steps))
+    def result(self, folds: list[Fold]) -> tuple[nn.Module, Errors]:
+        """Return the model of these folds and its distances."""
+        if self.passed is None or self.passed[0] != folds:
+            folded = self.build(self.original, folds)
+            return folded, self.verifier.measure(folded, self.build(self.verifier.twin, folds))
         return self.passed[1], self.passed[2]
 
 
-@dataclass(frozen=True)
-class _Packing:
-    """The model to hand out, its distance in its own dtype, what is packed in it or why nothing is."""
+def _packed(
+    folded: nn.Module, report: FoldReport, verifier: Verifier, wanted: bool | None
+) -> tuple[nn.Module, FoldReport]:
+    """Pack the folded model if asked to; take it back if it does not answer as the folded one does."""
 
-    model: nn.Module
-    error: float
-    layers: tuple[str, ...] = ()
-    reason: str = ""
+    def left(reason: str) -> tuple[nn.Module, FoldReport]:
+        return folded, replace(report, unpacked=reason)
 
-
-def _pack(folded: nn.Module, judge: Judge, errors: Errors, limit: float, wanted: bool | None) -> _Packing:
-    """Pack the folded model if asked to, and take it back if it does not answer as the folded one does."""
-    plain = partial(_Packing, folded, errors.native, ())
     if wanted is False:
-        return plain("pack=False was asked for")
+        return left("pack=False was asked for")
     if unavailable():
-        return plain(unavailable())
-    example = judge.inputs[0]
+        return left(unavailable())
+    example = verifier.inputs[0]
     try:
         packed, layers = packed_copy(folded, example)
         if not layers:
-            return plain("it has no convolution or Linear that can be")
+            return left("it has no convolution or Linear that can be")
         hang_chains(packed)
-        distance = judge.native_error(packed)
+        distance = verifier.native_error(packed)
         moved = wanted is None and layouts(packed, example) != layouts(folded, example)
     except Exception as error:  # the model's own code runs here: whatever it raises, the plain one ships
-        return plain(f"the packed model does not run: {_first_line(error)}")
-    if not distance <= 2 * errors.original + limit:
-        return plain(f"the model's output moved by {distance:.1e} relative")
+        return left(f"the packed model does not run: {first_line(error)}")
+    if not distance <= 2 * report.original_error + report.tolerance:
+        return left(f"the model's output moved by {distance:.1e} relative")
     if moved:
-        return plain("the strides of the output would change; pack=True packs all the same")
-    return _Packing(packed, distance, layers)
+        return left("the strides of the output would change; pack=True packs all the same")
+    return packed, replace(report, native_error=distance, packed=layers)
 
 
-def _layers(plan: Plan, sound: list[Step], back: dict[Step, str]) -> tuple[FoldedLayer, ...]:
-    found: dict[Norm, FoldedLayer] = {
-        n: FoldedLayer(n.name, "left", reason=why) for n, why in plan.left.items()
-    }
-    for step in plan.steps:
-        for norm in step.norms:
-            found[norm] = _layer(norm, step, back.get(step))
+def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
+    """What became of each norm; ``back``: the folds that were taken back, and why."""
+    found = {norm: FoldedLayer(norm.name, "left", reason=why) for norm, why in plan.left.items()}
+    for fold in plan.folds:
+        found |= {norm: _layer(norm, fold, back.get(fold)) for norm in fold.norms}
     return tuple(found[norm] for norm in plan.order if norm in found)
 
 
-def _layer(norm: Norm, step: Step, wrong: str | None) -> FoldedLayer:
+def _layer(norm: Norm, fold: Fold, wrong: str | None) -> FoldedLayer:
     if wrong is not None:
-        return FoldedLayer(norm.name, "taken back", describe_step(step), step.how, wrong)
-    if step.how != "merged":
-        return FoldedLayer(norm.name, "folded", describe_step(step), step.how)
-    if norm is step.norms[-1]:
-        return FoldedLayer(norm.name, "left", reason=step.reason)
-    return FoldedLayer(norm.name, "merged", describe_step(step), "before", step.reason)
-
-
-def _tolerance(model: nn.Module) -> float:
-    kinds = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
-    return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__
+        return FoldedLayer(norm.name, "taken back", fold.into, fold.how, wrong)
+    if fold.how != "merged":
+        return FoldedLayer(norm.name, "folded", fold.into, fold.how)
+    if norm is fold.norms[-1]:
+        return FoldedLayer(norm.name, "left", reason=fold.reason)
+    return FoldedLayer(norm.name, "merged", fold.into, "before", fold.reason)

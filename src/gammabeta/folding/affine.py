@@ -6,7 +6,7 @@ is the running variance as stored, which PyTorch keeps unbiased). A convolution 
 input and in its weight, so the map can enter its weight and bias, from behind (``fold_after``) or from
 before (``fold_before``).
 
-Everything here is computed in float64 and rounded once, by whoever stores the result.
+Everything here is computed in float64 and rounded once, where the result is stored.
 """
 
 from dataclasses import dataclass, field

@@ -2,68 +2,72 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..graph.hooks import hooked
+from ..graph.layers import replace_module
 from ..graph.record import Call
+from ..graph.trace import NotAGraph, trace
 from .affine import Affine, NotExactError, fold_after, fold_before
 from .find import Linear, Norm
 from .layers import AffineTail, ChannelAffine, Tail
-from .plan import Step
+from .plan import Fold
 
 
 @dataclass
 class _Edit:
-    """One change inside a forward: the ``index``-th call of ``function`` goes, or gains a bias."""
+    """One change inside a forward: a call of a function goes, or gains a bias."""
 
-    function: Callable[..., Any] | None
-    index: int
+    call: Call
     stand_in: nn.Module | None = None  # what takes the batch norm's place; None: its input does
     bias: str = ""  # the attribute that holds the new bias
 
+    @property
+    def index(self) -> int:
+        """Which of the forward's calls of its function it is."""
+        return [call for call in self.call.forward.calls if call.function is self.call.function].index(
+            self.call
+        )
 
-def apply(model: nn.Module, steps: Iterable[Step], left: Iterable[Norm]) -> nn.Module:
+
+def apply(model: nn.Module, folds: list[Fold], left: Iterable[Norm]) -> nn.Module:
     """Return a folded evaluation-mode copy of ``model``; raises ``NotExactError`` if a weight overflows."""
     folded = copy.deepcopy(model).eval()
     edits: dict[str, list[_Edit]] = {}
-    done = list(steps)
-    _store_weights(folded, done, edits)
-    for step in done:
-        for norm in step.norms:
-            keep = step.affine if step.how == "merged" and norm is step.norms[-1] else None
+    _store_weights(folded, folds, edits)
+    for fold in folds:
+        for norm in fold.norms:
+            keep = fold.affine if fold.how == "merged" and norm is fold.norms[-1] else None
             folded = _replace_norm(folded, norm, keep, edits)
     for norm in left:
         if norm.kind == "module" and norm.affine is not None:
             folded = _simplify(folded, norm)
     for path, wanted in edits.items():
-        folded = put(folded, path, _rewritten(folded.get_submodule(path), wanted, _given(done, path)))
+        folded = replace_module(folded, path, _rewritten(folded.get_submodule(path), wanted))
     return folded
 
 
-# Weights ---------------------------------------------------------------------------------------------------
+# Weights
 
 
-def _store_weights(model: nn.Module, steps: list[Step], edits: dict[str, list[_Edit]]) -> None:
-    """Fold in float64, every step upon the last, and round each weight and bias once."""
+def _store_weights(model: nn.Module, folds: list[Fold], edits: dict[str, list[_Edit]]) -> None:
+    """Fold in float64, each fold upon the last, and round each weight and bias once."""
     exact: dict[Linear, tuple[Tensor, Tensor | None]] = {}
-    for step in steps:
-        linear = step.linear
+    for fold in folds:
+        linear = fold.linear
         if linear is None:
             continue
-        weight, bias = exact.get(linear) or _weights(model, linear)
-        fold = fold_after if step.how == "after" else fold_before
-        exact[linear] = fold(linear.op, weight, bias, step.affine)
+        bias = None if linear.bias is None else _state(model, linear.bias.names[0])
+        weight, bias = exact.get(linear, (_state(model, linear.weight.names[0]), bias))
+        enter = fold_after if fold.how == "after" else fold_before
+        exact[linear] = enter(linear.op, weight, bias, fold.affine)
     for linear, (weight, bias) in exact.items():
         _store(model, linear, weight, bias, edits)
-
-
-def _weights(model: nn.Module, linear: Linear) -> tuple[Tensor, Tensor | None]:
-    bias = None if linear.bias is None else _state(model, linear.bias.names[0])
-    return _state(model, linear.weight.names[0]), bias
 
 
 def _state(model: nn.Module, name: str) -> Tensor:
@@ -82,16 +86,15 @@ def _store(
     if linear.bias is not None:
         _set_state(model, linear.bias.names, new)
         return
-    frame = linear.call.frame
-    module = model.get_submodule(frame.path)
-    if "bias" in module._parameters and linear.weight.names[0].rpartition(".")[0] == frame.path:
+    forward = linear.call.forward
+    module = model.get_submodule(forward.path)
+    if "bias" in module._parameters and linear.weight.names[0].rpartition(".")[0] == forward.path:
         module.register_parameter("bias", new)
         return
-    same = [call for call in frame.calls if call.function is linear.call.function]
-    index = same.index(linear.call)
-    name = f"_folded_bias_{linear.call.name}_{index}"
-    module.register_parameter(name, new)
-    edits.setdefault(frame.path, []).append(_Edit(linear.call.function, index, bias=name))
+    edit = _Edit(linear.call)
+    edit.bias = f"_folded_bias_{linear.call.name}_{edit.index}"
+    module.register_parameter(edit.bias, new)
+    edits.setdefault(forward.path, []).append(edit)
 
 
 def _rounded(exact: Tensor, like: Tensor, path: str) -> nn.Parameter:
@@ -115,7 +118,7 @@ def _set_state(model: nn.Module, names: tuple[str, ...], tensor: nn.Parameter) -
             module._buffers[attribute] = tensor.detach()
 
 
-# Modules ---------------------------------------------------------------------------------------------------
+# Modules
 
 
 def _replace_norm(
@@ -123,35 +126,27 @@ def _replace_norm(
 ) -> nn.Module:
     """Take a norm away, but for its tail; ``keep``: the map that stays in its place."""
     old = model.get_submodule(norm.path)
-    if norm.kind == "function":
-        stand_in = _stand_in(
-            keep, old, norm.call.kwargs.get("activation"), norm.call.kwargs.get("pool"), norm.tail
-        )
-        index = [c for c in norm.frame.calls if c.function is norm.call.function].index(norm.call)
-        edits.setdefault(norm.path, []).append(_Edit(norm.call.function, index, stand_in))
-        return model
-    activation, pool = (getattr(old, name, None) for name in ("activation", "pool"))
-    stand_in = _stand_in(keep, old, activation, pool, norm.tail)
-    return put(model, norm.path, stand_in or nn.Identity())
-
-
-def _stand_in(
-    keep: Affine | None, old: nn.Module, activation: str | None, pool: int | None, tail: bool
-) -> nn.Module | None:
-    """Build what takes a norm's place; None: nothing."""
+    function = norm.kind == "function"
     affine = None if keep is None else _channel_affine(keep, old)
-    if not tail:
-        return affine
-    return Tail(activation, pool) if affine is None else AffineTail(affine, Tail(activation, pool))
+    stand_in: nn.Module | None = affine
+    if norm.tail:
+        settings = (
+            norm.call.kwargs if function else {n: getattr(old, n, None) for n in ("activation", "pool")}
+        )
+        tail = Tail(settings.get("activation"), settings.get("pool"))
+        stand_in = tail if affine is None else AffineTail(affine, tail)
+    if function:
+        edits.setdefault(norm.path, []).append(_Edit(norm.call, stand_in))
+        return model
+    return replace_module(model, norm.path, stand_in or nn.Identity())
 
 
 def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
     """Make a batch norm that stays one multiply-add; a fused one is one pass already, activation included."""
     old = model.get_submodule(norm.path)
-    hooked = old._forward_hooks or old._forward_pre_hooks
-    if hooked or norm.tail or norm.affine is None:
+    if hooked(old) or norm.tail or norm.affine is None:
         return model
-    return put(model, norm.path, _channel_affine(norm.affine, old))
+    return replace_module(model, norm.path, _channel_affine(norm.affine, old))
 
 
 def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
@@ -159,38 +154,12 @@ def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:
     return ChannelAffine(affine, state.dtype, state.device)
 
 
-def put(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
-    """Put ``new`` wherever the model holds the module at ``path``; return the root, which it may be."""
-    old = model.get_submodule(path)
-    new.train(old.training)
-    if old is model:
-        return new
-    for parent in list(model.modules()):
-        for name, child in parent._modules.items():
-            if child is old:
-                parent._modules[name] = new
-    return model
+# Forwards
 
 
-# Forwards --------------------------------------------------------------------------------------------------
-
-
-class _OneForward(fx.Tracer):
-    """Trace a single forward: every child module is a leaf."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return True
-
-
-def _given(steps: list[Step], path: str) -> tuple[int, tuple[str, ...]]:
-    calls: list[Call] = [norm.call for step in steps for norm in step.norms]
-    calls += [step.linear.call for step in steps if step.linear is not None]
-    return next(call.frame.given for call in calls if call.frame.path == path)
-
-
-def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[str, ...]]) -> fx.GraphModule:
+def _rewritten(module: nn.Module, edits: list[_Edit]) -> fx.GraphModule:
     """Return ``module`` with the batch norms in its own forward taken out, and biases put in."""
-    positional, named = given
+    positional, named = edits[0].call.forward.given
     parameters = list(inspect.signature(module.forward).parameters.values())
     absent = {
         p.name: p.default
@@ -198,24 +167,23 @@ def _rewritten(module: nn.Module, edits: list[_Edit], given: tuple[int, tuple[st
         if i >= positional and p.name not in named and p.default is not p.empty
     }
     try:
-        graph = _OneForward().trace(module, concrete_args=absent or None)
-    except Exception as error:
+        graph = trace(module, lambda _: True, given=absent)
+    except NotAGraph as error:
         name = type(module).__name__
         raise NotExactError(
             f"the forward of {name} calls it directly and torch.fx cannot trace that"
         ) from error
-    nodes = {id(edit): _nth(graph, edit) for edit in edits}
-    for i, edit in enumerate(edits):
-        _edit(module, graph, nodes[id(edit)], edit, f"_folded_affine_{i}")
+    nodes = [_node_of(graph, edit) for edit in edits]  # all of them before the first is erased
+    for i, (node, edit) in enumerate(zip(nodes, edits, strict=True)):
+        _edit(module, graph, node, edit, f"_folded_affine_{i}")
     graph.eliminate_dead_code()
     graph.lint()
     return fx.GraphModule(module, graph, type(module).__name__)
 
 
-def _nth(graph: fx.Graph, edit: _Edit) -> fx.Node:
-    found: list[fx.Node] = [
-        node for node in graph.nodes if node.op == "call_function" and node.target is edit.function
-    ]
+def _node_of(graph: fx.Graph, edit: _Edit) -> fx.Node:
+    function = edit.call.function
+    found: list[fx.Node] = [n for n in graph.nodes if n.op == "call_function" and n.target is function]
     if edit.index >= len(found):
         raise NotExactError("torch.fx shows another forward than the one that ran")
     return found[edit.index]

@@ -1,8 +1,15 @@
-"""Find, in what flowed, the linear operations and the per-channel affine maps beside them."""
+"""Find the linear operations and per-channel affine maps in a recording, and which of them meet.
+
+Between a convolution and its batch norm may stand operations that a per-channel map passes through unchanged:
+reshapes and transposes, dropout in evaluation, mean pooling, interpolation, padding that copies. Anything
+else, or a second reader, ends the walk with a reason.
+"""
 
 import copy
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Any, cast
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +17,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from ..graph.record import Call, Flow, Frame, Value
+from ..graph.record import Call, Forward, Recording, Value
+from ..graph.trace import NotAGraph, is_torch_layer, trace
 from .affine import Affine, Operation
 
 _CONV = ("stride", "padding", "dilation", "groups")
@@ -40,7 +48,7 @@ class Linear:
     @property
     def path(self) -> str:
         """The module that called it, or the weight's own name where a larger forward did."""
-        module, path = self.call.frame.module, self.call.frame.path
+        module, path = self.call.forward.module, self.call.forward.path
         if self.weight.names and not isinstance(module, _ConvNd | nn.Linear):
             return self.weight.names[0]
         return path or type(module).__name__
@@ -70,9 +78,9 @@ class Norm:
     tail: bool = False
 
     @property
-    def frame(self) -> Frame:
-        """The innermost module call it happened in."""
-        return self.call.frame
+    def forward(self) -> Forward:
+        """The innermost forward it happened in."""
+        return self.call.forward
 
 
 def is_known_norm(module: nn.Module) -> bool:
@@ -86,10 +94,10 @@ def is_known_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and own in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
-def find_linears(flow: Flow) -> dict[Call, Linear]:
+def find_linears(recording: Recording) -> dict[Call, Linear]:
     """Every linear operation whose weight is one the model holds, or computes from what it holds."""
     found = {}
-    for call in flow.calls:
+    for call in recording.calls:
         if call.function not in _LINEAR or not call.outputs:
             continue
         op, names = _LINEAR[call.function]
@@ -100,12 +108,13 @@ def find_linears(flow: Flow) -> dict[Call, Linear]:
     return found
 
 
-def find_norms(flow: Flow, model: nn.Module) -> list[Norm]:
+def find_norms(recording: Recording, model: nn.Module) -> list[Norm]:
     """Every batch norm that ran, in order, and the modules that are affine in effect."""
-    norms = [norm for call in flow.calls if (norm := _norm(call, model)) is not None]
-    taken = {norm.call.frame for norm in norms}
-    norms += [norm for frame in flow.frames if frame not in taken and (norm := _affine_module(frame, flow))]
-    order = {call: i for i, call in enumerate(flow.calls)}
+    norms = [norm for call in recording.calls if (norm := _norm(call, model)) is not None]
+    taken = {norm.call.forward for norm in norms}
+    others = (_affine_module(forward, recording) for forward in recording.forwards if forward not in taken)
+    norms += [norm for norm in others if norm is not None]
+    order = {call: i for i, call in enumerate(recording.calls)}
     return sorted(norms, key=lambda norm: order[norm.call])
 
 
@@ -115,10 +124,10 @@ def _norm(call: Call, model: nn.Module) -> Norm | None:
         data = call.args[0] if call.args else call.kwargs.get("input")
         if not isinstance(data, Value) or not call.outputs:
             return None
-        affine, why = module_affine(module)
-        path = call.frame.path
+        affine, why = _module_affine(module)
+        path = call.forward.path
         name = path or type(module).__name__
-        return Norm(name, "module", path, call, data, call.outputs[0], affine, why, has_tail(module, call))
+        return Norm(name, "module", path, call, data, call.outputs[0], affine, why, _has_tail(module, call))
     if call.name != "batch_norm" or not call.outputs:
         return None
     args = dict(zip(_BATCH_NORM, call.args, strict=False)) | call.kwargs
@@ -127,39 +136,36 @@ def _norm(call: Call, model: nn.Module) -> Norm | None:
         return None
     affine, why = _call_affine(args)
     tail = any(args.get(name) is not None for name in _AFTER)
-    path = call.frame.path
-    same = [c for c in call.frame.calls if c.name == "batch_norm"]
+    path = call.forward.path
+    same = [c for c in call.forward.calls if c.name == "batch_norm"]
     index = same.index(call)
     name = (path or "forward") + ":batch_norm" + (f"[{index}]" if len(same) > 1 else "")
     owner = _owner(args.get("running_mean"), model)
-    if owner is not None and owner[0] != path:  # a batch-norm module whose .forward was called directly
-        return Norm(owner[0], "module", owner[0], call, data, call.outputs[0], affine, why)
+    if owner not in (None, path):  # a batch-norm module whose .forward was called directly
+        return Norm(owner, "module", owner, call, data, call.outputs[0], affine, why)
     return Norm(name, "function", path, call, data, call.outputs[0], affine, why, tail)
 
 
-def _owner(mean: Any, model: nn.Module) -> tuple[str, nn.Module] | None:
+def _owner(mean: Any, model: nn.Module) -> str | None:
+    """The path of the known batch norm that a running mean belongs to."""
     if not isinstance(mean, Value) or not mean.names:
         return None
     path = mean.names[0].rpartition(".")[0]
-    module = model.get_submodule(path)
-    return (path, module) if is_known_norm(module) else None
+    return path if is_known_norm(model.get_submodule(path)) else None
 
 
-def has_tail(module: nn.Module, call: Call) -> bool:
+def _has_tail(module: nn.Module, call: Call) -> bool:
     """Tell whether a fused module does anything after the map, by its settings or in this call."""
     asked = any(call.kwargs.get(name) is not None for name in _AFTER) or len(call.args) > 1
     return asked or any(getattr(module, name, None) is not None for name in _AFTER[:2])
 
 
-def module_affine(module: nn.Module) -> tuple[Affine | None, str]:
+def _module_affine(module: Any) -> tuple[Affine | None, str]:
     """The map of a known batch-norm module, or why there is none."""
-    mean, var = cast(Any, module).running_mean, cast(Any, module).running_var
+    mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
         return None, "it keeps no running statistics, so it normalises each batch by that batch's own"
-    affine = Affine.of(
-        mean, var, cast(Any, module).weight, cast(Any, module).bias, float(cast(Any, module).eps)
-    )
-    return _checked(affine)
+    return _checked(Affine.of(mean, var, module.weight, module.bias, float(module.eps)))
 
 
 def _call_affine(args: dict[str, Any]) -> tuple[Affine | None, str]:
@@ -182,30 +188,39 @@ def _checked(affine: Affine) -> tuple[Affine | None, str]:
     return affine, ""
 
 
-def _affine_module(frame: Frame, flow: Flow) -> Norm | None:
+def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
     """A module that multiplies and adds per channel, whatever its name: a frozen batch norm, a scale layer.
 
     Its calls must form one chain of element-wise arithmetic with constants; the numbers are then read off by
     running it on zeros and on ones in float64, and believed only if a random input agrees.
     """
-    calls = [call for call in frame.calls if call.data]
-    if not calls or len(frame.outputs) != 1 or frame.module is flow.frames[0].module or frame.reads:
+    calls = [call for call in forward.calls if call.data]
+    if (
+        not calls
+        or len(forward.outputs) != 1
+        or forward.module is recording.forwards[0].module
+        or forward.reads
+    ):
         return None
     if any(call.name not in _ELEMENTWISE or len(call.data) != 1 or len(call.outputs) != 1 for call in calls):
         return None
-    if any(other.parent is frame for other in flow.frames) or frame.given != (1, ()):
+    if any(other.parent is forward for other in recording.forwards) or forward.given != (1, ()):
         return None
-    data = [value for value in frame.inputs if value.origin == "data"]
+    data = [value for value in forward.inputs if value.origin == "data"]
     chain = [data[0] if data else None, *(call.outputs[0] for call in calls)]
-    if len(data) != 1 or [call.data[0] for call in calls] != chain[:-1] or chain[-1] is not frame.outputs[0]:
+    if (
+        len(data) != 1
+        or [call.data[0] for call in calls] != chain[:-1]
+        or chain[-1] is not forward.outputs[0]
+    ):
         return None
     try:
-        affine = _read_off(frame.module, data[0].shape)
+        affine = _read_off(forward.module, data[0].shape)
     except Exception:  # another model's code, run in a dtype it may not expect: then it is not recognised
         return None
     if affine is None:
         return None
-    return Norm(frame.path, "affine", frame.path, calls[-1], data[0], frame.outputs[0], affine)
+    return Norm(forward.path, "affine", forward.path, calls[-1], data[0], forward.outputs[0], affine)
 
 
 def _read_off(module: nn.Module, shape: tuple[int, ...]) -> Affine | None:
@@ -227,3 +242,147 @@ def _read_off(module: nn.Module, shape: tuple[int, ...]) -> Affine | None:
     close = torch.allclose(y, x * scale + shift, rtol=1e-9, atol=1e-9)
     steady = torch.allclose(flat_scale, flat_scale[:, :1].expand_as(flat_scale), rtol=1e-9, atol=1e-9)
     return affine if same and close and steady and affine.finite else None
+
+
+def flows_alike(model: nn.Module) -> bool:
+    """Tell whether torch.fx traces the model: then every input flows as the example does."""
+    try:
+        with torch.no_grad():
+            trace(model, lambda m: is_known_norm(m) or is_torch_layer(m))
+    except NotAGraph:
+        return False
+    return True
+
+
+# --- from a value to what reads it ------------------------------------------------------------------------
+
+_SAME = {"contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout",
+         "feature_alpha_dropout", "to", "type_as", "float", "double", "half", "bfloat16"}  # fmt: skip
+_VIEW = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "reshape_as", "view_as",
+         "__getitem__"}  # fmt: skip
+_ORDER = {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"}
+_MEAN_POOL = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
+_ADAPTIVE = {"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3}
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Where a value arrives: the call that reads it, and how its channels lie there.
+
+    Channel ``c`` occupies indices ``c * repeat`` to ``(c + 1) * repeat - 1`` of dimension ``axis``.
+    """
+
+    call: Call
+    value: Value
+    axis: int
+    repeat: int
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Why a value arrives nowhere, as a predicate of the value."""
+
+    reason: str
+
+
+def follow(value: Value, axis: int, ends: Container[Call]) -> Arrival | Stop:
+    """Walk from ``value``, whose channels are on ``axis``, to the first call in ``ends``."""
+    channels, repeat = value.shape[axis], 1
+    while True:
+        if value.watchers:
+            return Stop(value.watchers[0])
+        if len(value.users) != 1:
+            names = sorted({describe(user) for user in value.users})
+            return Stop(
+                f"is used {len(value.users)} times, by {' and '.join(names)}" if names else "is not used"
+            )
+        call = value.users[0]
+        if call in ends:
+            return Arrival(call, value, axis, repeat)
+        step = _through(call, value, axis, repeat, channels)
+        if step is None:
+            return Stop(f"goes into {describe(call)}")
+        value, axis, repeat = step
+
+
+def describe(call: Call) -> str:
+    """Name a call for a reader: the module it is, or the function and the module it stands in."""
+    if call.module is not None:
+        return call.forward.path or type(call.module).__name__
+    path = call.forward.path
+    return f"{call.name.strip('_')} in {path}" if path else call.name.strip("_")
+
+
+def _through(
+    call: Call, value: Value, axis: int, repeat: int, channels: int
+) -> tuple[Value, int, int] | None:
+    """Carry the channels across one call; None if a per-channel map does not pass through it unchanged."""
+    if len(call.outputs) != 1 or not call.args or call.args[0] is not value:
+        return None
+    out = call.outputs[0]
+    new_axis: int | None = None
+    if call.name in _SAME:
+        new_axis = axis if out.dtype == value.dtype and out.shape == value.shape else None
+    elif call.name in _ORDER and repeat == 1:
+        new_axis = _reordered(call, len(value.shape), axis)
+    elif call.name in _VIEW:
+        return _viewed(call, value, out, axis, repeat, channels)
+    elif repeat == 1 and _averages(call, value, axis):
+        new_axis = axis if len(out.shape) == len(value.shape) else None
+    elif repeat == 1 and call.name == "mean":
+        new_axis = _mean_axis(call, len(value.shape), axis)
+    return None if new_axis is None else (out, new_axis, repeat)
+
+
+def _reordered(call: Call, dims: int, axis: int) -> int | None:
+    """Try the same call on an empty tensor whose sizes are all different, and look where the axis went."""
+    if call.function is None:
+        return None
+    sizes = [i + 2 for i in range(dims)]
+    moved = call.function(torch.empty(sizes, device="meta"), *call.args[1:], **call.kwargs)
+    return list(moved.shape).index(axis + 2)
+
+
+def _viewed(
+    call: Call, value: Value, out: Value, axis: int, repeat: int, channels: int
+) -> tuple[Value, int, int] | None:
+    """Find the dimension that starts where the channels started, if it holds whole channels."""
+    if call.name == "__getitem__" and prod(out.shape) != prod(value.shape):
+        return None
+    before = prod(value.shape[:axis])
+    for i, size in enumerate(out.shape):
+        starts = prod(out.shape[:i]) == before
+        if starts and size and size % channels == 0 and (size > 1 or channels == 1):
+            inner = prod(out.shape[i + 1 :])
+            if size // channels * inner == repeat * prod(value.shape[axis + 1 :]):
+                return out, i, size // channels
+    return None
+
+
+def _averages(call: Call, value: Value, axis: int) -> bool:
+    """Tell whether a spatial operation keeps constants: every output is a weighted mean of inputs."""
+    dims = len(value.shape)
+    if call.name in _ADAPTIVE:
+        return axis == dims - 1 - _ADAPTIVE[call.name]
+    if call.name in _MEAN_POOL:
+        padding = call.kwargs.get("padding", call.args[3] if len(call.args) > 3 else 0)
+        ceil = call.kwargs.get("ceil_mode", call.args[4] if len(call.args) > 4 else False)
+        divisor = call.kwargs.get("divisor_override", call.args[6] if len(call.args) > 6 else None)
+        padded = any(padding) if isinstance(padding, tuple) else bool(padding)
+        return axis == dims - 1 - _MEAN_POOL[call.name] and not padded and not ceil and divisor is None
+    if call.name == "pad":
+        pad = call.kwargs.get("pad", call.args[1] if len(call.args) > 1 else ())
+        mode = call.kwargs.get("mode", call.args[2] if len(call.args) > 2 else "constant")
+        return mode in ("reflect", "replicate", "circular") and axis < dims - len(pad) // 2
+    return call.name == "interpolate" and axis == 1
+
+
+def _mean_axis(call: Call, dims: int, axis: int) -> int | None:
+    over = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
+    if over is None or "dtype" in call.kwargs:
+        return None
+    gone = {d % dims for d in (over if isinstance(over, tuple) else (over,))}
+    if axis in gone:
+        return None
+    keep = call.kwargs.get("keepdim", call.args[2] if len(call.args) > 2 else False)
+    return axis if keep else axis - sum(d < axis for d in gone)

@@ -70,7 +70,7 @@ class Tail(nn.Module):
 
 
 class AffineTail(nn.Module):
-    """A multiply-add and a tail, for a fused batch norm that took in the maps before it."""
+    """A multiply-add and a tail, for a fused batch norm that the maps before it were merged into."""
 
     def __init__(self, affine: ChannelAffine, tail: Tail) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Find the convolutions and Linears to serve from packed weights, and what each may take in.
+"""Find the convolutions and Linears to serve from packed weights, and what moves into each.
 
 What follows a layer moves into it only where the one run recorded shows that nothing else reads what passes
 between, and torch.fx that every input flows so.
@@ -13,28 +13,15 @@ from torch import Tensor, nn
 
 from ..accelerate.convolution import PackedConv2d
 from ..accelerate.packed import PackedLinear, Post
-from ..graph.record import Flow, Frame, tensors_in, watch
-from .apply import put
-from .find import is_known_norm
+from ..epilogue import ACTIVATIONS, activation_of_module
+from ..graph.hooks import hooked
+from ..graph.layers import replace_module, sharing_copy
+from ..graph.record import Forward, Recording, record, tensors_in
+from .find import flows_alike, is_known_norm
 from .layers import Tail
-from .plan import traces
 from .verify import Inputs
 
 _SMALL_LINEAR = 1 << 14  # elements of a weight too small for oneDNN to pay at usual batch sizes
-_POSTS: dict[str, Post] = {
-    "relu": Post("relu"),
-    "relu6": Post("hardtanh", (0.0, 6.0)),
-    "leaky_relu": Post("leaky_relu", (0.01,)),
-    "silu": Post("swish"),
-    "hardswish": Post("hardswish"),
-    "gelu": Post("gelu", (), "none"),
-}
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
 
 
 @dataclass
@@ -60,39 +47,37 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
 
     The copy shares the parameters of ``model``.
     """
-    memo = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    packed = copy.deepcopy(model, memo)
+    packed = sharing_copy(model)
     args, kwargs = copy.deepcopy(inputs)
-    flow = watch(packed, args, kwargs, is_known_norm)
-    sites = find_sites(packed, flow, traces(packed))
+    recording = record(packed, lambda: packed(*args, **kwargs), is_known_norm)
+    sites = _find_sites(packed, recording, flows_alike(packed))
     for site in sites:
         packed = _carry_out(packed, site)
     return packed, tuple(site.path or type(site.layer).__name__ for site in sites)
 
 
-def find_sites(model: nn.Module, flow: Flow, every_input: bool) -> list[Site]:
-    """Every layer to pack; ``every_input``: the flow recorded is that of every input."""
-    calls = Counter(frame.module for frame in flow.frames)
+def _find_sites(model: nn.Module, recording: Recording, every_input: bool) -> list[Site]:
+    """Every layer to pack; ``every_input``: every input flows as the one recorded."""
+    calls = Counter(forward.module for forward in recording.forwards)
     sites = []
     for path, module in model.named_modules():
         if not _packable(module) or not calls[module]:
             continue
         site = Site(path, module)
         if every_input and calls[module] == 1:
-            _take_in(site, flow.frames_of(module)[0], calls)
+            _move_in(site, recording.forwards_of(module)[0], calls)
         sites.append(site)
     return sites
 
 
 def _packable(module: nn.Module) -> bool:
-    """Exactly torch's layer, its parameters plain float32 on the CPU, nothing hung on it."""
+    """Exactly torch's layer, its parameters plain float32 on the CPU, without hooks."""
     if type(module) is nn.Conv2d:
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             return False
     elif type(module) is not nn.Linear or module.weight.numel() < _SMALL_LINEAR:
         return False
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    if any(getattr(module, name) for name in hooks) or module._parameters.get("weight") is None:
+    if hooked(module) or module._parameters.get("weight") is None:
         return False
     return all(
         type(t) is nn.Parameter and t.is_cpu and t.dtype is torch.float32 and t.layout is torch.strided
@@ -101,29 +86,30 @@ def _packable(module: nn.Module) -> bool:
     )
 
 
-def _take_in(site: Site, frame: Frame, calls: Counter[nn.Module]) -> None:
+def _move_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
     """Walk on from what the layer gives, while one module alone reads it and the layer can do its work."""
-    while len(frame.outputs) == 1:
-        value = frame.outputs[0]
+    while len(forward.outputs) == 1:
+        value = forward.outputs[0]
         if value.watchers or len(value.users) != 1:
             return
-        reader = value.users[0].frame
+        reader = value.users[0].forward
         if reader.inputs != [value] or calls[reader.module] != 1 or reader.given != (1, ()):
             return
-        if not _take(site, reader.module):
+        if not _moves(site, reader.module):
             return
         site.after.append(reader.path)
-        frame = reader
+        forward = reader
 
 
-def _take(site: Site, module: nn.Module) -> bool:
+def _moves(site: Site, module: nn.Module) -> bool:
     """Note what the module does, if the layer can do it after what it does already."""
     fresh = site.post == Post() and not site.pool
     pools = isinstance(site.layer, nn.Conv2d) and not site.pool
     if type(module) is Tail:
-        if not fresh or module.pool not in (None, 2) or (module.pool and not pools):
+        post = _named(module.activation) if module.activation else Post()
+        if not fresh or post is None or module.pool not in (None, 2) or (module.pool and not pools):
             return False
-        site.post, site.pool = _POSTS[module.activation] if module.activation else Post(), bool(module.pool)
+        site.post, site.pool = post, bool(module.pool)
         return True
     if type(module) is nn.AvgPool2d:
         site.pool = pools and _halves(module)
@@ -135,13 +121,20 @@ def _take(site: Site, module: nn.Module) -> bool:
     return True
 
 
+def _named(activation: str) -> Post | None:
+    """An activation of ours as oneDNN's, if it has it."""
+    known = ACTIVATIONS[activation].onednn
+    return None if known is None else Post(*known)
+
+
 def _post(module: nn.Module) -> Post | None:
+    """What a module computes as oneDNN's; that takes settings of two activations which ours do not have."""
     if type(module) is nn.LeakyReLU:
         return Post("leaky_relu", (float(module.negative_slope),))
     if type(module) is nn.GELU:
         return Post("gelu", (), module.approximate)
-    name = _MODULES.get(type(module))
-    return None if name is None else _POSTS[name]
+    name = activation_of_module(module)
+    return None if name is None else _named(name)
 
 
 def _halves(pool: nn.AvgPool2d) -> bool:
@@ -159,11 +152,11 @@ def _halves(pool: nn.AvgPool2d) -> bool:
 
 
 def _carry_out(model: nn.Module, site: Site) -> nn.Module:
-    """Put the packed layer in place, and nothing where what it took in stood."""
+    """Put the packed layer in place, and nothing where what moved into it stood."""
     made = site.build(model)
     for path in site.after:
-        model = put(model, path, nn.Identity())
-    return put(model, site.path, made)
+        model = replace_module(model, path, nn.Identity())
+    return replace_module(model, site.path, made)
 
 
 def layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:

@@ -1,27 +1,39 @@
 """Compare a folded model with its original, and find which folds to take back.
 
-The algebra is proved in float64: the same folds, made in a float64 copy of the model and not rounded, against
-that copy; nothing but a wrong fold can show there. Then the folded model runs as it will be shipped, its
-weights rounded, and may not be further from the truth than twice the original's own distance, and the
-tolerance. A model that cannot run in float64 is compared in its own dtype.
+The algebra is verified in float64, on the example and on random inputs: the same folds, made in a float64
+copy of the model and not rounded, against that copy; nothing but a wrong fold can show there. Then the folded
+model runs as it will be shipped, its weights rounded, and may not be further from the truth than twice the
+original's own distance, and the tolerance. A model that cannot run in float64 is compared in its own dtype.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SurgeryError
-from ..graph.record import tensors_in
+from ..graph.record import map_tensors, tensors_in
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-StepT = TypeVar("StepT")
+FoldT = TypeVar("FoldT")
 
 # Rounding each folded weight once moves a result by about eps; deep models add up a few of those.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def default_tolerance(model: nn.Module) -> float:
+    """The tolerance for the coarsest dtype that the model holds."""
+    kinds = {t.dtype for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()}
+    return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def copied(model: nn.Module) -> nn.Module:
@@ -68,14 +80,8 @@ def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
 
 def in_double(inputs: Inputs) -> Inputs:
     """Return the same inputs in float64."""
-    converted: Inputs = _map(inputs, lambda t: t.double() if t.is_floating_point() else t)
+    converted: Inputs = map_tensors(inputs, lambda t: t.double() if t.is_floating_point() else t)
     return converted
-
-
-def detached(inputs: Inputs) -> Inputs:
-    """Return the same inputs without history."""
-    plain: Inputs = _map(inputs, lambda t: t.detach())
-    return plain
 
 
 def random_like(inputs: Inputs, seed: int) -> Inputs:
@@ -93,20 +99,8 @@ def random_like(inputs: Inputs, seed: int) -> Inputs:
         noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
         return (noise * spread + known.mean()).to(tensor.dtype)
 
-    drawn: Inputs = _map(inputs, draw)
+    drawn: Inputs = map_tensors(inputs, draw)
     return drawn
-
-
-def _map(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: _map(item, function) for key, item in tree.items()}
-    if isinstance(tree, list):
-        return [_map(item, function) for item in tree]
-    if isinstance(tree, tuple):
-        return tuple(_map(item, function) for item in tree)
-    return tree
 
 
 @dataclass(frozen=True)
@@ -119,7 +113,7 @@ class Errors:
     original: float
 
 
-class Judge:
+class Verifier:
     """Holds the original's outputs, and measures folded models against them."""
 
     def __init__(self, original: nn.Module, example: Inputs) -> None:
@@ -127,7 +121,7 @@ class Judge:
         self.native = [run(original, inputs) for inputs in self.inputs]
         if distance(run(original, example), self.native[0]) != 0.0:
             raise SurgeryError(
-                "the model gives a different output for the same input; nothing can be proved of it"
+                "the model gives a different output for the same input; nothing can be verified of it"
             )
         try:
             self.twin = copy.deepcopy(original).double()
@@ -154,29 +148,26 @@ class Judge:
         return exact and errors.native <= 2 * errors.original + tolerance
 
 
-class Search(Generic[StepT]):
-    """Find the largest sound part of a list of steps by halving. ``test`` returns "" or what is wrong."""
+def search(
+    folds: Sequence[FoldT], test: Callable[[list[FoldT]], str]
+) -> tuple[list[FoldT], dict[FoldT, str]]:
+    """The folds that pass together, found by halving, and what is wrong with each of the others.
 
-    def __init__(self, test: Callable[[list[StepT]], str]) -> None:
-        self.test = test
-        self.refused: dict[int, str] = {}  # position in the list → what was wrong
+    ``test`` returns what is wrong with some folds, or nothing.
+    """
+    refused: dict[FoldT, str] = {}
 
-    def sound(self, steps: list[StepT]) -> list[StepT]:
-        """Return the steps that pass together; the others are in ``refused``."""
-        good = self._sound(list(enumerate(steps)), [])
-        return [step for _, step in good]
-
-    def _sound(
-        self, steps: list[tuple[int, StepT]], base: list[tuple[int, StepT]]
-    ) -> list[tuple[int, StepT]]:
-        """Return ``base`` and those of ``steps`` that pass with it, in order."""
-        if not steps:
+    def with_base(base: list[FoldT], some: Sequence[FoldT]) -> list[FoldT]:
+        """``base``, and those of the later ``some`` that pass with it."""
+        if not some:
             return base
-        wrong = self.test([step for _, step in sorted([*base, *steps], key=lambda item: item[0])])
+        wrong = test([*base, *some])
         if not wrong:
-            return [*base, *steps]
-        if len(steps) == 1:
-            self.refused[steps[0][0]] = wrong
+            return [*base, *some]
+        if len(some) == 1:
+            refused[some[0]] = wrong
             return base
-        middle = len(steps) // 2
-        return self._sound(steps[middle:], self._sound(steps[:middle], base))
+        middle = len(some) // 2
+        return with_base(with_base(base, some[:middle]), some[middle:])
+
+    return with_base([], folds), refused

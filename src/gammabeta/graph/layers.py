@@ -1,11 +1,15 @@
-"""Which modules of a model are batch normalization, and which of them their owner has frozen."""
+"""A model and its modules: what wraps it, which are batch norms, which of these are frozen; replacing one."""
 
 from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormLayer = _BatchNorm
+M = TypeVar("M", bound=nn.Module)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -21,6 +25,12 @@ def unwrap(model: nn.Module) -> nn.Module:
         if not isinstance(inner, nn.Module):
             return model
         model = inner
+
+
+def sharing_copy(model: M) -> M:
+    """A copy of the modules that holds the very same parameters and buffers."""
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    return copy.deepcopy(model, memo)
 
 
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -50,3 +60,16 @@ def frozen_layers(model: nn.Module) -> set[str]:
         if is_frozen_class(layer) or in_eval:
             frozen.add(name)
     return frozen
+
+
+def replace_module(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
+    """Put ``new`` wherever the model holds the module at ``path``; return the root, which it may be."""
+    old = model.get_submodule(path)
+    new.train(old.training)
+    if old is model:
+        return new
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():
+            if child is old:
+                parent._modules[name] = new
+    return model

@@ -1,17 +1,16 @@
 """See what really flows: run a model once and record which function read which value, and who else read it.
 
-Names and registration order say nothing about a network; calls do. ``watch`` runs the model on the example
-under a ``TorchFunctionMode``, which sees every torch function with its tensors, and under hooks, which tell
-whose forward is running. The result is a ``Flow``: values (each tensor at one version), calls between them,
-and the frames (module calls) they happened in. Known batch-norm modules are recorded as one call each,
-unopened.
+Names and registration order say nothing about a network; calls do. ``record`` runs the model under a
+``TorchFunctionMode``, which sees every torch function with its tensors, and under hooks, which tell whose
+forward is running. The result is a ``Recording``: values (each tensor at one version), the calls between
+them, and the forwards (runs of modules) they happened in. A ``leaf`` module is recorded as one call.
 
 What a recording cannot show is another path taken on other inputs. So each read of a tensor's *value* by
-Python (``if x.sum() > 0``, ``.item()``) marks the frames it happened in; folds do not trust those.
+Python (``if x.sum() > 0``, ``.item()``) marks the forwards it happened in; folds do not trust those.
 """
 
 import gc
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
+
+from .hooks import hook_on
 
 # Functions that tell of a tensor's form, not of its values: neither a use nor a decision on data.
 _FORM = {
@@ -33,7 +34,11 @@ _FORM = {
 _FORM_ARGUMENTS = {"reshape_as": {1}, "view_as": {1}, "expand_as": {1}, "type_as": {1}} | {
     f"{name}_like": {0} for name in ("zeros", "ones", "empty", "full", "rand", "randn", "randint")
 } | {f"new_{name}": {0} for name in ("zeros", "ones", "empty", "full", "tensor")}  # fmt: skip
+_RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson")
 _KEEP_CONSTANTS_UP_TO = 1 << 16  # elements; larger derived constants are never per-channel numbers
+
+
+# --- what is recorded -------------------------------------------------------------------------------------
 
 
 @dataclass(eq=False)
@@ -55,35 +60,39 @@ class Value:
 
 
 @dataclass(eq=False)
-class Frame:
-    """One call of one module."""
+class Forward:
+    """One run of a module's ``forward``."""
 
     module: nn.Module
     path: str
-    parent: "Frame | None"
+    parent: "Forward | None"
     inputs: list[Value] = field(default_factory=list)
     outputs: list[Value] = field(default_factory=list)
     given: tuple[int, tuple[str, ...]] = (0, ())  # positional arguments and keyword names it was called with
     reads: str = ""  # the function by which Python read a data value, if one did
     calls: list["Call"] = field(default_factory=list)  # made by this forward itself, in order
 
-    def chain(self) -> Iterator["Frame"]:
-        """Yield this frame and those it runs within, innermost first."""
-        frame: Frame | None = self
-        while frame is not None:
-            yield frame
-            frame = frame.parent
+    def outwards(self) -> Iterator["Forward"]:
+        """Yield this forward and those it runs within, innermost first."""
+        forward: Forward | None = self
+        while forward is not None:
+            yield forward
+            forward = forward.parent
 
 
 @dataclass(eq=False)
 class Call:
-    """One function call, or one call of a known batch-norm module (``module`` is then set)."""
+    """One function call, or one call of a leaf module (``module`` is then set).
+
+    A call that hands back the tensor it was given, as dropout does in evaluation, has no outputs, and is not
+    among the users of what it read.
+    """
 
     function: Callable[..., Any] | None
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    frame: Frame
+    forward: Forward
     module: nn.Module | None = None
     outputs: list[Value] = field(default_factory=list)
 
@@ -97,33 +106,30 @@ class Call:
         """The distinct values it read; not those whose shape alone it asked for."""
         form = _FORM_ARGUMENTS.get(self.name, ())
         args = [arg for i, arg in enumerate(self.args) if i not in form]
-        return list({id(value): value for value in leaves((args, self.kwargs))}.values())
+        return list({id(value): value for value in _values_in((args, self.kwargs))}.values())
 
 
 @dataclass
-class Flow:
-    """Everything one run showed."""
+class Recording:
+    """Everything one run showed, in the order it happened."""
 
     calls: list[Call]
-    frames: list[Frame]
-    result: Any
-    result_values: list[Value]
+    forwards: list[Forward]
 
-    def frames_of(self, module: nn.Module) -> list[Frame]:
-        """Every call of a module."""
-        return [frame for frame in self.frames if frame.module is module]
+    def forwards_of(self, module: nn.Module) -> list[Forward]:
+        """Every run of a module."""
+        return [forward for forward in self.forwards if forward.module is module]
 
 
-def leaves(tree: Any) -> Iterator[Value]:
-    """Yield the values in nested arguments."""
+def _values_in(tree: Any) -> Iterator[Value]:
     if isinstance(tree, Value):
         yield tree
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from leaves(item)
+            yield from _values_in(item)
     elif isinstance(tree, tuple | list):
         for item in tree:
-            yield from leaves(item)
+            yield from _values_in(item)
 
 
 def tensors_in(tree: Any, depth: int = 0) -> Iterator[Tensor]:
@@ -140,22 +146,44 @@ def tensors_in(tree: Any, depth: int = 0) -> Iterator[Tensor]:
         yield from tensors_in(vars(tree), depth + 1)
 
 
-def watch(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], leaf: Callable[[nn.Module], bool]
-) -> Flow:
-    """Run ``model`` (a private copy: hooks come and go) and record; ``leaf`` modules stay unopened."""
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Return nested tuples, lists and mappings with ``function`` of each tensor in its place."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, Mapping):
+        return {key: map_tensors(item, function) for key, item in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(item, function) for item in tree))
+    if isinstance(tree, list | tuple):
+        return type(tree)(map_tensors(item, function) for item in tree)
+    return tree
+
+
+# --- the recorder -----------------------------------------------------------------------------------------
+
+
+def record(
+    model: nn.Module, run: Callable[[], Any], leaf: Callable[[nn.Module], bool], *, kept: bool = True
+) -> Recording:
+    """Record ``run()``, which calls ``model`` without gradients; hooks come and go.
+
+    Args:
+        model: the module whose parameters, buffers and forwards are known by their paths.
+        run: its result is what the run hands out.
+        leaf: modules that stay unopened.
+        kept: whether to look for tensors that outlive the run beside its result; that collects garbage.
+    """
     recorder = _Recorder(model, leaf)
     with ExitStack() as stack, torch.no_grad():
         recorder.attach(stack)
-        for tensor in tensors_in((args, kwargs)):
-            recorder.enter(tensor)
         with recorder:
-            result = model(*args, **kwargs)
-    return recorder.flow(result)
+            result = run()
+    recorder.tell_of_the_result(list(tensors_in(result)), kept)
+    return Recording(recorder.calls, recorder.forwards)
 
 
 class _Scripted(nn.Module):
-    """Stands before a ScriptModule while the model is watched: what enters it is seen."""
+    """Stands before a ScriptModule while the model is recorded: what enters it is seen."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -164,18 +192,20 @@ class _Scripted(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.inner(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        return super().__getattr__(name) if name == "inner" else getattr(self.inner, name)
+
 
 class _Recorder(TorchFunctionMode):
     def __init__(self, model: nn.Module, leaf: Callable[[nn.Module], bool]) -> None:
         super().__init__()
         self.model, self.leaf = model, leaf
-        self.quiet = 0
-        self.stack: list[Frame] = []
-        self.frames: list[Frame] = []
+        self.quiet = 0  # how deep inside a leaf
+        self.stack: list[Forward] = [Forward(nn.Module(), "", None)]  # what happens outside the model
+        self.forwards: list[Forward] = []
         self.calls: list[Call] = []
         # (value, the tensor's version when it was seen) of every live tensor
-        self.known: MutableMapping[Tensor, tuple[Value | None, int]] = WeakIdKeyDictionary()
-        self.root = Frame(nn.Module(), "", None)
+        self.known: MutableMapping[Tensor, tuple[Value, int]] = WeakIdKeyDictionary()
         names: dict[int, list[str]] = {}
         state = [
             *model.named_parameters(remove_duplicate=False),
@@ -184,22 +214,21 @@ class _Recorder(TorchFunctionMode):
         for name, tensor in state:
             names.setdefault(id(tensor), []).append(name)
         for _, tensor in state:
-            value = Value(tuple(tensor.shape), tensor.dtype, "state", tuple(names[id(tensor)]), tensor)
-            self.known[tensor] = (value, _version(tensor))
+            self.remember(tensor, "state", names=tuple(names[id(tensor)]), tensor=tensor)
 
-    # Values ------------------------------------------------------------------------------------------------
+    # Values
 
-    def enter(self, tensor: Tensor) -> Value:
-        value = Value(tuple(tensor.shape), tensor.dtype, "data")
+    def remember(self, tensor: Tensor, origin: str, /, **about: Any) -> Value:
+        value = Value(tuple(tensor.shape), tensor.dtype, origin, **about)
         self.known[tensor] = (value, _version(tensor))
         return value
 
     def value(self, tensor: Tensor) -> Value:
-        """The value a tensor holds now; changed unseen, it is a new one of unknown making."""
+        """The value a tensor holds now; new, or changed unseen, it is one of unknown making."""
         entry = self.known.get(tensor)
-        if entry is not None and entry[0] is not None and entry[1] == _version(tensor):
+        if entry is not None and entry[1] == _version(tensor):
             return entry[0]
-        return self.enter(tensor)
+        return self.remember(tensor, "data")
 
     def abstract(self, tree: Any) -> Any:
         if isinstance(tree, Tensor):
@@ -210,7 +239,7 @@ class _Recorder(TorchFunctionMode):
             return tuple(self.abstract(item) for item in tree)
         return tree
 
-    # Calls -------------------------------------------------------------------------------------------------
+    # Calls
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -221,44 +250,37 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in ("__get__", "__set__") and not isinstance(args[0] if args else None, Tensor):
             return func(*args, **kwargs)
-        call = Call(func, name, self.abstract(args), self.abstract(kwargs), self.frame())
+        call = Call(func, name, self.abstract(args), self.abstract(kwargs), self.stack[-1])
         given = list(tensors_in((args, kwargs)))
         result = func(*args, **kwargs)
-        self.record(call, given, result)
+        self.enter(call, given, result)
         return result
 
-    def record(self, call: Call, given: list[Tensor], result: Any) -> None:
+    def enter(self, call: Call, given: list[Tensor], result: Any) -> None:
         made = list(tensors_in(result))
-        changed = [t for t in given if self.known.get(t, (None, -1))[1] != _version(t)]
+        changed = [t for t in given if t not in self.known or _writes(call, t, self.known[t][1], made)]
         new = [t for t in made if t not in self.known] + changed
-        if not new and made:  # it handed back what it was given: no call at all
+        if not new and made:  # it handed back what it was given
+            self.calls.append(call)
             return
         if not new and not call.data:
             return
         if call.name == "__get__" and not made:  # .shape, .dtype, .device
             return
         if not made and not changed:
-            for frame in call.frame.chain():
-                frame.reads = frame.reads or call.name
-        origin = "data" if call.data or _random(call) else "constant"
+            for forward in call.forward.outwards():
+                forward.reads = forward.reads or call.name
+        origin = "data" if call.data or call.name.startswith(_RANDOM) else "constant"
         for tensor in new:
-            value = Value(tuple(tensor.shape), tensor.dtype, origin, producer=call)
-            if origin == "constant" and tensor.numel() <= _KEEP_CONSTANTS_UP_TO:
-                value.tensor = tensor
-            self.known[tensor] = (value, _version(tensor))
+            small = origin == "constant" and tensor.numel() <= _KEEP_CONSTANTS_UP_TO
+            value = self.remember(tensor, origin, producer=call, tensor=tensor if small else None)
             call.outputs.append(value)
-        self.add(call)
-
-    def add(self, call: Call) -> None:
         self.calls.append(call)
-        call.frame.calls.append(call)
+        call.forward.calls.append(call)
         for value in call.read:
             value.users.append(call)
 
-    # Frames ------------------------------------------------------------------------------------------------
-
-    def frame(self) -> Frame:
-        return self.stack[-1] if self.stack else self.root
+    # Forwards
 
     def attach(self, stack: ExitStack) -> None:
         for parent in list(self.model.modules()):
@@ -269,78 +291,71 @@ class _Recorder(TorchFunctionMode):
         for path, module in self.model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            hooked = _hooks(module)
-            before = self.before(path, hooked)
-            after = self.after(hooked)
+            hook = hook_on(module)  # asked before ours are there
+            seen = f"is seen by {hook} on {path or 'the model'}" if hook else ""
+            before, after = self.before(path, seen), self.after(seen)
             stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
-    def before(self, path: str, hooked: str) -> Callable[..., None]:
+    def before(self, path: str, seen: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            frame = Frame(module, path, self.frame(), given=(len(args), tuple(kwargs)))
-            self.stack.append(frame)
+            forward = Forward(module, path, self.stack[-1], given=(len(args), tuple(kwargs)))
+            self.stack.append(forward)
             if self.quiet:
                 self.quiet += 1
                 return
-            self.frames.append(frame)
-            frame.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-            if hooked:
-                _tell(frame.inputs, f"is seen by {hooked} on {path or 'the model'}")
+            self.forwards.append(forward)
+            forward.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
+            if seen:
+                _tell(forward.inputs, seen)
             if isinstance(module, _Scripted):
-                _tell(frame.inputs, f"goes into {path}, a ScriptModule")
+                _tell(forward.inputs, f"goes into {path}, a ScriptModule")
             if self.leaf(module):
-                frame.calls.append(
-                    Call(None, "module", self.abstract(args), self.abstract(kwargs), frame, module)
-                )
+                call = Call(None, "module", self.abstract(args), self.abstract(kwargs), forward, module)
+                forward.calls.append(call)
                 self.quiet = 1
 
         return hook
 
-    def after(self, hooked: str) -> Callable[..., None]:
+    def after(self, seen: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            frame = self.stack.pop()
+            forward = self.stack.pop()
             if self.quiet:
                 self.quiet -= 1
                 if self.quiet:
                     return
-                self.record(frame.calls.pop(), list(tensors_in((args, kwargs))), output)
-            frame.outputs = [self.value(t) for t in tensors_in(output)]
-            if hooked:
-                _tell(frame.outputs, f"is seen by {hooked} on {frame.path or 'the model'}")
+                self.enter(forward.calls.pop(), list(tensors_in((args, kwargs))), output)
+            forward.outputs = [self.value(t) for t in tensors_in(output)]
+            if seen:
+                _tell(forward.outputs, seen)
 
         return hook
 
-    def flow(self, result: Any) -> Flow:
-        values = [self.value(t) for t in tensors_in(result)]
-        _tell(values, "is part of the model's output")
-        frames, calls = self.frames, self.calls
-        out = {id(t) for t in tensors_in(result)}
-        out |= {id(t._base) for t in tensors_in(result) if t._base is not None}  # a view keeps what it shows
+    def tell_of_the_result(self, result: list[Tensor], kept: bool) -> None:
+        _tell([self.value(t) for t in result], "is part of the model's output")
+        if not kept:
+            return
+        out = {id(t) for t in result}
+        out |= {id(t._base) for t in result if t._base is not None}  # a view keeps what it shows
         gc.collect()
         for tensor, (value, _) in list(self.known.items()):
-            if value and value.origin == "data" and value.producer is not None and id(tensor) not in out:
+            if value.producer is not None and id(tensor) not in out:
                 _tell([value], "is kept after the forward")
-        return Flow(calls, frames, result, values)
 
 
-def _tell(values: list[Value], who: str) -> None:
+def _tell(values: list[Value], what: str) -> None:
     for value in values:
-        if value.origin == "data" and who not in value.watchers:
-            value.watchers.append(who)
+        if value.origin == "data" and what not in value.watchers:
+            value.watchers.append(what)
 
 
-def _random(call: Call) -> bool:
-    return call.name.startswith(("rand", "bernoulli", "normal", "multinomial", "poisson"))
+def _writes(call: Call, tensor: Tensor, version: int, made: list[Tensor]) -> bool:
+    """Whether the call wrote into a tensor it was given, which was at ``version`` before."""
+    if not tensor.is_inference():
+        return tensor._version != version
+    in_place = call.kwargs.get("inplace") is True or call.name.strip("_") != call.name
+    return in_place and any(tensor is one for one in made)  # it counts no versions
 
 
 def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
-
-
-def _hooks(module: nn.Module) -> str:
-    """What the user hung on a module that sees or changes what passes, in words; empty when nothing."""
-    if module._forward_hooks:
-        return "a forward hook"
-    if module._forward_pre_hooks:
-        return "a forward pre-hook"
-    return ""

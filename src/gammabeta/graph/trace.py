@@ -1,8 +1,8 @@
-"""A module's ``forward`` as a graph of the calls it makes, if it can be proved to be that graph always.
+"""A module's ``forward`` as a graph of the calls it makes, run once on symbols by ``torch.fx``.
 
-The module's own code is a *frame*: its children are single nodes, except those named to be looked through.
-A frame whose code depends on more than its inputs is not a graph: it is traced in training and in evaluation
-mode and must come out the same, leave its attributes alone, and draw no random numbers.
+``trace`` is the one tracer: it is told which modules are single nodes. ``trace_always`` adds the checks that
+make the graph the whole meaning of a ``forward``: it is traced in training and in evaluation mode and must
+come out the same, leave its attributes alone, and draw no random numbers.
 """
 
 import operator
@@ -16,10 +16,14 @@ import torch
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.nn import Module
 
+Leaf = Callable[[Module], bool]
+
 
 class NotAGraph(Exception):  # noqa: N818 - not an error: a finding
     """Why a module's ``forward`` cannot be written as a graph."""
 
+
+# --- the tracer -------------------------------------------------------------------------------------------
 
 # Every operator of the form `a += b`.
 IN_PLACE_OPERATORS = tuple(
@@ -27,7 +31,7 @@ IN_PLACE_OPERATORS = tuple(
 )
 
 
-class _FrameProxy(Proxy):
+class _Symbol(Proxy):
     """A proxy that records ``a += b`` as what it is; torch.fx's own makes ``a + b`` of it."""
 
 
@@ -39,14 +43,14 @@ def _record_in_place(target: Callable[..., Any]) -> Callable[[Proxy, Any], Any]:
 
 
 for _operator in IN_PLACE_OPERATORS:
-    setattr(_FrameProxy, f"__{_operator.__name__.strip('_')}__", _record_in_place(_operator))
+    setattr(_Symbol, f"__{_operator.__name__.strip('_')}__", _record_in_place(_operator))
 
 
 _CONTEXT = "its forward enters a context: no_grad, autocast, checkpoint or the like"
 _DEVICES = ("cpu", "cuda")
 
 
-def _surroundings() -> tuple[object, ...]:
+def _context() -> tuple[object, ...]:
     """What a call means beyond its arguments; ``torch.fx`` does not record it."""
     return (
         torch.is_grad_enabled(),
@@ -55,6 +59,61 @@ def _surroundings() -> tuple[object, ...]:
         *(torch.is_autocast_enabled(device) for device in _DEVICES),
         *(torch.get_autocast_dtype(device) for device in _DEVICES),
     )
+
+
+class _Tracer(Tracer):
+    def __init__(self, leaf: Leaf, contexts: bool) -> None:
+        super().__init__()
+        self.leaf = leaf
+        self.outside = None if contexts else _context()
+
+    def create_node(self, *args: Any, **kwargs: Any) -> Node:
+        """Record a call, unless a context that a graph cannot hold has been entered around it."""
+        if self.outside is not None and _context() != self.outside:
+            raise NotAGraph(_CONTEXT)
+        return super().create_node(*args, **kwargs)
+
+    def proxy(self, node: Node) -> Proxy:
+        """A value of the graph."""
+        return _Symbol(node, self)
+
+    def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
+        """Whether the call of ``m`` is one node."""
+        return self.leaf(m)
+
+
+def is_torch_layer(module: Module) -> bool:
+    """Whether the module is one of torch's own, and no ``Sequential``: what torch.fx does not look into."""
+    return Tracer().is_leaf_module(module, "")
+
+
+def trace(module: Module, leaf: Leaf, given: dict[str, Any] | None = None, *, contexts: bool = True) -> Graph:
+    """The graph of ``module.forward``, in which each call of a ``leaf`` module is one node.
+
+    Args:
+        module: it is called with symbols, in the mode it is in.
+        leaf: which modules are not looked into.
+        given: arguments of ``forward`` that are these values and not symbols.
+        contexts: whether ``forward`` may enter ``no_grad``, autocast and the like, which no graph shows.
+
+    Raises:
+        NotAGraph: ``forward`` does what symbols cannot, or enters a context although it may not.
+    """
+    try:
+        return _Tracer(leaf, contexts).trace(module, concrete_args=given or None)
+    except NotAGraph:
+        raise
+    except Exception as error:  # whatever the user's code does with a value that is not there yet
+        text = str(error).strip().splitlines()
+        raise NotAGraph(f"its forward cannot be traced ({text[0] if text else error!r})") from error
+
+
+def module_of(node: Node, root: Module) -> Module | None:
+    """The module of ``root`` that a node of its graph calls, or None."""
+    return root.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+# --- what a forward always does ---------------------------------------------------------------------------
 
 
 @contextmanager
@@ -71,38 +130,7 @@ def _all_switched(on: bool) -> Iterator[None]:
                 torch.set_autocast_enabled(device, was)
 
 
-class _FrameTracer(Tracer):
-    """Traces one module and those it is told to look through; everything else is a node."""
-
-    def __init__(self, through: set[Module]) -> None:
-        super().__init__()
-        self.through = through
-        self.outside = _surroundings()
-
-    def create_node(self, *args: Any, **kwargs: Any) -> Node:
-        """Record a call, unless a context that a graph cannot hold has been entered around it."""
-        if _surroundings() != self.outside:
-            raise NotAGraph(_CONTEXT)
-        return super().create_node(*args, **kwargs)
-
-    def proxy(self, node: Node) -> Proxy:
-        """A value of the graph."""
-        return _FrameProxy(node, self)
-
-    def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
-        """Whether the call of ``m`` is one node."""
-        return m not in self.through
-
-
-def has_hooks(module: Module) -> bool:
-    """Whether somebody watches or changes what this module takes and gives."""
-    return any(
-        getattr(module, name, None)
-        for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    )
-
-
-def opaque(module: Module) -> str | None:
+def _opaque(module: Module) -> str | None:
     """Why the code of ``module`` cannot be seen, or None."""
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module"
@@ -117,14 +145,16 @@ def _random_states() -> list[object]:
     return [random.getstate(), torch.random.get_rng_state().numpy().tobytes()]
 
 
+_REGISTERED = ("_parameters", "_buffers", "_modules")
+
+
 @contextmanager
 def _restored(modules: Iterable[Module]) -> Iterator[None]:
     """Put attributes and the registered tensors and modules back as they were."""
     kept = []
     for module in modules:
         state = dict(vars(module))
-        registered = {name: dict(state[name]) for name in ("_parameters", "_buffers", "_modules")}
-        kept.append((module, state, registered))
+        kept.append((module, state, {name: dict(state[name]) for name in _REGISTERED}))
     try:
         yield
     finally:
@@ -139,7 +169,7 @@ def _restored(modules: Iterable[Module]) -> Iterator[None]:
 def _attributes(modules: Iterable[Module]) -> list[dict[str, object]]:
     return [
         {
-            name: list(value) if name in ("_parameters", "_buffers", "_modules") else value
+            name: list(value) if name in _REGISTERED else value
             for name, value in vars(module).items()
             if name != "training"
         }
@@ -158,15 +188,15 @@ def _same(a: dict[str, object], b: dict[str, object]) -> bool:
         return False
 
 
-def trace(module: Module, through: set[Module]) -> Graph:
-    """The graph of ``module.forward``, looking through the modules named.
+def trace_always(module: Module, through: set[Module]) -> Graph:
+    """The graph of ``module.forward`` that holds in both modes, looking into the modules ``through`` only.
 
     Raises:
         NotAGraph: saying why there is no such graph.
     """
     seen = [module, *through]
     for one in seen:
-        why = opaque(one)
+        why = _opaque(one)
         if why is not None:
             raise NotAGraph(why)
     graphs: list[Graph] = []
@@ -176,17 +206,10 @@ def trace(module: Module, through: set[Module]) -> Graph:
             for one in seen:
                 one.training = training
             before, numbers = _attributes(seen), _random_states()
-            try:
-                graphs.append(_FrameTracer(through).trace(module))
-            except NotAGraph:
-                raise
-            except Exception as error:  # whatever the user's code does with a value that is not there yet
-                text = str(error).strip().splitlines()
-                raise NotAGraph(f"its forward cannot be traced ({text[0] if text else error!r})") from error
-            after = _attributes(seen)
+            graphs.append(trace(module, lambda m: m not in through, contexts=False))
             if _random_states() != numbers:
                 raise NotAGraph("its forward draws random numbers of its own")
-            if not all(_same(a, b) for a, b in zip(before, after, strict=True)):
+            if not all(_same(a, b) for a, b in zip(before, _attributes(seen), strict=True)):
                 raise NotAGraph("its forward changes attributes of the module")
     first, second = (graph.python_code("self").src for graph in graphs)
     if first != second:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
+from ..epilogue import MaxPool as MaxPool  # pickles of version 0.1.0 name it here
+
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 

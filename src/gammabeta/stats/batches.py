@@ -10,21 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from ..graph.record import map_tensors
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
 
 def move(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """``value`` with every tensor in it on ``device``, and floating ones in ``dtype`` where one is given."""
-    if isinstance(value, Tensor):
-        return value.to(device, dtype if value.is_floating_point() else None)
-    if isinstance(value, Mapping):
-        return {key: move(item, device, dtype) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(move(item, device, dtype) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(move(item, device, dtype) for item in value)
-    return value
+    return map_tensors(value, lambda t: t.to(device, dtype if t.is_floating_point() else None))
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
@@ -72,16 +65,12 @@ def size(batch: Any) -> int:
 
 def take(value: Any, index: Tensor, samples: int) -> Any:
     """``value`` with every tensor of ``samples`` rows reduced to the rows in ``index``."""
-    if isinstance(value, Tensor):
-        whole = value.dim() > 0 and value.shape[0] == samples
-        return value[index.to(value.device)] if whole else value
-    if isinstance(value, Mapping):
-        return {key: take(item, index, samples) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(take(item, index, samples) for item in value))
-    if isinstance(value, list | tuple):
-        return type(value)(take(item, index, samples) for item in value)
-    return value
+
+    def rows(tensor: Tensor) -> Tensor:
+        whole = tensor.dim() > 0 and tensor.shape[0] == samples
+        return tensor[index.to(tensor.device)] if whole else tensor
+
+    return map_tensors(value, rows)
 
 
 def batches(

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -35,10 +36,8 @@ from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unw
 from ..nn import SyncBatchNorm
 from .batches import ForwardFn, call, placement, size
 from .batches import batches as batches_of
-from .moments import Moments, batch_moments
+from .moments import ALONE, Moments, Ranks, batch_moments, current_ranks
 from .preserve import preserved, set_modes
-from .ranks import ALONE, Ranks
-from .ranks import current as current_ranks
 
 Mode = Literal["joint", "in-order"]
 
@@ -109,7 +108,7 @@ def recalibrate(
     with preserved(inner, loader), torch.no_grad():
         set_modes(inner, training=False)
         pass_over = _Pass(inner, loader, samples, forward_fn or call, progress, group)
-        results = _jointly(pass_over, layers) if mode == "joint" else _in_order(pass_over, layers)
+        results = pass_over.measure(layers, stop=False) if mode == "joint" else _in_order(pass_over, layers)
     new = {name: _checked(name, layers[name], *result) for name, result in results.items()}
     for name, (mean, var, batches) in new.items():
         _write(layers[name], mean, var, batches)
@@ -176,7 +175,7 @@ class _Pass:
         handles = [layer.register_forward_pre_hook(_counter(calls, name)) for name, layer in layers.items()]
         failure: Exception | None = None
         try:
-            for batch in _first(batches_of(self.loader, 1, placement(self.model))):
+            for batch in islice(batches_of(self.loader, 1, placement(self.model)), 1):
                 self.forward_fn(self.model, batch)
         except Exception as error:
             failure = error
@@ -184,12 +183,6 @@ class _Pass:
             for handle in handles:
                 handle.remove()
         return self.ranks.agree(list(calls.items()), failure)
-
-
-def _first(items: Iterable[Any]) -> Iterator[Any]:
-    for item in items:
-        yield item
-        return
 
 
 def _counter(calls: dict[str, int], name: str) -> Callable[..., None]:
@@ -243,10 +236,6 @@ def _use_pooled(layer: Any, moments: Moments, stored: tuple[Tensor | None, Tenso
         like = layer.running_mean
         layer.running_mean = moments.mean.to(like.device, like.dtype)
         layer.running_var = moments.variance.to(like.device, like.dtype)
-
-
-def _jointly(pass_over: _Pass, layers: dict[str, BatchNormLayer]) -> dict[str, tuple[Moments, int]]:
-    return pass_over.measure(layers, stop=False)
 
 
 def _in_order(pass_over: _Pass, layers: dict[str, BatchNormLayer]) -> dict[str, tuple[Moments, int]]:
