@@ -72,7 +72,8 @@ def _compile(key: Key, llvm: Any) -> bytes:
 
     from .registry import make
 
-    function = cfunc(types.void(types.int64, types.int64), error_model="numpy")(make(key))
+    kernel, record = make(key)
+    function = cfunc(types.void(record or types.int64, types.int64), error_model="numpy")(kernel)
     module = llvm.parse_assembly(function.inspect_llvm())
     for inner in module.functions:
         if inner.name == function.native_name:
@@ -129,7 +130,8 @@ def _fingerprint() -> str:
 def _sources() -> list[Path]:
     """The files whose text decides what a kernel compiles to."""
     kernels = Path(__file__).parents[1]
-    return [path for room in ("cpu", "conv") for path in sorted((kernels / room).rglob("*.py"))]
+    patterns = ("*/jit/*.py", "*/*arguments.py", "*/registers.py", "cpu/compiler.py", "cpu/registry.py")
+    return [path for pattern in patterns for path in sorted(kernels.glob(pattern))]
 
 
 def _keep(path: Path, code: bytes) -> None:

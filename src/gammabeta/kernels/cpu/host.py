@@ -1,12 +1,14 @@
-"""Batch normalization on the CPU: what ``gammabeta.kernels`` promises, on the kernels of ``compiled``.
+"""Batch normalization on the CPU: what ``gammabeta.kernels`` promises, on the kernels of ``jit``.
 
-This module looks at tensors, cuts the work and calls; the arithmetic is in ``compiled``. Tensors that lie
+This module looks at tensors, cuts the work and calls; the arithmetic is in ``jit``. Tensors that lie
 in memory neither contiguous nor channels_last are copied into the nearer of the two first.
 """
 
+import ctypes
+import math
 import threading
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,30 +16,17 @@ from torch import Tensor
 from ..layout import MaxPool, Pool, dense, empty, like, pooled
 from ..limits import unfit
 from .allocator import empty_like
-from .arguments import pack
-from .launch import Step, run
+from .arguments import Arguments, RunningArguments, packer
+from .launch import Step, call, run
 from .plan import Plan, plan_of
 from .registry import Key
-from .running import update_running
-
-__all__ = [
-    "backward",
-    "backward_apply",
-    "backward_reduce",
-    "codes_of",
-    "forward",
-    "forward_train",
-    "statistics",
-    "unsupported",
-    "update_running",
-]
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _NOTHING: tuple[Tensor, int, int] = (torch.empty(0), 0, 0)
 _local = threading.local()
 
-_Seven = tuple[int, int, int, int, int, int, int]
-_Nine = tuple[int, int, int, int, int, int, int, int, int]
+_UPDATE = Key("update_running")
+_pack, _pack_running = packer(Arguments), packer(RunningArguments)
 
 
 # --- what this backend takes ------------------------------------------------------------------------------
@@ -127,27 +116,11 @@ def _workspace(nbytes: int) -> int:
     return held[1]
 
 
-def _launch(
-    plan: Plan,
-    steps: tuple[Step, ...],
-    tensors: _Seven,
-    channelwise: _Nine,
-    eps: float = 0.0,
-    alone: bool = False,
-) -> None:
-    """Run steps one after the other on the same slots.
-
-    Args:
-        plan: how the work is cut.
-        steps: the kernels.
-        tensors: addresses of x, residual, grad, out, dx, dresidual and codes.
-        channelwise: of mean, var, invstd, weight, bias, dweight, dbias, mean_dz and mean_dz_xhat.
-        eps: added to the variance.
-        alone: a forward pass by itself, not in a training step.
-    """
+def _launch(plan: Plan, steps: tuple[Step, ...], fields: dict[str, Any], alone: bool = False) -> None:
+    """Run steps one after the other on the same ``Arguments``; ``alone``: not in a training step."""
     sums = _workspace(plan.bytes)
-    sizes = plan.alone if alone else plan.sizes
-    args = pack(*tensors, *channelwise, sums, sums + plan.own, *sizes, 0, eps, 0.0)
+    fields["sums"], fields["scratch"] = sums, sums + plan.own
+    args = _pack(fields, plan.alone if alone else plan.sizes)
     run(steps, args, plan.parts, plan.threads)
 
 
@@ -173,12 +146,8 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance per channel, float32 of shape (C,)."""
     x, program = _program_of(x, None, None, None)
     mean, var = _channelwise(x), _channelwise(x)
-    _launch(
-        program.plan,
-        program.statistics,
-        (x.data_ptr(), 0, 0, 0, 0, 0, 0),
-        (mean.data_ptr(), var.data_ptr(), 0, 0, 0, 0, 0, 0, 0),
-    )
+    fields = {"x": x.data_ptr(), "mean": mean.data_ptr(), "var": var.data_ptr()}
+    _launch(program.plan, program.statistics, fields)
     return mean, var
 
 
@@ -198,14 +167,19 @@ def forward_train(
     residual = None if residual is None else _beside(residual, x)
     mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
     out = _output(x, pool)
-    found = (mean.data_ptr(), var.data_ptr(), invstd.data_ptr())
-    _launch(
-        program.plan,
-        program.train,
-        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
-        (*found, _address(weight), _address(bias), 0, 0, 0, 0),
-        eps,
-    )
+    fields = {
+        "x": x.data_ptr(),
+        "residual": _address(residual),
+        "out": out.data_ptr(),
+        "codes": _address(codes),
+        "mean": mean.data_ptr(),
+        "var": var.data_ptr(),
+        "invstd": invstd.data_ptr(),
+        "weight": _address(weight),
+        "bias": _address(bias),
+        "eps": eps,
+    }
+    _launch(program.plan, program.train, fields)
     return out, mean, var, invstd
 
 
@@ -227,13 +201,17 @@ def forward(
     residual = None if residual is None else _beside(residual, x)
     if out is None:
         out = _output(x, pool)
-    _launch(
-        program.plan,
-        program.forward,
-        (x.data_ptr(), _address(residual), 0, out.data_ptr(), 0, 0, _address(codes)),
-        (mean.data_ptr(), 0, invstd.data_ptr(), _address(weight), _address(bias), 0, 0, 0, 0),
-        alone=True,
-    )
+    fields = {
+        "x": x.data_ptr(),
+        "residual": _address(residual),
+        "out": out.data_ptr(),
+        "codes": _address(codes),
+        "mean": mean.data_ptr(),
+        "invstd": invstd.data_ptr(),
+        "weight": _address(weight),
+        "bias": _address(bias),
+    }
+    _launch(program.plan, program.forward, fields, alone=True)
     return out
 
 
@@ -258,25 +236,20 @@ class _Backward(NamedTuple):
         program = _program_of(self.x, None, None, None)[1]
         return self._replace(program=program, grad=grad, residual=None, codes=None)
 
-    def launch(
-        self, steps: tuple[Step, ...], dx: int, dresidual: int, sums: tuple[int, int, int, int]
-    ) -> None:
-        """Run; ``sums`` are the addresses of dweight, dbias, mean_dz and mean_dz_xhat."""
-        given = (self.mean.data_ptr(), 0, self.invstd.data_ptr(), _address(self.weight), _address(self.bias))
-        _launch(
-            self.program.plan,
-            steps,
-            (
-                self.x.data_ptr(),
-                _address(self.residual),
-                self.grad.data_ptr(),
-                0,
-                dx,
-                dresidual,
-                _address(self.codes),
-            ),
-            (*given, *sums),
-        )
+    def launch(self, steps: tuple[Step, ...], results: dict[str, int]) -> None:
+        """Run; ``results`` are the addresses of dx, dresidual, dweight, dbias, mean_dz and mean_dz_xhat."""
+        fields = {
+            **results,
+            "x": self.x.data_ptr(),
+            "residual": _address(self.residual),
+            "grad": self.grad.data_ptr(),
+            "codes": _address(self.codes),
+            "mean": self.mean.data_ptr(),
+            "invstd": self.invstd.data_ptr(),
+            "weight": _address(self.weight),
+            "bias": _address(self.bias),
+        }
+        _launch(self.program.plan, steps, fields)
 
 
 def _prepare(
@@ -312,7 +285,7 @@ def backward_reduce(
     """Per channel Σdz and Σdz·xhat: the gradients of bias and weight."""
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
     sum_dz, sum_dz_xhat = _channelwise(x), _channelwise(x)
-    job.launch(job.program.reduce, 0, 0, (sum_dz_xhat.data_ptr(), sum_dz.data_ptr(), 0, 0))
+    job.launch(job.program.reduce, {"dweight": sum_dz_xhat.data_ptr(), "dbias": sum_dz.data_ptr()})
     return sum_dz, sum_dz_xhat
 
 
@@ -335,8 +308,13 @@ def backward_apply(
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
     dx = empty_like(job.x)
     dresidual = empty_like(job.x) if need_residual else None
-    means = (mean_dz.data_ptr(), mean_dz_xhat.data_ptr())
-    job.launch(job.program.apply, dx.data_ptr(), _address(dresidual), (0, 0, *means))
+    results = {
+        "dx": dx.data_ptr(),
+        "dresidual": _address(dresidual),
+        "mean_dz": mean_dz.data_ptr(),
+        "mean_dz_xhat": mean_dz_xhat.data_ptr(),
+    }
+    job.launch(job.program.apply, results)
     return dx, dresidual
 
 
@@ -357,16 +335,80 @@ def backward(
     job = _prepare(grad, x, mean, invstd, weight, bias, residual, activation, pool, codes)
     dx, dweight, dbias = empty_like(job.x), _channelwise(x), _channelwise(x)
     dresidual = empty_like(job.x) if need_residual else None
-    program = job.program
-    addresses = (dx.data_ptr(), _address(dresidual))
-    mean_dz = _workspace(program.plan.bytes) + program.plan.means
-    sums = (dweight.data_ptr(), dbias.data_ptr(), mean_dz, mean_dz + 4 * x.shape[1])
-    if program.plan.fused and (residual is None) == (dresidual is None):
-        job.launch(program.backward, *addresses, sums)
+    plan = job.program.plan
+    mean_dz = _workspace(plan.bytes) + plan.means
+    results = {
+        "dx": dx.data_ptr(),
+        "dresidual": _address(dresidual),
+        "dweight": dweight.data_ptr(),
+        "dbias": dbias.data_ptr(),
+        "mean_dz": mean_dz,
+        "mean_dz_xhat": mean_dz + 4 * x.shape[1],
+    }
+    if plan.fused and (residual is None) == (dresidual is None):
+        job.launch(job.program.backward, results)
     elif dresidual is None:
-        job.launch(program.reduce + program.apply, *addresses, sums)
+        job.launch(job.program.reduce + job.program.apply, results)
     else:  # the first pass has written dz
-        job.launch(program.reduce, *addresses, sums)
+        job.launch(job.program.reduce, results)
         linear = job.linear(dresidual)  # its working memory is no larger, and begins alike: the means stay
-        linear.launch(linear.program.apply, dx.data_ptr(), 0, sums)
+        linear.launch(linear.program.apply, {**results, "dresidual": 0})
     return dx, dweight, dbias, dresidual
+
+
+# --- running statistics -----------------------------------------------------------------------------------
+
+
+def update_running(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    factor: float,
+    skip_nonfinite: bool,
+) -> bool:
+    """Move the running statistics towards the batch's, in place; ``factor`` is the weight of the new.
+
+    ``var`` is the batch's biased variance over ``count`` values; what is stored is the unbiased one. With
+    ``skip_nonfinite`` a batch that has an infinite or NaN statistic changes nothing, and the answer is False.
+    """
+    if not (_plain(running_mean) and _plain(running_var)):
+        return _update_by_torch(running_mean, running_var, mean, var, count, factor, skip_nonfinite)
+    done = ctypes.c_int64(0)
+    fields = {
+        "mean": mean.data_ptr(),
+        "var": var.data_ptr(),
+        "running_mean": running_mean.data_ptr(),
+        "running_var": running_var.data_ptr(),
+        "done": ctypes.addressof(done),
+        "channels": mean.numel(),
+        "samples": count,
+        "skip": skip_nonfinite,
+        "factor": factor,
+    }
+    call(_UPDATE, _pack_running(fields))
+    return bool(done.value)
+
+
+def _plain(t: Tensor) -> bool:
+    return t.dtype is torch.float32 and t.is_contiguous()
+
+
+def _update_by_torch(
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    count: int,
+    factor: float,
+    skip_nonfinite: bool,
+) -> bool:
+    """The same for buffers of another dtype or layout."""
+    with torch.no_grad():
+        if skip_nonfinite and not bool(torch.isfinite(mean).all() & torch.isfinite(var).all()):
+            return False
+        unbiased = var.double() * (count / (count - 1)) if count > 1 else var * math.inf
+        running_mean.copy_(running_mean.double() * (1 - factor) + mean.double() * factor)
+        running_var.copy_(running_var.double() * (1 - factor) + unbiased * factor)
+    return True

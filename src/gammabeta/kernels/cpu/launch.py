@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import compiler
+from .arguments import Job
 from .registry import Key
 
 _KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64)
@@ -27,14 +28,9 @@ _WORK = Key("work")
 
 
 class _Job(ctypes.Structure):
-    """What ``serial.work`` reads."""
+    """A ``Job`` that keeps its arguments alive."""
 
-    _fields_ = (
-        ("next", ctypes.c_int64),
-        ("parts", ctypes.c_int64),
-        ("kernel", ctypes.c_int64),
-        ("args", ctypes.c_char_p),
-    )
+    _fields_ = tuple((name, ctypes.c_char_p if name == "args" else ctypes.c_int64) for name in Job._fields)
 
 
 _Team = Callable[[int, _Job, int], None]

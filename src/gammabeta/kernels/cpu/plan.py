@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..layout import MaxPool, Pool
-from .arguments import ACCOUNT, MARGIN, NEAR
+from .arguments import ACCOUNT, MARGIN, NEAR, Arguments
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
 _GROUP_BYTES = 512 << 10  # of a group's planes in all images
@@ -28,8 +28,8 @@ class Plan(NamedTuple):
     means: int  # where in the working memory the two means of a backward pass are, after the sums
     own: int  # and where what belongs to one part begins
     bytes: int  # of working memory in all
-    sizes: tuple[int, ...]  # the slots from the working memory of a part to stream, in a training step
-    alone: tuple[int, ...]  # the same for a forward pass by itself
+    sizes: dict[str, float]  # all fields of ``Arguments``, those that depend on the shape set
+    alone: dict[str, float]  # the same for a forward pass by itself, not in a training step
 
 
 @cache
@@ -66,26 +66,37 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
     rows = not contiguous or height * width == 1
     threads = max(1, min(most_threads, math.prod(shape) // _GRAIN))
     image_parts, channel_parts = (threads, 1) if rows or channels < threads else (1, threads)
-    tile = _tile(channels)
+    tile, phase = _tile(channels), 0
     sums_bytes = _rounded(8 * channels * (2 * image_parts + 1), 64)
     group = _group(images * height * width * size, height * width, channels)
     step = _TABLES * tile if rows else ACCOUNT * group
     if window is not None:
-        tile = tile if rows else _phase(window, width)
-        step += _rounded(_window_bytes(window, rows, tile, height, width, channels), 64)
+        phase = _phase(window, width)
+        step += _rounded(_window_bytes(window, rows, phase, height, width, channels), 64)
     elif rows and pool:
         step += _rounded(4 * width * channels, 64)
     # What is streamed is whole aligned vectors: so every run of elements that a kernel starts anew must be.
     run = width * (channels if rows else height if window else 1)
     aligned = run % 16 == 0 or (rows and not pool)
     streamed, alone = (aligned and n * math.prod(shape) * size >= _STREAMED for n in (_STEP, _ALONE))
-    sizes = (step, images, channels, height, width, tile, group, image_parts, channel_parts)
+    sizes = Arguments(
+        scratch_step=step,
+        images=images,
+        channels=channels,
+        height=height,
+        width=width,
+        tile=tile,
+        phase=phase,
+        group=group,
+        image_parts=image_parts,
+        channel_parts=channel_parts,
+    )
     fused = not rows and image_parts == 1
     parts = image_parts * channel_parts
     shared = sums_bytes + _rounded(8 * channels, 64)
     nbytes = shared + parts * step
-    slots = (*sizes, streamed), (*sizes, alone)
-    return Plan(rows, threads, fused, parts, sums_bytes, shared, nbytes, *slots)
+    given = (sizes._replace(stream=stream)._asdict() for stream in (streamed, alone))
+    return Plan(rows, threads, fused, parts, sums_bytes, shared, nbytes, *given)
 
 
 def _rounded(number: int, multiple: int) -> int:

@@ -41,8 +41,8 @@ class Key(NamedTuple):
         return "-".join([*chosen, f"v{self.vectors}"] if self.vectors else chosen)
 
 
-def make(key: Key) -> Callable[..., Any]:
-    """The kernel ``key`` names, with its storage type, activation and options fixed."""
+def make(key: Key) -> tuple[Callable[..., Any], Any]:
+    """The kernel ``key`` names, its storage type, activation and options fixed, and what it is handed."""
     from .jit import loads
     from .jit.activations import ACTIVATIONS
 
@@ -51,4 +51,4 @@ def make(key: Key) -> Callable[..., Any]:
     maker = next(getattr(module, key.kernel) for module in modules if hasattr(module, key.kernel))
     sizes = (key.vectors,) if key.vectors else ()
     kernel: Callable[..., Any] = maker(storage, ACTIVATIONS[key.activation], key.residual, key.pool, *sizes)
-    return kernel
+    return kernel, getattr(maker, "record", None)

@@ -7,30 +7,7 @@ memory once where the group's planes fit in a core's cache.
 
 import math
 
-from ..arguments import (
-    ACCOUNT,
-    BIAS,
-    CHANNEL_PARTS,
-    CHANNELS,
-    CODES,
-    EPS,
-    GROUP,
-    HEIGHT,
-    IMAGE_PARTS,
-    IMAGES,
-    INVSTD,
-    MEAN,
-    NEAR,
-    OUT,
-    PHASE,
-    RESIDUAL,
-    STREAM,
-    SUMS,
-    VAR,
-    WEIGHT,
-    WIDTH,
-    X,
-)
+from ..arguments import ACCOUNT, NEAR, Arguments
 from .groups import (
     FIRST,
     SETTLED,
@@ -45,9 +22,10 @@ from .groups import (
     open_account,
     put,
 )
-from .loads import fence, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .loads import fence, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
 from .max_pool import out_plane_of, pool_plane_of, window_of
 from .pointwise import forward
+from .record import takes
 from .simd import even_lanes, first_lanes, fma, inlined, odd_lanes, select, splat, total
 
 PIECE = 8192  # elements of a plane that one part takes at a time
@@ -57,8 +35,8 @@ READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
 @inlined
 def scale_and_bias(args, c):
     """``weight * invstd`` and ``bias`` of a channel."""
-    weight, bias = get_i64(args, WEIGHT), get_i64(args, BIAS)
-    scale = get_f32(get_i64(args, INVSTD), c)
+    weight, bias = args.weight, args.bias
+    scale = get_f32(args.invstd, c)
     if weight != 0:
         scale *= get_f32(weight, c)
     return scale, (get_f32(bias, c) if bias != 0 else 0.0)
@@ -128,8 +106,8 @@ def _group_sums(storage):
     @inlined
     def group_sums(args, begins, c0, c1, start, stop):
         """Pieces ``start`` to ``stop`` of channels ``c0`` to ``c1``."""
-        x, images, channels = get_i64(args, X), get_i64(args, IMAGES), get_i64(args, CHANNELS)
-        plane = get_i64(args, HEIGHT) * get_i64(args, WIDTH)
+        x, images, channels = args.x, args.images, args.channels
+        plane = args.height * args.width
         pieces = (plane + PIECE - 1) // PIECE
         for c in range(c0, c1):
             open_account(begins + (c - c0) * ACCOUNT, float(get(x, c * plane)))
@@ -155,15 +133,16 @@ def _group_sums(storage):
     return group_sums
 
 
+@takes(Arguments)
 def planes_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
     group_sums = _group_sums(storage)
 
     def kernel(args, part):
-        sums, channels, group = get_i64(args, SUMS), get_i64(args, CHANNELS), get_i64(args, GROUP)
-        plane = get_i64(args, HEIGHT) * get_i64(args, WIDTH)
-        units = get_i64(args, IMAGES) * ((plane + PIECE - 1) // PIECE)
-        image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
+        sums, channels, group = args.sums, args.channels, args.group
+        plane = args.height * args.width
+        units = args.images * ((plane + PIECE - 1) // PIECE)
+        image_parts, channel_parts = args.image_parts, args.channel_parts
         mine, span = part // channel_parts, part % channel_parts
         start, stop = cut(units, image_parts, mine), cut(units, image_parts, mine + 1)
         begins, end = accounts(args, part), cut(channels, channel_parts, span + 1)
@@ -237,10 +216,10 @@ def _plane_forward(storage, activation, residual, pool):
 
         @inlined
         def over(args, x, res, there, scratch, height, width, m, s, b):
-            codes = get_i64(args, CODES)
+            codes = args.codes
             if codes != 0:
                 codes += there
-            out, phase = get_i64(args, OUT) + there * size, get_i64(args, PHASE)
+            out, phase = args.out + there * size, args.phase
             pool_plane(x, res, out, codes, scratch, phase, height, width, m, s, b)
 
     else:
@@ -248,38 +227,40 @@ def _plane_forward(storage, activation, residual, pool):
 
         @inlined
         def over(args, x, res, there, scratch, height, width, m, s, b):
-            out, streamed = get_i64(args, OUT) + there * size, get_i64(args, STREAM) != 0
+            out, streamed = args.out + there * size, args.stream != 0
             flat(x, res, out, height, width, m, s, b, streamed)
 
     out_plane = out_plane_of(pool)
 
     @inlined
     def plane_forward(args, p, c, scratch):
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        height, width = args.height, args.width
         scale, bias = scale_and_bias(args, c)
         here, there = p * height * width * size, p * out_plane(height, width)
-        x, res, m = get_i64(args, X) + here, get_i64(args, RESIDUAL) + here, get_f32(get_i64(args, MEAN), c)
+        x, res, m = args.x + here, args.residual + here, get_f32(args.mean, c)
         over(args, x, res, there, scratch, height, width, splat(m), splat(scale), splat(bias))
 
     return prepare, plane_forward
 
 
+@takes(Arguments)
 def planes_forward(storage, activation, residual, pool):
     """Every plane by itself, with the statistics given."""
     prepare, plane_forward = _plane_forward(storage, activation, residual, pool)
 
     def kernel(args, part):
-        parts = get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
-        channels, scratch = get_i64(args, CHANNELS), prepare(args, part)
-        planes = get_i64(args, IMAGES) * channels
+        parts = args.image_parts * args.channel_parts
+        channels, scratch = args.channels, prepare(args, part)
+        planes = args.images * channels
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
             plane_forward(args, p, p % channels, scratch)
-        if get_i64(args, STREAM) != 0:
+        if args.stream != 0:
             fence()
 
     return kernel
 
 
+@takes(Arguments)
 def planes_train(storage, activation, residual, pool):
     """Statistics and forward of one group of channels after the other."""
     group_sums = _group_sums(storage)
@@ -291,13 +272,13 @@ def planes_train(storage, activation, residual, pool):
         v = get_f64(account, SQUARES) / count - off * off
         if v < 0.0:
             v = 0.0
-        put_f32(get_i64(args, MEAN), c, get_f64(account, FIRST) + off)
-        put_f32(get_i64(args, VAR), c, v)
-        put_f32(get_i64(args, INVSTD), c, 1.0 / math.sqrt(v + get_f64(args, EPS)))
+        put_f32(args.mean, c, get_f64(account, FIRST) + off)
+        put_f32(args.var, c, v)
+        put_f32(args.invstd, c, 1.0 / math.sqrt(v + args.eps))
 
     def kernel(args, part):
-        images, channels, group = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, GROUP)
-        plane, parts = get_i64(args, HEIGHT) * get_i64(args, WIDTH), get_i64(args, CHANNEL_PARTS)
+        images, channels, group = args.images, args.channels, args.group
+        plane, parts = args.height * args.width, args.channel_parts
         units, count = images * ((plane + PIECE - 1) // PIECE), float(images * plane)
         begins, scratch = accounts(args, part), prepare(args, part)
         end = cut(channels, parts, part + 1)
@@ -309,7 +290,7 @@ def planes_train(storage, activation, residual, pool):
             for image in range(images):
                 for c in range(c0, c1):
                     plane_forward(args, image * channels + c, c, scratch)
-        if get_i64(args, STREAM) != 0:
+        if args.stream != 0:
             fence()
 
     return kernel

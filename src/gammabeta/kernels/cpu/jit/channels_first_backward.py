@@ -6,35 +6,13 @@ two in one, group of channels by group, read everything from memory once where t
 core's cache.
 """
 
-from ..arguments import (
-    ACCOUNT,
-    CHANNEL_PARTS,
-    CHANNELS,
-    DBIAS,
-    DRESIDUAL,
-    DWEIGHT,
-    DX,
-    GRAD,
-    GROUP,
-    HEIGHT,
-    IMAGE_PARTS,
-    IMAGES,
-    INVSTD,
-    MEAN,
-    MEAN_DZ,
-    MEAN_DZ_XHAT,
-    NEAR,
-    RESIDUAL,
-    STREAM,
-    SUMS,
-    WIDTH,
-    X,
-)
+from ..arguments import ACCOUNT, NEAR, Arguments
 from .activations import ACTIVATIONS
 from .channels_first import PIECE, READ_AHEAD, WRITE_AHEAD, no_memory, scale_and_bias
 from .groups import SETTLED, SQUARES, TOTAL, accounts, book, cut, fetch_next, held, open_account, put
-from .loads import fence, float32, get_f32, get_f64, get_i64, prefetch, prefetch_write, put_f32, put_f64
+from .loads import fence, float32, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
 from .max_pool import out_plane_of, spread_plane_of, window_of
+from .record import takes
 from .simd import first_lanes, fma, inlined, mixed_high, mixed_low, select, splat, total
 
 
@@ -158,23 +136,23 @@ def _group_reduce(storage, activation, residual, pool):
     @inlined
     def fetch(args, p, image, group):
         """Ask for what this plane's successor reads."""
-        images, channels = get_i64(args, IMAGES), get_i64(args, CHANNELS)
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        images, channels = args.images, args.channels
+        height, width = args.height, args.width
         step, grad_step = height * width * size, out_plane(height, width) * size
-        fetch_next(get_i64(args, X) + p * step, image, images, channels * step, group * step, step)
-        grad = get_i64(args, GRAD) + p * grad_step
+        fetch_next(args.x + p * step, image, images, channels * step, group * step, step)
+        grad = args.grad + p * grad_step
         fetch_next(grad, image, images, channels * grad_step, group * grad_step, grad_step)
 
     @inlined
     def plane_reduce(args, p, c, account, pending, scratch):
         """Add a plane to the account of its channel; return the values not settled yet."""
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        here, dres = p * height * width * size, get_i64(args, DRESIDUAL)
-        x, res, out = get_i64(args, X) + here, get_i64(args, RESIDUAL) + here, dres + here if dres != 0 else 0
+        height, width = args.height, args.width
+        here, dres = p * height * width * size, args.dresidual
+        x, res, out = args.x + here, args.residual + here, dres + here if dres != 0 else 0
         scale, bias = scale_and_bias(args, c)
         zero = splat(0.0)
-        constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), zero, zero)
-        grad = gradient(args, get_i64(args, GRAD), p, scratch, height, width)
+        constants = (splat(get_f32(args.mean, c)), splat(scale), splat(bias), zero, zero)
+        grad = gradient(args, args.grad, p, scratch, height, width)
         sums = (held(account), (zero, zero))
         for unit in range(units(height, width)):
             sums, done = walk(unit, x, res, grad, height, width, constants, out, sums)
@@ -189,8 +167,8 @@ def _group_reduce(storage, activation, residual, pool):
     @inlined
     def group_reduce(args, begins, c0, c1, start, stop, scratch):
         """Images ``start`` to ``stop`` of channels ``c0`` to ``c1``."""
-        channels = get_i64(args, CHANNELS)
-        near = get_i64(args, HEIGHT) * get_i64(args, WIDTH) <= NEAR
+        channels = args.channels
+        near = args.height * args.width <= NEAR
         for c in range(c0, c1):
             open_account(begins + (c - c0) * ACCOUNT, 0.0)
         before = 0
@@ -233,13 +211,13 @@ def _plane_apply(storage, activation, residual, pool):
 
     @inlined
     def plane_apply(args, grad, p, c, mean_dz, mean_dz_xhat, scratch):
-        x, res, streamed = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, STREAM) != 0
-        dx, dres = get_i64(args, DX), get_i64(args, DRESIDUAL)
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
+        x, res, streamed = args.x, args.residual, args.stream != 0
+        dx, dres = args.dx, args.dresidual
+        height, width = args.height, args.width
         scale, bias = scale_and_bias(args, c)
-        invstd = get_f32(get_i64(args, INVSTD), c)
+        invstd = get_f32(args.invstd, c)
         a, k = splat(scale * mean_dz), splat(scale * invstd * mean_dz_xhat)
-        constants = (splat(get_f32(get_i64(args, MEAN), c)), splat(scale), splat(bias), a, k)
+        constants = (splat(get_f32(args.mean, c)), splat(scale), splat(bias), a, k)
         here = p * height * width * size
         there = gradient(args, grad, p, scratch, height, width)
         out = (dx + here, dres + here if dres != 0 else 0, streamed)
@@ -249,16 +227,17 @@ def _plane_apply(storage, activation, residual, pool):
     return prepare, plane_apply
 
 
+@takes(Arguments)
 def planes_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) of each part."""
     prepare, group_reduce = _group_reduce(storage, activation, residual, pool)
 
     def kernel(args, part):
-        images, channels, sums = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, SUMS)
-        image_parts, channel_parts = get_i64(args, IMAGE_PARTS), get_i64(args, CHANNEL_PARTS)
+        images, channels, sums = args.images, args.channels, args.sums
+        image_parts, channel_parts = args.image_parts, args.channel_parts
         mine, span = part // channel_parts, part % channel_parts
         start, stop = cut(images, image_parts, mine), cut(images, image_parts, mine + 1)
-        begins, scratch, group = accounts(args, part), prepare(args, part), get_i64(args, GROUP)
+        begins, scratch, group = accounts(args, part), prepare(args, part), args.group
         end = cut(channels, channel_parts, span + 1)
         for c0 in range(cut(channels, channel_parts, span), end, group):
             c1 = min(c0 + group, end)
@@ -271,25 +250,27 @@ def planes_reduce(storage, activation, residual, pool):
     return kernel
 
 
+@takes(Arguments)
 def planes_apply(storage, activation, residual, pool):
     """Every plane by itself, with the means given."""
     prepare, plane_apply = _plane_apply(storage, activation, residual, pool)
 
     def kernel(args, part):
         scratch = prepare(args, part)
-        channels, parts = get_i64(args, CHANNELS), get_i64(args, IMAGE_PARTS) * get_i64(args, CHANNEL_PARTS)
-        mean_dz, mean_dz_xhat = get_i64(args, MEAN_DZ), get_i64(args, MEAN_DZ_XHAT)
-        planes = get_i64(args, IMAGES) * channels
+        channels, parts = args.channels, args.image_parts * args.channel_parts
+        mean_dz, mean_dz_xhat = args.mean_dz, args.mean_dz_xhat
+        planes = args.images * channels
         for p in range(cut(planes, parts, part), cut(planes, parts, part + 1)):
             c = p % channels
-            grad = get_i64(args, GRAD)
+            grad = args.grad
             plane_apply(args, grad, p, c, get_f32(mean_dz, c), get_f32(mean_dz_xhat, c), scratch)
-        if get_i64(args, STREAM) != 0:
+        if args.stream != 0:
             fence()
 
     return kernel
 
 
+@takes(Arguments)
 def planes_backward(storage, activation, residual, pool):
     """Reduce and apply of one group of channels after the other, the statistics differentiated.
 
@@ -302,11 +283,11 @@ def planes_backward(storage, activation, residual, pool):
         _, plane_apply = _plane_apply(storage, activation, False, pool)
 
     def kernel(args, part):
-        images, channels, parts = get_i64(args, IMAGES), get_i64(args, CHANNELS), get_i64(args, CHANNEL_PARTS)
-        dweight, dbias, invstd = get_i64(args, DWEIGHT), get_i64(args, DBIAS), get_i64(args, INVSTD)
-        count = float(images * get_i64(args, HEIGHT) * get_i64(args, WIDTH))
-        grad = get_i64(args, DRESIDUAL) if residual else get_i64(args, GRAD)
-        begins, scratch, group = accounts(args, part), prepare(args, part), get_i64(args, GROUP)
+        images, channels, parts = args.images, args.channels, args.channel_parts
+        dweight, dbias, invstd = args.dweight, args.dbias, args.invstd
+        count = float(images * args.height * args.width)
+        grad = args.dresidual if residual else args.grad
+        begins, scratch, group = accounts(args, part), prepare(args, part), args.group
         end = cut(channels, parts, part + 1)
         for c0 in range(cut(channels, parts, part), end, group):
             c1 = min(c0 + group, end)
@@ -319,7 +300,7 @@ def planes_backward(storage, activation, residual, pool):
                 for c in range(c0, c1):
                     mean_dz, mean_dz_xhat = get_f32(dbias, c) / count, get_f32(dweight, c) / count
                     plane_apply(args, grad, image * channels + c, c, mean_dz, mean_dz_xhat, scratch)
-        if get_i64(args, STREAM) != 0:
+        if args.stream != 0:
             fence()
 
     return kernel

@@ -10,25 +10,11 @@ taken several at a time, so that a table is read once for all. That is not the o
 processor's own prefetching wants, so each group asks for the next in that order (``ahead``).
 """
 
-from ..arguments import (
-    CHANNELS,
-    CODES,
-    HEIGHT,
-    IMAGE_PARTS,
-    IMAGES,
-    OUT,
-    RESIDUAL,
-    SCRATCH,
-    SCRATCH_STEP,
-    STREAM,
-    SUMS,
-    TILE,
-    WIDTH,
-    X,
-)
-from .loads import fence, float32, float64, get_f32, get_i64, prefetch, prefetch_write, put_f64
+from ..arguments import Arguments
+from .loads import fence, float32, float64, get_f32, prefetch, prefetch_write, put_f64
 from .max_pool import along, pool_row_of, window_of
 from .pointwise import forward
+from .record import takes
 from .simd import first_lanes, fma, inlined, select, splat, splat_wide, widen
 from .tables import clear, cut, fold, spread
 
@@ -50,6 +36,7 @@ def ahead(at, v, tile, together, j, size):
 # --- statistics -------------------------------------------------------------------------------------------
 
 
+@takes(Arguments)
 def rows_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value.
 
@@ -83,10 +70,10 @@ def rows_statistics(storage, activation, residual, pool):
             _store(table, tile + v, splat(0.0))
 
     def kernel(args, part):
-        x, channels, tile = get_i64(args, X), get_i64(args, CHANNELS), get_i64(args, TILE)
-        parts, sums = get_i64(args, IMAGE_PARTS), get_i64(args, SUMS)
-        total = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
-        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        x, channels, tile = args.x, args.channels, args.tile
+        parts, sums = args.image_parts, args.sums
+        total = args.images * args.height * args.width * channels
+        table = args.scratch + part * args.scratch_step
         start_shift, block_shift = table + 8 * tile, table + 12 * tile
         wide_sums = table + 16 * tile
         clear(table, 2 * tile)
@@ -139,6 +126,7 @@ def rows_statistics(storage, activation, residual, pool):
 # --- forward ----------------------------------------------------------------------------------------------
 
 
+@takes(Arguments)
 def rows_forward(storage, activation, residual, pool):
     """``out = pool(activation((x - mean) * scale + bias + residual))``.
 
@@ -213,29 +201,29 @@ def rows_forward(storage, activation, residual, pool):
                     store_out(out, here + w, (_load(line, left + w) + _load(line, right + w)) * quarter)
 
     def flat(args, part):
-        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
-        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        channels, tile, parts = args.channels, args.tile, args.image_parts
+        table = args.scratch + part * args.scratch_step
         spread(args, table, tile)
-        elements = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH) * channels
+        elements = args.images * args.height * args.width * channels
         tiles = (elements + tile - 1) // tile
         start = cut(tiles, parts, part) * tile
         count = min(cut(tiles, parts, part + 1) * tile, elements) - start
         first = start * size
-        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
-        streamed = get_i64(args, STREAM) != 0
+        x, res, out = args.x, args.residual, args.out
+        streamed = args.stream != 0
         run(x + first, res + first, 0, out + first, count, table, tile, streamed)
         if streamed:
             fence()
 
     def pooled(args, part):
-        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        x, res, out = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, OUT)
-        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        channels, tile, parts = args.channels, args.tile, args.image_parts
+        height, width = args.height, args.width
+        x, res, out = args.x, args.residual, args.out
+        table = args.scratch + part * args.scratch_step
         line = table + 48 * tile
         spread(args, table, tile)
         pairs = width // 2
-        units = get_i64(args, IMAGES) * (height // 2)
+        units = args.images * (height // 2)
         for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
             image, row = unit // (height // 2), unit % (height // 2)
             first = (image * height + 2 * row) * width * channels * size
@@ -247,14 +235,14 @@ def rows_forward(storage, activation, residual, pool):
     size_of_ring, (span, side), pool_row = window[0], along(window), pool_row_of(storage, window)
 
     def windowed(args, part):
-        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        x, res, codes = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, CODES)
-        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        channels, tile, parts = args.channels, args.tile, args.image_parts
+        height, width = args.height, args.width
+        x, res, codes = args.x, args.residual, args.codes
+        table = args.scratch + part * args.scratch_step
         spread(args, table, tile)
         ring, row = table + 48 * tile, width * channels
         rows, columns, current, done = side(height), side(width), -1, 0
-        units = get_i64(args, IMAGES) * rows
+        units = args.images * rows
         for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
             image, i = unit // rows, unit % rows
             first, stop = span(i, height)
@@ -265,7 +253,7 @@ def rows_forward(storage, activation, residual, pool):
                 line = ring + r % size_of_ring * (4 * row + 64)
                 run(x + here, res + here, 0, line, row, table, tile, False)
             done = stop
-            out, at = get_i64(args, OUT), unit * columns * channels
+            out, at = args.out, unit * columns * channels
             pool_row(ring, 4 * row + 64, out, codes, at, i, height, width, channels)
 
     return windowed

@@ -5,25 +5,11 @@ residual) and writes 1 where the residual wants its gradient, which is dz; apply
 activation's derivative is taken again from x.
 """
 
-from ..arguments import (
-    CHANNELS,
-    DRESIDUAL,
-    DX,
-    GRAD,
-    HEIGHT,
-    IMAGE_PARTS,
-    IMAGES,
-    RESIDUAL,
-    SCRATCH,
-    SCRATCH_STEP,
-    STREAM,
-    TILE,
-    WIDTH,
-    X,
-)
+from ..arguments import Arguments
 from .channels_last import TOGETHER, ahead
-from .loads import fence, float32, float64, get_i64, prefetch, prefetch_write
+from .loads import fence, float32, float64, prefetch, prefetch_write
 from .max_pool import spread_row_of, window_of
+from .record import takes
 from .simd import fma, inlined, splat, widen
 from .tables import clear, cut, fold, spread, spread_means
 
@@ -122,6 +108,7 @@ def _spread_pair(storage):
 # --- reduce -----------------------------------------------------------------------------------------------
 
 
+@takes(Arguments)
 def rows_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) of each part: float32 over some tens of tiles, float64 over those.
 
@@ -201,11 +188,11 @@ def rows_reduce(storage, activation, residual, pool):
         return pending
 
     def kernel(args, part):
-        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
-        images, height, width = get_i64(args, IMAGES), get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
-        dres = get_i64(args, DRESIDUAL)
-        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        channels, tile, parts = args.channels, args.tile, args.image_parts
+        images, height, width = args.images, args.height, args.width
+        x, res, grad = args.x, args.residual, args.grad
+        dres = args.dresidual
+        table = args.scratch + part * args.scratch_step
         spread(args, table, tile)
         clear(table + 20 * tile, 2 * tile)
         clear(table + 32 * tile, 4 * tile)
@@ -237,6 +224,7 @@ def rows_reduce(storage, activation, residual, pool):
 # --- apply ------------------------------------------------------------------------------------------------
 
 
+@takes(Arguments)
 def rows_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)``, and ``dz`` where the residual wants it."""
     load, load_some, store, store_some = storage.load, storage.load_some, storage.store, storage.store_some
@@ -292,11 +280,11 @@ def rows_apply(storage, activation, residual, pool):
             at += tile
 
     def kernel(args, part):
-        channels, tile, parts = get_i64(args, CHANNELS), get_i64(args, TILE), get_i64(args, IMAGE_PARTS)
-        images, height, width = get_i64(args, IMAGES), get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        x, res, grad = get_i64(args, X), get_i64(args, RESIDUAL), get_i64(args, GRAD)
-        dx, dres, streamed = get_i64(args, DX), get_i64(args, DRESIDUAL), get_i64(args, STREAM) != 0
-        table = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+        channels, tile, parts = args.channels, args.tile, args.image_parts
+        images, height, width = args.images, args.height, args.width
+        x, res, grad = args.x, args.residual, args.grad
+        dx, dres, streamed = args.dx, args.dresidual, args.stream != 0
+        table = args.scratch + part * args.scratch_step
         spread(args, table, tile)
         spread_means(args, table, tile)
         if lined:

@@ -7,8 +7,7 @@ account was last settled, and the float64 totals. The plan makes groups that fit
 channels); long planes are groups of one.
 """
 
-from ..arguments import SCRATCH, SCRATCH_STEP
-from .loads import float32, get_f64, get_i64, prefetch, put_f64
+from .loads import float32, get_f64, prefetch, put_f64
 from .simd import inlined, splat
 
 SHIFT = 32  # where an account has the float32 that its lanes are sums about
@@ -27,7 +26,7 @@ def cut(units, parts, part):
 @inlined
 def accounts(args, part):
     """Where the accounts of a part's channels begin, one after the other."""
-    return get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
+    return args.scratch + part * args.scratch_step
 
 
 @inlined

@@ -9,9 +9,9 @@ contiguous plane neighbouring windows are ``stride`` elements apart, and sixteen
 together: so a row lies in the ring taken apart into ``stride`` *phases*, whose elements are neighbours there.
 """
 
-from ..arguments import ACCOUNT, CODES, GROUP, MARGIN, PHASE, WIDTH
+from ..arguments import ACCOUNT, MARGIN
 from .groups import accounts
-from .loads import byte, float32, get_f32, get_i64, put_f32
+from .loads import byte, float32, get_f32, put_f32
 from .simd import even_lanes, inlined, mixed_high, mixed_low, odd_lanes, select, splat
 
 _load, _store, _store_some = float32.load, float32.store, float32.store_some
@@ -168,8 +168,8 @@ def pool_plane_of(storage, window, one, one_some):
     @inlined
     def prepare(args, part):
         """Fill what is outside of the plane; return the working memory."""
-        scratch = accounts(args, part) + get_i64(args, GROUP) * ACCOUNT
-        _fill(scratch, kernel * stride * get_i64(args, PHASE) + get_i64(args, WIDTH) + 32, _LEAST)
+        scratch = accounts(args, part) + args.group * ACCOUNT
+        _fill(scratch, kernel * stride * args.phase + args.width + 32, _LEAST)
         return scratch
 
     @inlined
@@ -212,16 +212,16 @@ def spread_plane_of(storage, window):
     @inlined
     def prepare(args, part):
         """Clear the ring; return the working memory."""
-        scratch = accounts(args, part) + get_i64(args, GROUP) * ACCOUNT
-        _fill(scratch, kernel * kernel * (get_i64(args, PHASE) + MARGIN), 0.0)
+        scratch = accounts(args, part) + args.group * ACCOUNT
+        _fill(scratch, kernel * kernel * (args.phase + MARGIN), 0.0)
         return scratch
 
     @inlined
     def spread_plane(args, grad, at, scratch, height, width):
         """Return the address of the plane; ``at`` is where its windows begin in the tensor ``grad``."""
-        piece = get_i64(args, PHASE) + MARGIN
+        piece = args.phase + MARGIN
         row_bytes = 4 * kernel * piece
-        plane, codes = scratch + kernel * row_bytes, get_i64(args, CODES)
+        plane, codes = scratch + kernel * row_bytes, args.codes
         rows, columns, done = side(height), side(width), 0
         for i in range(rows):
             first, stop = span(i, height)
@@ -294,7 +294,7 @@ def spread_row_of(storage, window):
     def spread_row(args, grad, line, image, row, height, width, channels):
         """Fill the line for one row of an image."""
         _fill(line, width * channels, 0.0)
-        codes, columns = get_i64(args, CODES), side(width)
+        codes, columns = args.codes, side(width)
         first = max(0, (row + padding - kernel + stride) // stride)
         for i in range(first, min(side(height), (row + padding) // stride + 1)):
             place = float((row + padding - i * stride) * kernel)

@@ -8,28 +8,13 @@ import math
 from llvmlite import ir
 from numba.core import types
 
-from ..arguments import (
-    CHANNELS,
-    DBIAS,
-    DWEIGHT,
-    EPS,
-    FACTOR,
-    HEIGHT,
-    IMAGE_PARTS,
-    IMAGES,
-    INVSTD,
-    MEAN,
-    MEAN_DZ,
-    MEAN_DZ_XHAT,
-    SKIP,
-    SUMS,
-    VAR,
-    WIDTH,
-)
-from .loads import get_f32, get_f64, get_i64, put_f32, put_i64
+from ..arguments import Arguments, Job, RunningArguments
+from .loads import get_f32, get_f64, put_f32, put_i64
+from .record import takes
 from .simd import intrinsic
 
 
+@takes(Arguments)
 def finish_statistics(storage, activation, residual, pool):
     """Per channel: mean, biased variance and ``1 / sqrt(var + eps)`` from the parts' sums about a shift.
 
@@ -38,11 +23,11 @@ def finish_statistics(storage, activation, residual, pool):
     """
 
     def kernel(args, part):
-        sums, channels = get_i64(args, SUMS), get_i64(args, CHANNELS)
-        parts = get_i64(args, IMAGE_PARTS)
-        count = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH)
-        mean, var, invstd = get_i64(args, MEAN), get_i64(args, VAR), get_i64(args, INVSTD)
-        eps = get_f64(args, EPS)
+        sums, channels = args.sums, args.channels
+        parts = args.image_parts
+        count = args.images * args.height * args.width
+        mean, var, invstd = args.mean, args.var, args.invstd
+        eps = args.eps
         for c in range(channels):
             s = 0.0
             q = 0.0
@@ -61,15 +46,16 @@ def finish_statistics(storage, activation, residual, pool):
     return kernel
 
 
+@takes(Arguments)
 def finish_gradients(storage, activation, residual, pool):
     """Per channel: Σdz and Σdz·xhat from the parts' Σdz and Σdz·(x - mean), and both divided by the count."""
 
     def kernel(args, part):
-        sums, channels = get_i64(args, SUMS), get_i64(args, CHANNELS)
-        parts = get_i64(args, IMAGE_PARTS)
-        count = get_i64(args, IMAGES) * get_i64(args, HEIGHT) * get_i64(args, WIDTH)
-        dweight, dbias, invstd = get_i64(args, DWEIGHT), get_i64(args, DBIAS), get_i64(args, INVSTD)
-        mean_dz, mean_dz_xhat = get_i64(args, MEAN_DZ), get_i64(args, MEAN_DZ_XHAT)
+        sums, channels = args.sums, args.channels
+        parts = args.image_parts
+        count = args.images * args.height * args.width
+        dweight, dbias, invstd = args.dweight, args.dbias, args.invstd
+        mean_dz, mean_dz_xhat = args.mean_dz, args.mean_dz_xhat
         for c in range(channels):
             s = 0.0
             q = 0.0
@@ -86,23 +72,23 @@ def finish_gradients(storage, activation, residual, pool):
     return kernel
 
 
+@takes(RunningArguments)
 def update_running(storage, activation, residual, pool):
     """``running = (1 - factor) * running + factor * batch``, the variance made unbiased by n / (n - 1).
 
-    ``mean`` and ``var`` are the batch's (biased), ``dweight`` and ``dbias`` the slots of the running mean and
-    variance. Where ``skip`` is set and a value is not finite, nothing is written and ``sums`` gets 0.
+    Where ``skip`` is set and a value of the batch is not finite, nothing is written and ``done`` gets 0.
     """
 
     def kernel(args, part):
-        mean, var, channels = get_i64(args, MEAN), get_i64(args, VAR), get_i64(args, CHANNELS)
-        running_mean, running_var = get_i64(args, DWEIGHT), get_i64(args, DBIAS)
-        count, factor = get_i64(args, IMAGES), get_f64(args, FACTOR)
+        mean, var, channels = args.mean, args.var, args.channels
+        running_mean, running_var = args.running_mean, args.running_var
+        count, factor = args.samples, args.factor
         finite = True
         for c in range(channels):
             finite = finite and math.isfinite(get_f32(mean, c)) and math.isfinite(get_f32(var, c))
-        put_i64(get_i64(args, SUMS), 0, 1)
-        if get_i64(args, SKIP) != 0 and not finite:
-            put_i64(get_i64(args, SUMS), 0, 0)
+        put_i64(args.done, 0, 1)
+        if args.skip != 0 and not finite:
+            put_i64(args.done, 0, 0)
             return
         unbiased = count / (count - 1.0)
         for c in range(channels):
@@ -114,14 +100,14 @@ def update_running(storage, activation, residual, pool):
 
 
 @intrinsic
-def _take(typingctx, address):
-    """The number at ``address``, which becomes one more; no two threads take the same."""
+def _take(typingctx, job):
+    """The next part of a job, which becomes one more; no two threads take the same."""
 
     def codegen(context, builder, sig, args):
         pointer = builder.inttoptr(args[0], ir.PointerType())
         return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "seq_cst")
 
-    return types.int64(types.int64), codegen
+    return types.int64(job), codegen
 
 
 @intrinsic
@@ -136,18 +122,17 @@ def _call(typingctx, function, args, part):
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+@takes(Job)
 def work(storage, activation, residual, pool):
     """What every thread of a team runs: take the next part and run it, until none is left.
 
-    Its argument is the address of four int64: the next part, the number of parts, the kernel, its slots.
     How the work was cut decides the result, never who did it; a team smaller than asked for is as good.
     """
 
     def kernel(job, unused):
-        parts, function, args = get_i64(job, 1), get_i64(job, 2), get_i64(job, 3)
         part = _take(job)
-        while part < parts:
-            _call(function, args, part)
+        while part < job.parts:
+            _call(job.kernel, job.args, part)
             part = _take(job)
 
     return kernel

@@ -4,8 +4,7 @@ A tile is a whole number of pixels and of vectors; within it element l belongs t
 the work has tables of its own.
 """
 
-from ..arguments import BIAS, CHANNELS, INVSTD, MEAN, MEAN_DZ, MEAN_DZ_XHAT, SUMS, WEIGHT
-from .loads import float32, float64, get_f32, get_f64, get_i64, put_f32, put_f64
+from .loads import float32, float64, get_f32, get_f64, put_f32, put_f64
 from .simd import inlined, splat
 
 _store, _load_wide = float32.store, float64.load
@@ -14,8 +13,8 @@ _store, _load_wide = float32.store, float64.load
 @inlined
 def spread(args, table, tile):
     """Fill the tables mean, scale = weight * invstd and bias, a value per element of a tile."""
-    channels, weight, bias = get_i64(args, CHANNELS), get_i64(args, WEIGHT), get_i64(args, BIAS)
-    mean, invstd = get_i64(args, MEAN), get_i64(args, INVSTD)
+    channels, weight, bias = args.channels, args.weight, args.bias
+    mean, invstd = args.mean, args.invstd
     for row in range(0, tile, channels):
         for c in range(channels):
             scale = get_f32(invstd, c)
@@ -29,8 +28,8 @@ def spread(args, table, tile):
 @inlined
 def spread_means(args, table, tile):
     """Fill tables 3 and 4, so that dx = scale * dz - table3 - (x - mean) * table4."""
-    channels, invstd = get_i64(args, CHANNELS), get_i64(args, INVSTD)
-    mean_dz, mean_dz_xhat = get_i64(args, MEAN_DZ), get_i64(args, MEAN_DZ_XHAT)
+    channels, invstd = args.channels, args.invstd
+    mean_dz, mean_dz_xhat = args.mean_dz, args.mean_dz_xhat
     for row in range(0, tile, channels):
         for c in range(channels):
             scale = get_f32(table, tile + row + c)
@@ -48,7 +47,7 @@ def clear(address, count):
 @inlined
 def fold(args, part, wide_sums, tile):
     """Add the two float64 tables, a value per element of a tile, up into the part's sums per channel."""
-    channels, sums = get_i64(args, CHANNELS), get_i64(args, SUMS)
+    channels, sums = args.channels, args.sums
     for which in range(2):
         target = (2 * part + which) * channels
         source = which * tile
