@@ -4,12 +4,10 @@ import copy
 import pickle
 import threading
 from contextlib import contextmanager
-from types import FunctionType
 
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize, prune
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,14 +15,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import gammabeta as gb
 from gammabeta.accelerate.chain import Chain
 from gammabeta.accelerate.packed import unavailable
-from gammabeta.graph.links import links_of
 from gammabeta.train.network import DigitNetwork
 
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason="this torch has no oneDNN")
 
 
-class Straight(nn.Module):
-    """A network like those people write, with a Sequential inside."""
+class Straight(nn.Sequential):
+    """Named layers, and a Sequential among them."""
 
     def __init__(self):
         super().__init__()
@@ -33,14 +30,10 @@ class Straight(nn.Module):
         self.body = nn.Sequential(
             nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3), nn.BatchNorm2d(5), nn.ReLU()
         )
+        self.flat = nn.Flatten()
+        self.relu = nn.ReLU()
         self.drop = nn.Dropout()
         self.fc = nn.Linear(5 * 3 * 3, 7)
-
-    def forward(self, x):
-        """Map (N, 4, 12, 12) to (N, 7)."""
-        x = self.body(self.bn(self.conv(x)))
-        x = F.relu(torch.flatten(x, 1))
-        return self.fc(self.drop(x))
 
 
 @pytest.fixture
@@ -255,7 +248,7 @@ def test_a_call_that_somebody_watches_is_the_model_s(folded, x, context):
 @torch.no_grad()
 def test_a_call_that_is_not_one_plain_tensor_is_the_model_s(folded, x):
     with calls_of(folded) as made:
-        assert torch.equal(folded(x=x), _plain(folded, x))
+        assert torch.equal(folded(input=x), _plain(folded, x))
         folded(nn.Parameter(x))
         with pytest.raises(TypeError, match="forward"):
             folded(x, x)
@@ -296,7 +289,7 @@ def test_a_copy_has_a_chain_of_its_own(folded, x, tmp_path):
 def test_several_threads(folded, x):
     with torch.no_grad():
         wanted = _plain(folded, x)
-    folded._compiled_call_impl.way = None
+    folded._compiled_call_impl.layers = None
     wrong = []
 
     def work():
@@ -311,206 +304,75 @@ def test_several_threads(folded, x):
     assert wrong == []
 
 
-# What a forward tells ---------------------------------------------------------------------------------------
+# Which modules are chains -----------------------------------------------------------------------------------
 
 
-class Parts(nn.Module):
+def _chains(model):
+    return [name for name, module in model.named_modules() if isinstance(module._compiled_call_impl, Chain)]
+
+
+def _body():
+    return [nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(100, 200)]
+
+
+class Written(nn.Module):
+    """A forward of its own, that does what a Sequential does."""
+
     def __init__(self):
         super().__init__()
-        self.a, self.b, self.flag, self.scale = nn.ReLU(), nn.Tanh(), True, nn.Parameter(torch.ones(1))
-        self.gone = None
-        self.register_module("absent", None)
+        self.conv, self.norm, self.body = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Sequential(*_body())
 
-    def helper(self, x):
-        return x
-
-
-def _names(links):
-    return [type(link).__name__ for link in links]
-
-
-def _calls(self, x):
-    return self.b(self.a(x))
-
-
-def _methods(self, x):
-    y = self.a(x).flatten(1)
-    z = y.view(-1, 3).contiguous()
-    return self.b(torch.reshape(z, (1, -1)))
-
-
-def _functions(self, x):
-    return F.relu(torch.nn.functional.relu(torch.flatten(self.a(x), start_dim=1)), inplace=True)
-
-
-def _nothing(self, x):
-    return x
-
-
-@pytest.mark.parametrize(
-    ("forward", "steps"),
-    [
-        (_calls, ["ReLU", "Tanh"]),
-        (_methods, ["ReLU", "methodcaller", "methodcaller", "methodcaller", "_Later", "Tanh"]),
-        (_functions, ["ReLU", "_Later", "_Later", "_Later"]),
-        (_nothing, []),
-    ],
-)
-def test_straight_code_is_followed(forward, steps):
-    module = type("Model", (Parts,), {"forward": forward})()
-    links = links_of(module)
-    assert _names(links) == steps
-    x = y = torch.randn(2, 3)
-    for link in links:
-        y = link(y)
-    assert torch.equal(y, module(x))
-
-
-def _branch(self, x):
-    return self.a(x) if self.flag else x
-
-
-def _truth(self, x):
-    return x and self.a(x)
-
-
-def _loop(self, x):
-    for _ in range(2):
-        x = self.a(x)
-    return x
-
-
-def _setting(self, x):
-    return self.a(x).flatten(self.flag)
-
-
-def _store(self, x):
-    self.a = x
-    return self.b(x)
-
-
-def _parameter(self, x):
-    return self.a(x) * self.scale
-
-
-def _arithmetic(self, x):
-    return self.a(x) * 2
-
-
-def _method(self, x):
-    return self.helper(self.a(x))
-
-
-def _global(self, x):
-    return relu(self.a(x))  # noqa: F821
-
-
-_global = FunctionType(_global.__code__, {"relu": print}, "_global")
-
-
-def _builtin(self, x):
-    print(x)
-    return self.a(x)
-
-
-def _twice(self, x):
-    return self.a(x) + self.b(x)
-
-
-def _aside(self, x):
-    self.b(x)
-    return self.a(x)
-
-
-def _earlier(self, x):
-    self.a(x)
-    return x
-
-
-def _two(self, x):
-    return self.a(x).view(self.b(x))
-
-
-def _pair(self, x):
-    return self.a(x), x
-
-
-def _default(self, x, y=None):
-    return self.a(x)
-
-
-def _varied(self, *x):
-    return self.a(x)
-
-
-def _compared(self, x):
-    return self.a(x).flatten(x is None)
-
-
-def _negated(self, x):
-    return self.a(x).flatten(not x)
-
-
-def _closed(self, x):
-    return (lambda: self.a(x))()
-
-
-def _yielded(self, x):
-    yield self.a(x)
-
-
-def _tried(self, x):
-    try:
-        return self.a(x)
-    finally:
-        self.b(x)
-
-
-def _missing(self, x):
-    return self.absent(x)
-
-
-def _wrapped():
-    @torch.no_grad()
     def forward(self, x):
-        return self.a(x)
-
-    return forward
+        return self.body(self.norm(self.conv(x)))
 
 
-@pytest.mark.parametrize(
-    "forward",
-    [
-        *(
-            _branch,
-            _truth,
-            _loop,
-            _setting,
-            _store,
-            _parameter,
-            _arithmetic,
-            _method,
-            _global,
-            _builtin,
-            _twice,
-        ),
-        *(_aside, _earlier, _two, _pair, _default, _varied, _compared, _negated, _closed, _yielded, _tried),
-        *(_missing, _wrapped()),
-    ],
-    ids=lambda function: function.__name__,
-)
-def test_code_that_leaves_a_doubt_is_not_followed(forward):
-    assert links_of(type("Model", (Parts,), {"forward": forward})()) is None
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
-def test_names_that_mean_something_else_are_not_followed():
-    assert links_of(type("Model", (Parts,), {"forward": _calls})()) is not None
-    assert (
-        links_of(type("Model", (Parts,), {"forward": _calls, "a": property(lambda self: F.relu)})()) is None
-    )
-    assert links_of(type("Model", (Parts,), {"forward": _methods, "flatten": None})()) is None
-    patched = type("Model", (Parts,), {"forward": _calls})()
-    vars(patched)["a"] = F.relu
-    assert links_of(patched) is None
-    assert links_of(type("Several", (nn.Sequential,), {"__iter__": lambda self: iter(())})(nn.ReLU())) is None
-    assert len(links_of(nn.Sequential(*2 * [nn.ReLU()]))) == 2
+class Reversed(nn.Sequential):
+    def __iter__(self):
+        return iter(list(self._modules.values())[::-1])
+
+
+@torch.no_grad()
+def test_a_forward_of_its_own_is_called_and_its_layers_are_packed():
+    x = torch.randn(2, 4, 9, 9)
+    folded = gb.fold(Written().eval(), x)
+    assert _chains(folded) == ["body"]
+    assert folded.fold_report.packed == ("conv", "body.0", "body.2", "body.5")
+    _assert_served(folded.body, folded.conv(x))
+    doubled = gb.fold(Doubled(*_body()).eval(), x)
+    assert _chains(doubled) == []
+    assert torch.equal(doubled(x), 2 * nn.Sequential.forward(doubled, x))
+
+
+@torch.no_grad()
+def test_an_order_of_its_own_is_kept():
+    x = torch.randn(2, 4, 9, 9)
+    folded = gb.fold(Reversed(*_body()[3::-1]).eval(), x)
+    assert _chains(folded) == []
+    assert folded(x).shape == (2, 4, 5, 5)
+
+
+@torch.no_grad()
+def test_a_module_that_stands_twice_is_called_twice():
+    double = nn.Linear(128, 128)
+    model = gb.fold(nn.Sequential(double, nn.Tanh(), double, nn.Tanh()).eval(), torch.randn(2, 128))
+    assert _chains(model) == [""]
+    _assert_served(model, torch.randn(3, 128))
+
+
+@torch.no_grad()
+def test_a_layer_that_is_missing_is_torch_s_error(folded, x):
+    folded.body.register_module("2", None)
+    with pytest.raises(TypeError, match="NoneType"):
+        folded(x)
+
+
+@torch.no_grad()
+def test_the_digit_network_is_a_chain():
+    folded = gb.fold(DigitNetwork().eval(), torch.randn(2, 1, 28, 28))
+    assert _chains(folded) == [""]
+    assert len(folded._compiled_call_impl.layers.steps) == 5  # two convolutions, flatten, two Linears

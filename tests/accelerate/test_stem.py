@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from gammabeta.functional.route import kernels
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
@@ -14,13 +15,13 @@ from torch.utils.checkpoint import checkpoint
 import gammabeta as gb
 from gammabeta.accelerate.stem import StemBatchNorm2d, StemConvolution, one_stem
 from gammabeta.data import Dataset
-from gammabeta.functional.route import kernels
+from gammabeta.epilogue import NOTHING
 from gammabeta.kernels.conv.stem import unsupported
 from gammabeta.train import build_network, load_recipe
 
 SHAPE = (6, 2, 14, 17)
 has_kernel = pytest.mark.skipif(
-    isinstance(kernels("cpu"), str) or unsupported(SHAPE, (5, 2, 3, 3), None, None) is not None,
+    isinstance(kernels("cpu"), str) or unsupported(SHAPE, (5, 2, 3, 3), NOTHING) is not None,
     reason="the kernel is for processors with AVX-512",
 )
 

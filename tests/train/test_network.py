@@ -1,4 +1,5 @@
 import hashlib
+import pickle
 
 import pytest
 import torch
@@ -66,6 +67,20 @@ def test_inspect_tells_statistics_and_changes_nothing() -> None:
     torch.testing.assert_close(view.running_mean, network.bn1.running_mean)
     assert view.shape == tuple(view.output.shape) == (8, 20, 13, 13)
     assert views["conv2"].batch_mean is None
+
+
+def test_a_pickle_of_0_1_0_loads() -> None:
+    """There the network flattened in its forward, and had no layer for it."""
+    network = DigitNetwork().eval()
+    state = {**vars(network), "_modules": dict(network._modules)}
+    del state["_modules"]["flat"]
+    loaded = DigitNetwork.__new__(DigitNetwork)
+    loaded.__setstate__(state)
+    assert [name for name, _ in loaded.named_children()] == [name for name, _ in network.named_children()]
+    assert not loaded.flat.training
+    x = torch.randn(2, 1, 28, 28)
+    assert torch.equal(loaded(x), network(x))
+    assert set(pickle.loads(pickle.dumps(network)).state_dict()) == set(network.state_dict())
 
 
 def test_initialisations_have_the_moments_they_promise() -> None:

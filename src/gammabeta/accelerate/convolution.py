@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..epilogue import Epilogue
+from ..epilogue import ACTIVATIONS, Epilogue
 from ..kernels import backend
 from ..kernels.backend import Call, Normalized
 from ..kernels.conv import serving
@@ -28,13 +28,8 @@ _convolve: Any = _ops._convolution_pointwise.default if hasattr(_ops, "_convolut
 
 # The activations of our kernels, by oneDNN's names and numbers for them.
 _ACTIVATIONS: dict[tuple[Any, ...], str | None] = {
-    ("none", (), ""): None,
-    ("relu", (), ""): "relu",
-    ("hardtanh", (0.0, 6.0), ""): "relu6",
-    ("leaky_relu", (0.01,), ""): "leaky_relu",
-    ("swish", (), ""): "silu",
-    ("hardswish", (), ""): "hardswish",
-    ("gelu", (), "none"): "gelu",
+    Post(): None,
+    **{row.onednn: name for name, row in ACTIVATIONS.items() if row.onednn},
 }
 
 
@@ -66,7 +61,7 @@ class PackedConv2d(Packed, nn.Conv2d):
 
     pool: bool  # the last of `after` is the mean over 2x2 windows, an odd last row or column dropped
     settings: tuple[Any, ...]  # of oneDNN's convolution
-    served: tuple[Any, ...]  # the same of ours
+    served: serving.Layer  # the same of ours
     _plans: dict[torch.Size, _Plan]
 
     @classmethod
@@ -75,8 +70,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         made = super().of(layer, after, post)
         made.pool, made._plans = pool, {}
         made.settings = (layer.padding, layer.stride, layer.dilation, layer.groups, *post)
-        kernel = tuple(layer.weight.shape)
-        made.served = (kernel, layer.padding, layer.stride, layer.dilation, _ACTIVATIONS.get(post), pool)
+        window = (layer.padding, layer.stride, layer.dilation)
+        made.served = serving.Layer(tuple(layer.weight.shape), *window, _ACTIVATIONS.get(post), pool)
         return made
 
     def serve(self, input: Tensor) -> Tensor:
@@ -114,7 +109,7 @@ class PackedConv2d(Packed, nn.Conv2d):
                 held.laid_out = serving.lay_out(held.weight.detach())
         if self.padding != (0, 0):
             x = x.contiguous(memory_format=torch.channels_last)
-        plan = serving.plan_of(x.shape, x.stride(), *self.served, torch.get_num_threads())
+        plan = serving.plan_of(x.shape, x.stride(), self.served, torch.get_num_threads())
         return serving.convolve(x, held.laid_out, bias, plan)
 
     def _plainly(self, x: Tensor) -> Tensor:
@@ -185,7 +180,8 @@ class PackedConv2d(Packed, nn.Conv2d):
             return False
         if self.post not in _ACTIVATIONS or not (self.pool or products <= _SERVED):
             return False
-        return not isinstance(backend.load("cpu"), str) and serving.unsupported(self.served[4]) is None
+        kernels = not isinstance(backend.load("cpu"), str)
+        return kernels and serving.unsupported(self.served.activation) is None
 
     def _size(self, shape: torch.Size) -> tuple[int, int]:
         """Height and width of what the convolution gives."""
@@ -202,7 +198,12 @@ class PackedConv2d(Packed, nn.Conv2d):
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the copy and the plans, which are made again."""
-        return {**super().__getstate__(), "_plans": {}}
+        return {**super().__getstate__(), "_plans": {}, "served": tuple(self.served)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a copy's or a pickle's state, where ``served`` is a plain tuple."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.served = serving.Layer(*state["served"])
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` takes in its place."""

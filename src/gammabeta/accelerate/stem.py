@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import nn as gbnn
-from ..epilogue import MaxPool, Pool
+from ..epilogue import Epilogue, MaxPool, Pool
 from ..functional.step import traced, update_running
 from ..graph.hooks import hooked
 from ..graph.pairs import convolutions_before_batch_norm
@@ -35,47 +35,37 @@ class _Stem(torch.autograd.Function):
         weight: Tensor,
         gamma: Tensor | None,
         beta: Tensor | None,
-        settings: tuple[float, str | None, int | None, torch.dtype],
+        settings: tuple[Epilogue, float, torch.dtype],
         found: list[Any],
     ) -> Tensor:
         from ..kernels.conv import stem
 
-        eps, activation, pool, dtype = settings
-        given = (weight, gamma, beta)
-        weight = weight.contiguous()
-        statistics = stem.statistics(x, weight, eps)
+        epilogue, eps, dtype = settings
+        layers = stem.Stem(x, weight.contiguous(), gamma, beta, epilogue, eps)
+        statistics = stem.statistics(layers)
         found.append(statistics)
-        ctx.save_for_backward(x, *given)
-        ctx.statistics, ctx.settings = statistics, settings
-        mean, _, invstd, patch, _ = statistics
-        return stem.forward(x, weight, mean, invstd, patch, gamma, beta, activation, pool, dtype)
+        ctx.save_for_backward(x, weight, gamma, beta)
+        ctx.statistics, ctx.epilogue, ctx.eps = statistics, epilogue, eps
+        return stem.forward(layers, statistics, dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         from ..kernels.conv import stem
 
         x, weight, gamma, beta = ctx.saved_tensors
-        eps, activation, pool, _ = ctx.settings
+        layers = stem.Stem(x, weight.contiguous(), gamma, beta, ctx.epilogue, ctx.eps)
         if torch.is_grad_enabled():  # a second derivative is asked for: torch's operators have one
-            return (None, *_again(grad, x, weight, gamma, beta, eps, activation, pool), None, None)
-        found = stem.backward(grad, x, weight.contiguous(), ctx.statistics, gamma, beta, activation, pool)
+            return (None, *_differentiable(grad, layers._replace(weight=weight)), None, None)
+        found = stem.backward(grad, layers, ctx.statistics)
         wanted = zip(found, ctx.needs_input_grad[1:4], strict=True)
         return (None, *(gradient if want else None for gradient, want in wanted), None, None)
 
 
-def _again(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    eps: float,
-    activation: str | None,
-    pool: int | None,
-) -> list[Tensor | None]:
+def _differentiable(grad: Tensor, layers: Any) -> list[Tensor | None]:
     """Return the gradients of weight, γ and β as something that can be differentiated."""
     from ..functional import batch_norm
 
+    x, weight, gamma, beta, (activation, pool), eps = layers
     y = F.conv2d(x, weight)
     out = batch_norm(
         y, None, None, gamma, beta, True, 0.0, eps, activation=activation, pool=pool, backend="torch"
@@ -135,54 +125,43 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         if (
             residual is not None
             or isinstance(pool, MaxPool)
-            or unsupported(size, convolution.weight.shape, activation, pool) is not None
+            or unsupported(size, convolution.weight.shape, Epilogue(activation, pool)) is not None
         ):
             convolved = Convolution.forward(convolution, x)
             return super().forward(convolved, residual, activation=activation, pool=pool)
         x = (F.pad(x, (padding[1],) * 2 + (padding[0],) * 2) if any(padding) else x).contiguous()
-        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
         run = self._train if self.training else self._evaluate
-        return run(convolution, x, activation, pool, dtype)
+        return run(convolution, x, Epilogue(activation, pool))
 
-    def _train(
-        self,
-        convolution: StemConvolution,
-        x: Tensor,
-        activation: str | None,
-        pool: int | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def _train(self, convolution: StemConvolution, x: Tensor, epilogue: Epilogue) -> Tensor:
         found: list[Any] = []
         weight, bias, running_mean, running_var = self._tensors()
-        settings = (self.eps, activation, pool, dtype)
         function: Any = _Stem.apply
+        settings = (epilogue, self.eps, _stored())
         out: Tensor = function(x, convolution.weight, weight, bias, settings, found)
         running, counts = self._running(running_mean, running_var)
         if counts:
-            mean, var = found[0][:2]
+            mean, var = found[0].mean, found[0].var
             if convolution.bias is not None:
                 mean = mean + convolution.bias.detach()
             accepted = update_running(kernels("cpu"), running, mean, var, _values(x, convolution))
             self._count(accepted, x)
         return out
 
-    def _evaluate(
-        self,
-        convolution: StemConvolution,
-        x: Tensor,
-        activation: str | None,
-        pool: int | None,
-        dtype: torch.dtype,
-    ) -> Tensor:
+    def _evaluate(self, convolution: StemConvolution, x: Tensor, epilogue: Epilogue) -> Tensor:
         from ..kernels.conv import stem
 
         weight, bias, mean, var = self._tensors()
         assert mean is not None and var is not None  # noqa: PT018 -- `takes` has seen to it
         if convolution.bias is not None:
             mean = mean - convolution.bias
-        invstd = (var + self.eps).rsqrt()
-        filters = convolution.weight.contiguous()
-        return stem.forward(x, filters, mean, invstd, None, weight, bias, activation, pool, dtype)
+        layers = stem.Stem(x, convolution.weight.contiguous(), weight, bias, epilogue, self.eps)
+        return stem.forward(layers, stem.Statistics(mean, (var + self.eps).rsqrt()), _stored())
+
+
+def _stored() -> torch.dtype:
+    """What the output is stored in."""
+    return torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
 
 
 def _plain(x: Tensor) -> bool:

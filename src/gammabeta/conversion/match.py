@@ -39,8 +39,8 @@ class Fusion:
 
     def __str__(self) -> str:
         parts = ["residual"] if self.residual is not None else []
-        epilogue = Epilogue(self.activation, self.pool)
-        return " + ".join([*parts, str(epilogue)] if epilogue else parts)
+        epilogue = str(Epilogue(self.activation, self.pool))
+        return " + ".join([*parts, epilogue] if epilogue else parts)
 
     @property
     def last(self) -> Node:

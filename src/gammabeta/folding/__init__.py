@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..accelerate.chain import hang_chains
+from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
 from ..graph.record import map_tensors, record
@@ -194,7 +194,7 @@ def _packed(
         packed, layers = packed_copy(folded, example)
         if not layers:
             return left("it has no convolution or Linear that can be")
-        hang_chains(packed)
+        attach_chains(packed)
         distance = verifier.native_error(packed)
         moved = wanted is None and layouts(packed, example) != layouts(folded, example)
     except Exception as error:  # the model's own code runs here: whatever it raises, the plain one ships

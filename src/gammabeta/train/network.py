@@ -28,8 +28,10 @@ class LayerView:
     running_var: Tensor | None = None  # unbiased
 
 
-class DigitNetwork(nn.Module):
+class DigitNetwork(nn.Sequential):
     """Two convolutions and two linear layers, batch normalization after the first three.
+
+    A ``Sequential`` whose layers have names: what follows what can be read off its structure.
 
     Shapes for ``(N, C, H, W)`` input; the notebook's are those for ``(64, 1, 28, 28)``:
 
@@ -87,16 +89,20 @@ class DigitNetwork(nn.Module):
         self.bn1 = norm(gbnn.BatchNorm2d, 20, pool=2)
         self.conv2 = nn.Conv2d(20, 50, 5, bias=bias)
         self.bn2 = norm(gbnn.BatchNorm2d, 50, pool=2)
+        self.flat = nn.Flatten()
         self.fc1 = nn.Linear(50 * height * width, 128, bias=bias)
         self.bn3 = norm(gbnn.BatchNorm1d, 128, pool=None)
         self.fc2 = nn.Linear(128, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map images ``(N, C, H, W)`` to logits ``(N, classes)``."""
-        h1 = self.bn1(self.conv1(x))
-        h2 = self.bn2(self.conv2(h1))
-        h3 = self.bn3(self.fc1(h2.flatten(1)))
-        return self.fc2(h3)  # type: ignore[no-any-return]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take a pickle's state; version 0.1.0 flattened in its ``forward`` and had no layer for it."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "flat" not in self._modules:
+            self._modules = {}
+            for name, layer in state["_modules"].items():
+                if name == "fc1":
+                    self._modules["flat"] = nn.Flatten().train(self.training)
+                self._modules[name] = layer
 
     def trace(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         """Return the shape of every intermediate value for ``x``, in order, and change nothing."""
@@ -109,7 +115,7 @@ class DigitNetwork(nn.Module):
             self.eval()
             self(x)
         renamed = {"bn1": "h1", "bn2": "h2", "bn3": "h3", "fc2": "output"}
-        return {renamed.get(name, name): shape for name, shape in _with_flat(shapes).items()}
+        return {renamed.get(name, name): shape for name, shape in shapes.items()}
 
     def inspect(self, x: Tensor) -> list[LayerView]:
         """Return what each layer does to the batch ``x``: the notebook's ``debug=True``.
@@ -122,7 +128,8 @@ class DigitNetwork(nn.Module):
         running = {name: _running_statistics(layer) for name, layer in layers.items()}
 
         def look(name: str, inputs: Tensor, output: Tensor) -> None:
-            views.append(_view(name, layers[name], inputs, output, running[name]))
+            if name != "flat":
+                views.append(_view(name, layers[name], inputs, output, running[name]))
 
         with preserved(self), torch.no_grad(), _watching(self, look):
             self(x)
@@ -143,16 +150,6 @@ def _view(
     axes = [axis for axis in range(inputs.dim()) if axis != 1]
     var, mean = torch.var_mean(inputs.detach().float(), axes, correction=0)
     return LayerView(name, shape, detached, mean, var, *running)
-
-
-def _with_flat(shapes: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    ordered: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
-        if name == "fc1":
-            batch, *rest = ordered["bn2"]
-            ordered["flat"] = (batch, int(torch.Size(rest).numel()))
-        ordered[name] = shape
-    return ordered
 
 
 @contextmanager

@@ -4,19 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from gammabeta.epilogue import ACTIVATIONS, Epilogue
 from gammabeta.kernels.conv import serving
 
 pytestmark = pytest.mark.skipif(bool(serving.unsupported(None)), reason=str(serving.unsupported(None)))
-
-ACTIVATIONS = {
-    None: lambda z: z,
-    "relu": F.relu,
-    "relu6": F.relu6,
-    "leaky_relu": F.leaky_relu,
-    "silu": F.silu,
-    "hardswish": F.hardswish,
-    "gelu": F.gelu,
-}
 
 
 def _serve(
@@ -30,8 +21,8 @@ def _serve(
     pool=False,
     threads=2,
 ):
-    shape = tuple(weight.shape)
-    plan = serving.plan_of(x.shape, x.stride(), shape, padding, stride, dilation, activation, pool, threads)
+    layer = serving.Layer(tuple(weight.shape), padding, stride, dilation, activation, pool)
+    plan = serving.plan_of(x.shape, x.stride(), layer, threads)
     return serving.convolve(x, serving.lay_out(weight), bias, plan)
 
 
@@ -39,8 +30,8 @@ def _reference(
     x, weight, bias=None, stride=(1, 1), dilation=(1, 1), padding=(0, 0), activation=None, pool=False
 ):
     bias = None if bias is None else bias.double()
-    z = ACTIVATIONS[activation](F.conv2d(x.double(), weight.double(), bias, stride, padding, dilation))
-    return F.avg_pool2d(z, 2) if pool else z
+    z = F.conv2d(x.double(), weight.double(), bias, stride, padding, dilation)
+    return Epilogue(activation, 2 if pool else None).apply(z)
 
 
 def _assert_close(found, wanted, terms):
@@ -51,7 +42,7 @@ def _assert_close(found, wanted, terms):
 
 
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 def test_every_activation(activation, pool):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, 9, 8), torch.randn(5, 3, 3, 2), torch.randn(5)

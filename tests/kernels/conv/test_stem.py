@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gammabeta.epilogue import ACTIVATIONS, NOTHING, Epilogue
 from gammabeta.kernels.conv import stem
-from gammabeta.kernels.limits import ACTIVATIONS
 
 EPS = 1e-5
 pytestmark = pytest.mark.skipif(
-    stem.unsupported((1, 1, 28, 28), (20, 1, 3, 3), None, None) is not None, reason="needs AVX-512"
+    stem.unsupported((1, 1, 28, 28), (20, 1, 3, 3), NOTHING) is not None, reason="needs AVX-512"
 )
 
 
@@ -59,10 +59,13 @@ def by_kernel(
 ) -> list[Tensor]:
     """Output and gradients of weight, γ and β."""
     x, weight, gamma, beta, upstream = given
-    found = stem.statistics(x, weight, EPS)
-    tail = (gamma, beta, activation, pool)
-    out = stem.forward(x, weight, found.mean, found.invstd, found.patch, *tail, dtype)
-    return [out, *stem.backward(upstream.to(dtype), x, weight, found, *tail)]
+    layers = stem.Stem(x, weight, gamma, beta, Epilogue(activation, pool), EPS)
+    found = stem.statistics(layers)
+    return [stem.forward(layers, found, dtype), *stem.backward(upstream.to(dtype), layers, found)]
+
+
+def statistics(given: Problem) -> stem.Statistics:
+    return stem.statistics(stem.Stem(given.x, given.weight, None, None, eps=EPS))
 
 
 def by_torch(given: Problem, activation: str | None, pool: int | None, dtype: torch.dtype) -> list[Tensor]:
@@ -86,7 +89,7 @@ def assert_as_good(ours: list[Tensor], theirs: list[Tensor], truth: list[Tensor]
 @pytest.mark.parametrize("case", CASES)
 def test_statistics_are_those_of_the_output(case: Case) -> None:
     given = problem(case)
-    found = stem.statistics(given.x, given.weight, EPS)
+    found = statistics(given)
     y = F.conv2d(given.x.double(), given.weight.double())
     mean, var, invstd = _truth(y)
     torch.testing.assert_close(found.mean.double(), mean, rtol=2e-7, atol=2e-7)
@@ -109,7 +112,7 @@ def test_output_and_gradients(case: Case, activation: str | None) -> None:
     assert_as_good(ours, by_torch(given, *tail, torch.float32), by_torch(given, *tail, torch.float64))
 
 
-@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("pool", [2, None])
 def test_every_activation(activation: str, pool: int | None) -> None:
     given = problem(Case((3, 1, 14, 13), (20, 1, 3, 3), pool))
@@ -132,7 +135,7 @@ def test_bfloat16_is_rounded_once(case: Case) -> None:
 def test_means_far_from_the_spread(mean: float, std: float) -> None:
     case = CASES[0]._replace(images=(8, 1, 28, 28))
     given = problem(case, mean=mean, std=std)
-    found = stem.statistics(given.x, given.weight, EPS)
+    found = statistics(given)
     _, var, _ = _truth(F.conv2d(given.x.double(), given.weight.double()))
     torch.testing.assert_close(found.var.double(), var, rtol=1e-5, atol=0)
     theirs, truth = (by_torch(given, "relu", 2, dtype) for dtype in (torch.float32, torch.float64))
@@ -141,7 +144,7 @@ def test_means_far_from_the_spread(mean: float, std: float) -> None:
 
 def test_constant_images_have_no_variance() -> None:
     given = problem(CASES[0], mean=3.25, std=0.0)
-    found = stem.statistics(given.x, given.weight, EPS)
+    found = statistics(given)
     assert not found.var.any()
     assert all(t.isfinite().all() for t in by_kernel(given, "relu", 2))
 
@@ -149,7 +152,7 @@ def test_constant_images_have_no_variance() -> None:
 def test_a_value_that_is_not_finite_shows() -> None:
     given = problem(CASES[0])
     given.x[5, 0, 7, 9] = torch.nan
-    assert stem.statistics(given.x, given.weight, EPS).var.isnan().all()
+    assert statistics(given).var.isnan().all()
 
 
 @pytest.mark.parametrize("case", CASES[:4])
@@ -170,18 +173,8 @@ def test_the_number_of_threads_changes_no_more_than_a_rounding(case: Case) -> No
 def test_given_statistics_are_used() -> None:
     given = problem(CASES[0])
     mean, var = torch.randn(20), torch.rand(20) + 0.5
-    out = stem.forward(
-        given.x,
-        given.weight,
-        mean,
-        (var + EPS).rsqrt(),
-        None,
-        given.gamma,
-        given.beta,
-        "relu",
-        2,
-        torch.float32,
-    )
+    layers = stem.Stem(given.x, given.weight, given.gamma, given.beta, Epilogue("relu", 2), EPS)
+    out = stem.forward(layers, stem.Statistics(mean, (var + EPS).rsqrt()), torch.float32)
     y = F.conv2d(given.x, given.weight)
     expected = F.avg_pool2d(F.batch_norm(y, mean, var, given.gamma, given.beta, False, 0.0, EPS).relu(), 2)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
@@ -189,15 +182,15 @@ def test_given_statistics_are_used() -> None:
 
 def test_what_it_cannot_do_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     images, weight = (2, 1, 28, 28), (20, 1, 3, 3)
-    assert stem.unsupported(images, weight, "relu", 2) is None
-    assert "values" in str(stem.unsupported((2, 33, 28, 28), (20, 33, 1, 1), None, None))
-    assert "channels" in str(stem.unsupported(images, (65, 1, 3, 3), None, None))
-    assert "fit" in str(stem.unsupported((2, 2, 28, 28), weight, None, None))
-    assert "fit" in str(stem.unsupported((0, 1, 28, 28), weight, None, None))
-    assert "fit" in str(stem.unsupported((2, 1, 2, 28), weight, None, None))
-    assert "narrower" in str(stem.unsupported((2, 1, 28, 10), weight, None, None))
-    assert "narrower" in str(stem.unsupported((2, 1, 3, 28), weight, None, 2))
-    assert "activation" in str(stem.unsupported(images, weight, "tanh", None))
-    assert "pooling" in str(stem.unsupported(images, weight, None, 3))
+    assert stem.unsupported(images, weight, Epilogue("relu", 2)) is None
+    assert "values" in str(stem.unsupported((2, 33, 28, 28), (20, 33, 1, 1), NOTHING))
+    assert "channels" in str(stem.unsupported(images, (65, 1, 3, 3), NOTHING))
+    assert "fit" in str(stem.unsupported((2, 2, 28, 28), weight, NOTHING))
+    assert "fit" in str(stem.unsupported((0, 1, 28, 28), weight, NOTHING))
+    assert "fit" in str(stem.unsupported((2, 1, 2, 28), weight, NOTHING))
+    assert "narrower" in str(stem.unsupported((2, 1, 28, 10), weight, NOTHING))
+    assert "narrower" in str(stem.unsupported((2, 1, 3, 28), weight, Epilogue(None, 2)))
+    assert "activation" in str(stem.unsupported(images, weight, Epilogue("tanh", None)))
+    assert "pooling" in str(stem.unsupported(images, weight, Epilogue(None, 3)))
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    assert "AVX-512" in str(stem.unsupported(images, weight, "relu", 2))
+    assert "AVX-512" in str(stem.unsupported(images, weight, Epilogue("relu", 2)))

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from ..cpu.arguments import packer
 from ..cpu.launch import Step, run
 from ..cpu.registry import Key
-from .convolution_arguments import COLUMNS, GROUP, LAID_OUT, PIXELS, pack
-from .registers import ROWS
+from .arguments import COLUMNS, GROUP, LAID_OUT, PIXELS, ROWS, GradientArguments
 
+_pack = packer(GradientArguments)
 _STEPS = {
     dtype: (Step(Key("input_gradient", dtype == torch.bfloat16), once=False),)
     for dtype in (torch.float32, torch.bfloat16)
@@ -44,17 +45,12 @@ def input_gradient(grad: Tensor, weight: Tensor, images: tuple[int, ...], paddin
     grad = grad.permute(0, 2, 3, 1).contiguous()
     weight = weight.permute(0, 2, 3, 1).contiguous()
     dx = torch.empty(images, dtype=grad.dtype, memory_format=torch.channels_last)
-    count, channels, height, width = images
-    outs, kernel_height, kernel_width, _ = weight.shape
-    columns = -(-kernel_height * kernel_width * channels // COLUMNS) * COLUMNS
-    steps = outs // 2 if grad.dtype == torch.bfloat16 else outs
-    sheet = channels * (height + 2 * padding[0]) * (width + 2 * padding[1])
-    step = 4 * (columns * (steps + GROUP + PIXELS) + COLUMNS + -(-sheet // 16) * 16) + 8 * (PIXELS + steps)
-    parts = max(1, min(torch.get_num_threads(), count))
-    memory = torch.empty(parts * step, dtype=torch.uint8)
-    addresses = (grad.data_ptr(), weight.data_ptr(), dx.data_ptr())
-    sizes = (count, channels, height, width, outs, kernel_height, kernel_width, *padding)
-    run(_STEPS[grad.dtype], pack(*addresses, *sizes, memory.data_ptr(), step, parts), parts, parts)
+    columns = -(-weight[0].numel() // COLUMNS) * COLUMNS
+    steps = len(weight) // 2 if grad.dtype == torch.bfloat16 else len(weight)
+    sheet = -(-_sheet(images, padding) // 16) * 16
+    step = 4 * (columns * (steps + GROUP + PIXELS) + COLUMNS + sheet) + 8 * (PIXELS + steps)
+    parts = max(1, min(torch.get_num_threads(), images[0]))
+    _launch(_STEPS[grad.dtype], grad, weight, dx.permute(0, 2, 3, 1), padding, step, parts)
     return dx
 
 
@@ -67,26 +63,55 @@ def weight_gradient(grad: Tensor, x: Tensor, kernel: tuple[int, int], padding: t
         kernel: ``(KH, KW)``.
         padding: ``(PH, PW)``.
     """
+    images = x.shape
     grad, x = grad.permute(0, 2, 3, 1).contiguous(), x.permute(0, 2, 3, 1).contiguous()
-    count, height, width, channels = x.shape
-    out_height, out_width, outs = grad.shape[1:]
-    dweight = torch.empty(outs, *kernel, channels)
-    vectors = min(4, -(-outs // 16))
+    dweight = torch.empty(grad.shape[3], *kernel, images[1])
+    vectors = min(4, -(-len(dweight) // 16))
     rows, lanes = ROWS[vectors - 1], 16 * vectors
-    padded = -(-channels * kernel[0] * kernel[1] // rows) * rows
-    sheet = channels * (height + 2 * padding[0]) * (width + 2 * padding[1])
-    sums = -(-outs // lanes) * padded * lanes
-    step = 4 * (sums + LAID_OUT * lanes + sheet + 16)
-    step = -(-(step + 8 * (padded + out_height * out_width)) // 64) * 64
-    parts = max(1, min(torch.get_num_threads(), (count + 1) // 2))
-    memory = torch.empty(parts * step + 64, dtype=torch.uint8)
-    sizes = (count, channels, height, width, outs, *kernel, *padding)
-    scratch = -(-memory.data_ptr() // 64) * 64
-    addresses = (grad.data_ptr(), dweight.data_ptr(), x.data_ptr())
-    args = pack(*addresses, *sizes, scratch, step, parts)
-    steps = tuple(
-        Step(Key(name, True, vectors=vectors), once)
-        for name, once in (("weight_gradient", False), ("finish_weight_gradient", True))
+    padded = -(-dweight[0].numel() // rows) * rows
+    sums = -(-len(dweight) // lanes) * padded * lanes
+    step = 4 * (sums + LAID_OUT * lanes + _sheet(images, padding) + 16)
+    step = -(-(step + 8 * (padded + grad.shape[1] * grad.shape[2])) // 64) * 64
+    parts = max(1, min(torch.get_num_threads(), (images[0] + 1) // 2))
+    steps = (
+        Step(Key("weight_gradient", True, vectors=vectors), once=False),
+        Step(Key("finish_weight_gradient", True, vectors=vectors), once=True),
     )
-    run(steps, args, parts, parts)
+    _launch(steps, grad, dweight, x, padding, step, parts)
     return dweight.permute(0, 3, 1, 2)
+
+
+def _sheet(images: tuple[int, ...], padding: tuple[int, int]) -> int:
+    """The values of one image ``(N, C, H, W)`` with zeros around it."""
+    return images[1] * (images[2] + 2 * padding[0]) * (images[3] + 2 * padding[1])
+
+
+def _launch(
+    steps: tuple[Step, ...],
+    grad: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    padding: tuple[int, int],
+    step: int,
+    parts: int,
+) -> None:
+    """Run ``parts`` parts with ``step`` bytes of working memory each; tensors are (N, H, W, C)."""
+    memory = torch.empty(parts * step + 64, dtype=torch.uint8)
+    fields = {
+        "grad": grad.data_ptr(),
+        "weight": weight.data_ptr(),
+        "x": x.data_ptr(),
+        "images": x.shape[0],
+        "channels": x.shape[3],
+        "height": x.shape[1],
+        "width": x.shape[2],
+        "out_channels": weight.shape[0],
+        "kernel_height": weight.shape[1],
+        "kernel_width": weight.shape[2],
+        "pad_height": padding[0],
+        "pad_width": padding[1],
+        "scratch": -(-memory.data_ptr() // 64) * 64,
+        "scratch_step": step,
+        "parts": parts,
+    }
+    run(steps, _pack(fields), parts, parts)

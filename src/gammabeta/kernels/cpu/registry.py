@@ -11,10 +11,8 @@ _MAKERS = (
     "gammabeta.kernels.cpu.jit.channels_last_backward",
     "gammabeta.kernels.cpu.jit.channels_first",
     "gammabeta.kernels.cpu.jit.channels_first_backward",
-    "gammabeta.kernels.conv.jit.input_gradient",
-    "gammabeta.kernels.conv.jit.weight_gradient",
+    "gammabeta.kernels.conv.jit.gradients",
     "gammabeta.kernels.conv.jit.stem",
-    "gammabeta.kernels.conv.jit.stem_statistics",
     "gammabeta.kernels.conv.jit.serving",
 )
 

@@ -1,38 +1,70 @@
-"""The inner loop of a product of small matrices, held in registers whatever their sizes.
+"""What all kernels of convolutions are made of: a product of small matrices, and the writing of an output."""
 
-Written as LLVM's instructions, because the number of sums is a parameter and each is a variable.
-"""
+from typing import NamedTuple
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
-from ...cpu.jit.simd import F32, I64, LANES, PAIRS, V32, call_intrinsic, intrinsic, splat_value
+from ...cpu.jit.loads import float32
+from ...cpu.jit.simd import (
+    F32,
+    I64,
+    LANES,
+    PAIRS,
+    V32,
+    call_intrinsic,
+    inlined,
+    intrinsic,
+    splat,
+    splat_value,
+)
 
 _BYTES = 4 * LANES
 
 
+class Patches(NamedTuple):
+    """The left matrix: value t of row j is float32 at ``address + rows[j] + taps[t]``, t below ``values``."""
+
+    address: int
+    rows: int  # the address of int64, in bytes
+    taps: int  # the same
+    values: int  # t's, at least 1
+
+
+class Rows(NamedTuple):
+    """Rows of sums in memory, ``pitch`` bytes apart; 0: the same row each time."""
+
+    address: int
+    pitch: int
+
+
 def tile_of(rows, vectors, paired=False):
-    """Return ``tile(a, bases, offsets, count, b, start, start_step, out, out_step)`` for this size.
+    """Return ``tile(patches, weights, start, out)``, a product held in registers, for ``rows`` rows.
 
-    ``out[j] = start[j] + Σ_t a[bases[j] + offsets[t]] b[t]`` for ``rows`` values of j and t below ``count``,
-    which is at least 1. ``a`` is float32, its two tables are int64, in bytes. A row of ``b`` is ``vectors``
-    vectors; rows of ``start`` and ``out`` lie the given bytes apart: 0 for the same start in every row.
+    ``out[j] = start[j] + Σ_t patches[j, t] weights[t]``, where a row of ``weights`` is ``vectors`` vectors.
+    ``paired``: values of both matrices are pairs of bf16, multiplied and added at once; sums are float32.
 
-    ``paired``: values of ``a`` and ``b`` are pairs of bf16, multiplied and added at once; sums are float32.
+    Written as LLVM's instructions, because the number of sums is a parameter and each is a variable.
     """
 
     @intrinsic
-    def tile(typingctx, a, bases, offsets, count, b, start, start_step, out, out_step):
+    def tile(typingctx, patches, weights, start, out):
         def codegen(context, builder, sig, args):
-            _emit(builder, rows, vectors, paired, *args)
+            patches, weights, *sums = args
+            left = cgutils.unpack_tuple(builder, patches)
+            start, out = (cgutils.unpack_tuple(builder, memory) for memory in sums)
+            _emit(builder, (rows, vectors, paired), left, weights, start, out)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 9), codegen
+        return types.void(patches, types.int64, start, out), codegen
 
     return tile
 
 
-def _emit(builder, rows, vectors, paired, a, bases, offsets, count, b, start, start_step, out, out_step):
+def _emit(builder, size, patches, weights, start, out):
+    rows, vectors, paired = size
+    address, row_table, taps, count = patches
+
     def at(address, *terms):
         for term in terms:
             address = builder.add(address, ir.Constant(I64, term) if isinstance(term, int) else term)
@@ -42,9 +74,11 @@ def _emit(builder, rows, vectors, paired, a, bases, offsets, count, b, start, st
         return builder.mul(number, ir.Constant(I64, row))
 
     cells = [(row, vector) for row in range(rows) for vector in range(vectors)]
-    places = [builder.add(a, builder.load(at(bases, 8 * row), align=8, typ=I64)) for row in range(rows)]
+    places = [
+        builder.add(address, builder.load(at(row_table, 8 * row), align=8, typ=I64)) for row in range(rows)
+    ]
     begin = [
-        builder.load(at(start, step(start_step, row), _BYTES * vector), align=4, typ=V32)
+        builder.load(at(start[0], step(start[1], row), _BYTES * vector), align=4, typ=V32)
         for row, vector in cells
     ]
     before, loop, done = builder.block, builder.append_basic_block(), builder.append_basic_block()
@@ -53,10 +87,13 @@ def _emit(builder, rows, vectors, paired, a, bases, offsets, count, b, start, st
     t = builder.phi(I64)
     t.add_incoming(ir.Constant(I64, 0), before)
     sums = [builder.phi(V32) for _ in cells]
-    offset = builder.load(at(offsets, step(t, 8)), align=8, typ=I64)
-    row_of_b = step(t, _BYTES * vectors)
-    right = [builder.load(at(b, row_of_b, _BYTES * vector), align=4, typ=V32) for vector in range(vectors)]
-    left = [splat_value(builder, builder.load(at(place, offset), align=4, typ=F32), V32) for place in places]
+    tap = builder.load(at(taps, step(t, 8)), align=8, typ=I64)
+    row_of_weights = step(t, _BYTES * vectors)
+    right = [
+        builder.load(at(weights, row_of_weights, _BYTES * vector), align=4, typ=V32)
+        for vector in range(vectors)
+    ]
+    left = [splat_value(builder, builder.load(at(place, tap), align=4, typ=F32), V32) for place in places]
     more = [
         _multiplied(builder, paired, left[row], right[vector], total)
         for (row, vector), total in zip(cells, sums, strict=True)
@@ -69,7 +106,7 @@ def _emit(builder, rows, vectors, paired, a, bases, offsets, count, b, start, st
         total.add_incoming(last, loop)
     builder.position_at_end(done)
     for (row, vector), total in zip(cells, more, strict=True):
-        builder.store(total, at(out, step(out_step, row), _BYTES * vector), align=4)
+        builder.store(total, at(out[0], step(out[1], row), _BYTES * vector), align=4)
 
 
 def _multiplied(builder, paired, a, b, total):
@@ -78,3 +115,32 @@ def _multiplied(builder, paired, a, b, total):
         return call_intrinsic(builder, "llvm.fma.v16f32", V32, [a, b, total])
     pairs = [builder.bitcast(value, PAIRS) for value in (a, b)]
     return call_intrinsic(builder, "llvm.x86.avx512bf16.dpbf16ps.512", V32, [total, *pairs])
+
+
+def writer(storage, activation, pool, lanes):
+    """Return ``write(z, pitch, target, width, outs, v, some)`` for z of ``lanes`` float32 channels a pixel.
+
+    It writes ``width`` output pixels of ``outs`` channels, ``some`` of them from channel v on, at most
+    sixteen: z activated, or its mean over 2x2 windows, the lower row ``pitch`` values behind the upper.
+    """
+    act, store, store_some, load = activation.forward, storage.store, storage.store_some, float32.load
+
+    @inlined
+    def finished(z, pitch, pixel, v):
+        if not pool:
+            return act(load(z, pixel * lanes + v))
+        left, right = 2 * pixel * lanes + v, (2 * pixel + 1) * lanes + v
+        upper = act(load(z, left)) + act(load(z, right))
+        lower = act(load(z, pitch + left)) + act(load(z, pitch + right))
+        return (upper + lower) * splat(0.25)
+
+    @inlined
+    def write(z, pitch, target, width, outs, v, some):
+        if some == 16:
+            for pixel in range(width):
+                store(target, pixel * outs + v, finished(z, pitch, pixel, v))
+        else:
+            for pixel in range(width):
+                store_some(target, pixel * outs + v, finished(z, pitch, pixel, v), some)
+
+    return write

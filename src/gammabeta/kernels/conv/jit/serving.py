@@ -3,52 +3,26 @@
 A band of output rows is done at a time: its patches times a block of channels give z in working memory, which
 the cache holds, and that is activated, pooled and written. Where the values of a patch lie is in a table, so
 any layout, stride and dilation of the input is read in place. With zeros around an image, what a band reads
-is first copied between zeros; the image is channels_last then.
+is first copied between zeros; the image is channels_last then. A stem's forward pass is this one too.
 """
 
-from ...cpu.jit.loads import float32, get_f32, get_i64, put_f32, put_i64
+from ...cpu.jit.loads import float32, get_f32, put_f32, put_i64
+from ...cpu.jit.record import takes
 from ...cpu.jit.simd import inlined
 from ...cpu.jit.tables import clear, cut
-from ..registers import ROWS
-from ..serving_arguments import (
-    BAND,
-    BANDS,
-    BIAS,
-    BLOCKS,
-    COUNT,
-    HEIGHT,
-    IMAGE_STEP,
-    IMAGES,
-    IN_HEIGHT,
-    IN_ROW,
-    LEFT,
-    OUT,
-    OUT_CHANNELS,
-    PARTS,
-    PIXEL_STEP,
-    REACH,
-    ROW_STEP,
-    SCRATCH,
-    SCRATCH_STEP,
-    SHEET_ROW,
-    TAPS,
-    TOP,
-    WEIGHT,
-    WIDTH,
-    X,
-)
-from .output import writer
-from .products import tile_of
+from ..arguments import ROWS, ServingArguments
+from .products import Patches, Rows, tile_of, writer
 
 _load, _load_some = float32.load, float32.load_some
 _store, _store_some = float32.store, float32.store_some
 
 
+@takes(ServingArguments)
 def serving_convolution(storage, activation, residual, pool, vectors):
     """A part is a run of bands; the sums are the same however they are cut."""
     rows, lanes = ROWS[vectors - 1], 16 * vectors
     tile = tile_of(rows, vectors)
-    write = writer(storage, activation, pool, lanes)
+    write, size = writer(storage, activation, pool, lanes), storage.size
     each = 2 if pool else 1  # rows and columns of z that one of the output takes
 
     @inlined
@@ -57,25 +31,25 @@ def serving_convolution(storage, activation, residual, pool, vectors):
         for pixel in range((count + rows - 1) // rows * rows):
             known = min(pixel, count - 1)
             down, right = known // width, known % width
-            put_i64(table, pixel, down * get_i64(args, ROW_STEP) + right * get_i64(args, PIXEL_STEP))
+            put_i64(table, pixel, down * args.row_step + right * args.pixel_step)
 
     @inlined
     def start(args, table):
         """The bias, zeros beyond it."""
-        clear(table, lanes * get_i64(args, BLOCKS))
-        if get_i64(args, BIAS) != 0:
-            for o in range(get_i64(args, OUT_CHANNELS)):
-                put_f32(table, o, get_f32(get_i64(args, BIAS), o))
+        clear(table, lanes * args.blocks)
+        if args.bias != 0:
+            for o in range(args.out_channels):
+                put_f32(table, o, get_f32(args.bias, o))
 
     @inlined
     def surround(args, image, first, sheet):
         """Copy the rows that a band reads, from row ``first`` on, with the zeros around them."""
-        row, pitch, left = get_i64(args, IN_ROW), get_i64(args, SHEET_ROW), get_i64(args, LEFT)
+        row, pitch, left = args.in_row, args.sheet_row, args.left
         full = row - row % 16
-        for i in range(get_i64(args, REACH)):
+        for i in range(args.reach):
             line, y = sheet + 4 * i * pitch, first + i
             clear(line, (pitch + 15) // 16 * 16)  # what is cleared beyond it is written next, or not read
-            if 0 <= y < get_i64(args, IN_HEIGHT):
+            if 0 <= y < args.in_height:
                 source = image + 4 * y * row
                 for j in range(0, full, 16):
                     _store(line, left + j, _load(source, j))
@@ -89,40 +63,37 @@ def serving_convolution(storage, activation, residual, pool, vectors):
         for v in range(0, min(lanes, left), 16):
             some = min(16, left - v)
             for y in range(height):
-                write(z + 4 * each * y * pitch, pitch, target + 4 * y * width * outs, width, outs, v, some)
+                row = target + size * y * width * outs
+                write(z + 4 * each * y * pitch, pitch, row, width, outs, v, some)
 
     def kernel(args, part):
-        height, width = get_i64(args, HEIGHT), get_i64(args, WIDTH)
-        outs, taps, count = get_i64(args, OUT_CHANNELS), get_i64(args, TAPS), get_i64(args, COUNT)
-        band, bands = get_i64(args, BAND), get_i64(args, BANDS)
+        height, width = args.height, args.width
+        outs, taps, count = args.out_channels, args.taps, args.values
+        band, bands = args.band, args.bands
         most = each * each * band * width
-        bias = get_i64(args, SCRATCH) + part * get_i64(args, SCRATCH_STEP)
-        z = bias + 4 * lanes * get_i64(args, BLOCKS)
+        bias = args.scratch + part * args.scratch_step
+        z = bias + 4 * lanes * args.blocks
         table = z + 4 * lanes * (most + rows)
         sheet = table + 8 * (most + rows)
         start(args, bias)
         places(args, table, most, each * width)
-        units, parts = get_i64(args, IMAGES) * bands, get_i64(args, PARTS)
+        units, parts = args.images * bands, args.parts
         for unit in range(cut(units, parts, part), cut(units, parts, part + 1)):
             image, first = unit // bands, unit % bands * band
             some = min(band, height - first)
-            source = get_i64(args, X) + image * get_i64(args, IMAGE_STEP)
-            if get_i64(args, SHEET_ROW) == 0:
-                source += each * first * get_i64(args, ROW_STEP)
+            source = args.x + image * args.image_step
+            if args.sheet_row == 0:
+                source += each * first * args.row_step
             else:
-                down = get_i64(args, ROW_STEP) // (4 * get_i64(args, SHEET_ROW))  # the stride
-                surround(args, source, each * first * down - get_i64(args, TOP), sheet)
+                down = args.row_step // (4 * args.sheet_row)  # the stride
+                surround(args, source, each * first * down - args.top, sheet)
                 source = sheet
-            target = get_i64(args, OUT) + 4 * (image * height + first) * width * outs
-            for block in range(get_i64(args, BLOCKS)):
-                weights, first_sum = (
-                    get_i64(args, WEIGHT) + 4 * lanes * count * block,
-                    bias + 4 * lanes * block,
-                )
+            target = args.out + size * (image * height + first) * width * outs
+            for block in range(args.blocks):
+                weights, biases = args.weight + 4 * lanes * count * block, Rows(bias + 4 * lanes * block, 0)
                 for pixel in range(0, each * each * some * width, rows):
-                    here, there = table + 8 * pixel, z + 4 * lanes * pixel
-                    tile(source, here, taps, count, weights, first_sum, 0, there, 4 * lanes)
-                left = outs - lanes * block
-                write_block(z, target + 4 * lanes * block, some, width, outs, left)
+                    patches = Patches(source, table + 8 * pixel, taps, count)
+                    tile(patches, weights, biases, Rows(z + 4 * lanes * pixel, 4 * lanes))
+                write_block(z, target + size * lanes * block, some, width, outs, outs - lanes * block)
 
     return kernel
