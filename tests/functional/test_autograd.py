@@ -45,8 +45,8 @@ def test_gradcheck(activation, training):
 @pytest.mark.parametrize("training", [True, False])
 def test_max_pool_second_order(training, monkeypatch):
     """By the kernels, and with a graph behind the gradients."""
-    monkeypatch.setattr("gammabeta.functional.route.SMALL_TRAIN", [0, 0, 0])
-    monkeypatch.setattr("gammabeta.functional.route.SMALL_EVAL", [0, 0, 0])
+    monkeypatch.setattr("gammabeta.functional.step.SMALL_TRAIN", [0, 0, 0])
+    monkeypatch.setattr("gammabeta.functional.step.SMALL_EVAL", [0, 0, 0])
     window = gb.functional.MaxPool(3, 2, 1)
     x, weight, bias = torch.randn(4, 3, 9, 9), torch.rand(3) + 0.5, torch.randn(3)
     upstream, direction = torch.randn(4, 3, 5, 5), torch.randn(x.shape)

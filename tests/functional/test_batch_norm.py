@@ -99,7 +99,7 @@ def test_pool(shape, backend, training):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("window", [(3, 2, 1), (20, 5, 10)])
 def test_max_pool(window, backend, training, monkeypatch):
-    monkeypatch.setattr("gammabeta.functional.route.SMALL_TRAIN", [0, 0, 0])
+    monkeypatch.setattr("gammabeta.functional.step.SMALL_TRAIN", [0, 0, 0])
     if window == (20, 5, 10) and backend == "cpu":
         pytest.skip("a window of 400 elements is torch's")
     pool = gb.functional.MaxPool(*window)

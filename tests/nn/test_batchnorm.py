@@ -17,7 +17,7 @@ def road(request, monkeypatch):
     """Every test twice: as small inputs go, and through the kernels."""
     if request.param == "kernels":
         for name in ("SMALL_TRAIN", "SMALL_EVAL"):
-            monkeypatch.setattr(f"gammabeta.functional.route.{name}", [0, 0, 0])
+            monkeypatch.setattr(f"gammabeta.functional.step.{name}", [0, 0, 0])
     return request.param
 
 
