@@ -151,6 +151,20 @@ def test_nonfinite_input_spoils_its_channel_only(gpu, device, value):
     assert out[:, ::2].isfinite().all()
 
 
+def test_an_activation_without_arithmetic_is_refused(gpu, device):
+    """``epilogue_of`` refuses the name before; a kernel must never take it for the identity."""
+    call, grad = case((4, 3), "contiguous", torch.float32, "tanh", None, False, device)
+    given = Normalized(call, *gpu.statistics(call.x))
+    for launch in (
+        lambda: gpu.forward_train(call),
+        lambda: gpu.forward(given),
+        lambda: gpu.backward(grad, given, False),
+        lambda: gpu.backward_reduce(grad, given),
+    ):
+        with pytest.raises(Exception, match="this activation has no arithmetic here"):
+            launch()
+
+
 def test_without_affine(gpu, device):
     call, grad = case((3, 4, 5, 6), "contiguous", torch.float32, "silu", None, False, device)
     found, _ = oracle.by_kernels(gpu, call._replace(weight=None, bias=None), grad)
