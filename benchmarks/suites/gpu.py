@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from gammabeta.epilogue import Epilogue
 from gammabeta.errors import UnavailableError
+from gammabeta.kernels.backend import Call, Normalized
 
 from ..harness import Options, Result
 from .gpu_layers import Case, Layer, cases, check, fewest_bytes, our_program, torch_program
@@ -89,12 +91,14 @@ def _parts(case: Case, layers: list[Layer]) -> dict[str, Any]:
     """The kernels alone, for bandwidth: forward in training, and backward."""
     from gammabeta.kernels import gpu
 
+    def call(t: Layer) -> Call:
+        return Call(t.x.detach(), t.weight, t.bias, t.residual, Epilogue(case.activation), 1e-5)
+
     def forward(t: Layer) -> Any:
-        return gpu.forward_train(t.x.detach(), t.weight, t.bias, t.residual, 1e-5, case.activation, None)
+        return gpu.forward_train(call(t))
 
     def backward(t: Layer, mean: Any, invstd: Any) -> Any:
-        call = (t.grad, t.x.detach(), mean, invstd, t.weight, t.bias, t.residual, case.activation, None)
-        return gpu.backward(*call, case.added)
+        return gpu.backward(t.grad, Normalized(call(t), mean, invstd), case.added)
 
     with torch.no_grad():
         statistics = [forward(t)[1::2] for t in layers]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
+from gammabeta.epilogue import ACTIVATIONS
 
 
 @pytest.fixture(autouse=True, params=["small", "kernels"])
@@ -76,7 +77,7 @@ def test_equals_torch(dim, settings, training):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("activation", [None, "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 def test_what_follows(activation, training, road):
     if road == "kernels" and activation not in (None, "relu"):
         pytest.skip("the kernels of every activation are compared in tests/kernels")

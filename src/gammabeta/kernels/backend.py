@@ -104,7 +104,7 @@ def unfit(x: Tensor, residual: Any, pool: Pool) -> str | None:
             return "the residual is a number, not a tensor"
         if residual.shape != x.shape or residual.dtype is not x.dtype or residual.device != x.device:
             return "the residual's shape, dtype or device is not the input's, so torch broadcasts or promotes"
-    if pool == 2 and min(x.shape[2:]) < 2:
+    if pool == 2 and x.dim() == 4 and min(x.shape[2:]) < 2:
         return "the input is smaller than the 2x2 pool"
     return None
 
@@ -128,6 +128,8 @@ def lacking(x: Tensor, epilogue: Epilogue, dtypes: tuple[torch.dtype, ...], max_
             return "these kernels have no max pooling"
         if pool.kernel**2 > LARGEST_WINDOW:
             return f"a window has more than {LARGEST_WINDOW} elements"
+    elif pool != 2:
+        return "pooling is the mean over 2x2 windows, or a MaxPool"
     return None if min(pooled_shape(x.shape, pool)[2:]) > 0 else "the input is smaller than the pool's window"
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gammabeta.epilogue import Epilogue
+from gammabeta.kernels.backend import Call, Normalized
 from gammabeta.kernels.cpu import host
 from gammabeta.kernels.cpu import launch as team
 
@@ -29,9 +31,14 @@ def tensors(last: bool) -> tuple[Tensor, Tensor, Tensor]:
     return x, torch.randn(SHAPE).contiguous(memory_format=form), torch.randn(SHAPE[1])
 
 
+def relu_call(x: Tensor, weight: Tensor) -> Call:
+    return Call(x, weight, None, None, Epilogue("relu"), 1e-5)
+
+
 def step(x: Tensor, grad: Tensor, weight: Tensor) -> list[Tensor]:
-    out, mean, var, invstd = host.forward_train(x, weight, None, None, 1e-5, "relu", None)
-    dx, dweight, dbias, _ = host.backward(grad, x, mean, invstd, weight, None, None, "relu", None, False)
+    call = relu_call(x, weight)
+    out, mean, var, invstd = host.forward_train(call)
+    dx, dweight, dbias, _ = host.backward(grad, Normalized(call, mean, invstd), False)
     return [out, mean, var, dx, dweight, dbias]
 
 
@@ -114,10 +121,10 @@ def test_in_a_loaders_worker():
 
 def test_inference_mode_and_grad_mode():
     x, _, weight = tensors(False)
-    expected = host.forward_train(x, weight, None, None, 1e-5, "relu", None)[0]
+    expected = host.forward_train(relu_call(x, weight))[0]
     with torch.inference_mode():
-        assert torch.equal(host.forward_train(x, weight, None, None, 1e-5, "relu", None)[0], expected)
+        assert torch.equal(host.forward_train(relu_call(x, weight))[0], expected)
     leaf = x.clone().requires_grad_()
-    out = host.forward_train(leaf, weight, None, None, 1e-5, "relu", None)[0]
+    out = host.forward_train(relu_call(leaf, weight))[0]
     assert torch.equal(out, expected)
     assert not out.requires_grad

@@ -5,9 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gammabeta.epilogue import NOTHING, Epilogue, MaxPool
+from gammabeta.kernels.backend import Call, Normalized, Running
 from gammabeta.kernels.cpu import allocator, host
+from tests import oracle
 
 EPS = 1e-5
+RELU = Epilogue("relu")
 SHAPES = {
     "(N, C)": (7, 33),
     "one image": (1, 16, 40),
@@ -43,22 +47,18 @@ def test_every_shape_in_both_layouts_with_poisoned_memory(name, affine, monkeypa
     shape = SHAPES[name]
     x, grad = torch.randn(shape) + 1, torch.randn(shape)
     weight, bias = (torch.randn(shape[1]), torch.randn(shape[1])) if affine else (None, None)
-    leaves = [t.double().requires_grad_() for t in (x, weight, bias) if t is not None]
-    parameters = leaves[1:] if affine else (None, None)
-    exact = F.relu(F.batch_norm(leaves[0], None, None, *parameters, True, 0.1, EPS))
-    wanted = torch.autograd.grad(exact, leaves, grad.double())
+    call = Call(x, weight, bias, None, RELU, EPS)
+    exact = oracle.truth(call, grad)
     poison(monkeypatch)
     for arranged in (x, channels_last(x)):
-        out, mean, _, invstd = host.forward_train(arranged, weight, bias, None, EPS, "relu", None)
-        given = (arranged, mean, invstd, weight, bias, None, "relu", None)
-        dx, dweight, dbias, dresidual = host.backward(grad, *given, False)
-        found = [dx, dweight, dbias] if affine else [dx]
-        torch.testing.assert_close(out.double(), exact.detach(), rtol=1e-5, atol=1e-5)
-        for a, b in zip(found, wanted, strict=True):
-            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=2e-5)
-        assert dresidual is None
-        assert out.stride() == arranged.stride()
-        assert dx.stride() == arranged.stride()
+        found, _ = oracle.by_kernels(host, call._replace(x=arranged), grad)
+        torch.testing.assert_close(found.out.double(), exact.out, rtol=1e-5, atol=1e-5)
+        for ours, true in zip(found[1:], exact[1:], strict=True):
+            if true is not None:
+                torch.testing.assert_close(ours.double(), true, rtol=1e-5, atol=2e-5)
+        assert found.dresidual is None
+        assert found.out.stride() == arranged.stride()
+        assert found.dx.stride() == arranged.stride()
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -66,22 +66,21 @@ def test_bfloat16_is_stored_rounded_and_computed_in_float32(last):
     x = (torch.randn(4, 20, 9, 11) * 3 + 5).bfloat16()
     x = channels_last(x) if last else x
     grad = torch.randn(x.shape).bfloat16()
-    leaf = x.double().requires_grad_()
-    exact = F.relu(F.batch_norm(leaf, None, None, None, None, True, 0.1, EPS))
-    out, mean, var, invstd = host.forward_train(x, None, None, None, EPS, "relu", None)
-    torch.testing.assert_close(mean.double(), x.double().mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(var.double(), x.double().var((0, 2, 3), correction=0), rtol=1e-6, atol=0)
-    single = host.forward_train(x.float(), None, None, None, EPS, "relu", None)[0]
+    call = Call(x, None, None, None, RELU, EPS)
+    out, mean, var, invstd = host.forward_train(call)
+    true_mean, true_var = oracle.statistics(x)
+    torch.testing.assert_close(mean.double(), true_mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(var.double(), true_var, rtol=1e-6, atol=0)
+    single = host.forward_train(call._replace(x=x.float()))[0]
     assert torch.equal(out, single.bfloat16())
-    (wanted,) = torch.autograd.grad(exact, leaf, grad.double())
-    dx = host.backward(grad, x, mean, invstd, None, None, None, "relu", None, False)[0]
-    torch.testing.assert_close(dx.double(), wanted, rtol=2**-8, atol=1e-5)
+    dx = host.backward(grad, Normalized(call, mean, invstd), False)[0]
+    torch.testing.assert_close(dx.double(), oracle.truth(call, grad).dx, rtol=2**-8, atol=1e-5)
 
 
 def test_bfloat16_keeps_nan_and_infinity():
     x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 3.0e38]]).bfloat16().expand(2, 4).clone()
     one, zero = torch.ones(4), torch.zeros(4)
-    out = host.forward(x, zero, one, None, None, None, "relu", None)
+    out = host.forward(Normalized(Call(x, None, None, None, RELU, 0.0), zero, one))
     torch.testing.assert_close(out, F.relu(x), equal_nan=True)
 
 
@@ -93,38 +92,51 @@ def test_inputs_without_a_layout_of_their_own():
         base[::2, :, 1::2].transpose(2, 3).transpose(2, 3),
         base[:1, :, :5].expand(3, 8, 5, 12),
     ):
-        leaf = x.double().requires_grad_()
-        exact = F.relu(F.batch_norm(leaf, None, None, None, None, True, 0.1, EPS))
-        out, mean, _, invstd = host.forward_train(x, None, None, None, EPS, "relu", None)
-        torch.testing.assert_close(out.double(), exact.detach(), rtol=1e-5, atol=1e-5)
+        call = Call(x, None, None, None, RELU, EPS)
         spread = grad[:, :, :, :1].expand(3, 8, 5, 12)  # what sum() hands back
-        (wanted,) = torch.autograd.grad(exact, leaf, spread.double())
-        dx = host.backward(spread, x, mean, invstd, None, None, None, "relu", None, False)[0]
-        torch.testing.assert_close(dx.double(), wanted, rtol=1e-5, atol=1e-5)
+        found, _ = oracle.by_kernels(host, call, spread)
+        exact = oracle.truth(call, spread)
+        torch.testing.assert_close(found.out.double(), exact.out, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.dx.double(), exact.dx, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("x", "residual", "activation", "pool", "reason"),
+    ("x", "residual", "pool", "reason"),
     [
-        (torch.zeros(2, 3, dtype=torch.float64), None, None, None, "float64"),
-        (torch.zeros(0, 3), None, None, None, "empty"),
-        (torch.zeros(2, 0), None, None, None, "empty"),
-        (torch.zeros(2, 3, 0, 4), None, None, None, "empty"),
-        (torch.zeros(3), None, None, None, "no channels"),
-        (torch.zeros(2, 3, device="meta"), None, None, None, "meta"),
-        (torch.zeros(2, 3), None, "tanh", None, "tanh"),
-        (torch.zeros(2, 3, 4), None, None, 2, "four dimensions"),
-        (torch.zeros(2, 3, 1, 4), None, None, 2, "smaller than"),
-        (torch.zeros(2, 3), torch.zeros(1, 3), None, None, "shape"),
-        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64), None, None, "dtype"),
+        (torch.zeros(2, 3, dtype=torch.float64), None, None, "float64"),
+        (torch.zeros(2, 3, dtype=torch.float16), None, None, "float16"),
+        (torch.zeros(2, 3).to_sparse(), None, None, "sparse"),
+        (torch.zeros(0, 3), None, None, "empty"),
+        (torch.zeros(2, 0), None, None, "empty"),
+        (torch.zeros(2, 3, 0, 4), None, None, "empty"),
+        (torch.zeros(3), None, None, "no channels"),
+        (torch.zeros(2, 3, device="meta"), None, None, "meta"),
+        (torch.zeros(2, 3), None, 2, "four dimensions"),
+        (torch.zeros(2, 3, 4), None, 2, "four dimensions"),
+        (torch.zeros(2, 3, 4, 5, 6), None, 2, "four dimensions"),
+        (torch.zeros(2, 3, 4), None, MaxPool(2, 2), "four dimensions"),
+        (torch.zeros(2, 3, 1, 4), None, 2, "smaller than"),
+        (torch.zeros(2, 3, 6, 6), None, 3, "mean over 2x2"),
+        (torch.zeros(2, 3), torch.zeros(1, 3), None, "shape"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, dtype=torch.float64), None, "dtype"),
+        (torch.zeros(2, 3), torch.zeros(2, 3, device="meta"), None, "device"),
+        (torch.zeros(2, 3), 1.0, None, "a number"),
     ],
 )
-def test_what_no_kernel_takes_is_said(x, residual, activation, pool, reason):
-    assert reason in host.unsupported(x, residual, activation, pool)
+def test_what_no_kernel_takes_is_said(x, residual, pool, reason):
+    assert reason in host.unsupported(x, residual, Epilogue(None, pool))
+
+
+def test_an_activation_without_arithmetic_is_refused_when_its_kernel_is_compiled():
+    """``epilogue_of`` refuses the name before; no kernel may pass it over if it does arrive."""
+    call = Call(torch.zeros(2, 3), None, None, None, Epilogue("tanh"), EPS)
+    with pytest.raises(KeyError, match="tanh"):
+        host.forward_train(call)
 
 
 def test_what_the_kernels_take():
-    assert host.unsupported(torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5), "gelu", 2) is None
+    assert host.unsupported(torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5), Epilogue("gelu", 2)) is None
+    assert host.unsupported(torch.zeros(2, 3), None, NOTHING) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -134,7 +146,7 @@ def test_running_statistics_move_as_torchs_do(dtype):
     theirs = [t.clone() for t in ours]
     F.batch_norm(x.to(dtype), *theirs, None, None, True, 0.3)
     mean, var = host.statistics(x)
-    assert host.update_running(*ours, mean, var, 35, 0.3, True)
+    assert host.update_running(Running(*ours, 0.3, True), mean, var, 35)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
@@ -142,11 +154,12 @@ def test_running_statistics_move_as_torchs_do(dtype):
 def test_running_statistics_refuse_what_is_not_finite(dtype):
     bad = torch.tensor([1.0, float("nan")])
     running = [torch.zeros(2, dtype=dtype), torch.ones(2, dtype=dtype)]
-    assert not host.update_running(*running, bad, torch.ones(2), 10, 0.1, True)
-    assert not host.update_running(*running, torch.ones(2), bad * float("inf"), 10, 0.1, True)
+    careful = Running(*running, 0.1, True)
+    assert not host.update_running(careful, bad, torch.ones(2), 10)
+    assert not host.update_running(careful, torch.ones(2), bad * float("inf"), 10)
     assert running[0].tolist() == [0.0, 0.0]
     assert running[1].tolist() == [1.0, 1.0]
-    assert host.update_running(*running, bad, torch.ones(2), 10, 0.1, False)
+    assert host.update_running(careful._replace(skip_nonfinite=False), bad, torch.ones(2), 10)
     assert running[0].isnan().tolist() == [False, True]
 
 

@@ -1,4 +1,4 @@
-"""Max pooling in the kernels: torch's own operations in float64, and torch's choice among equals."""
+"""Max pooling in the kernels: against the reference in float64, and torch's choice among equals."""
 
 import itertools
 
@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gammabeta.epilogue import MaxPool
+from gammabeta.epilogue import Epilogue, MaxPool, pooled_shape
+from gammabeta.kernels.backend import Call, Normalized
 from gammabeta.kernels.cpu import host
+from tests import oracle
 
 EPS = 1e-5
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
@@ -19,48 +21,48 @@ OTHERS += [MaxPool(4, 4, 2), MaxPool(16, 7, 8)]
 SHAPES = [(3, 20, 17, 23), (2, 64, 9, 16), (3, 1, 16, 40), (5, 3, 16, 16)]
 
 
-def error(found: Tensor, exact: Tensor) -> float:
-    """Of the norm."""
-    return float((found.double() - exact).norm() / max(float(exact.norm()), 1e-12))
-
-
-def error_of_sums(found: Tensor, exact: Tensor, count: int) -> float:
-    """Of n terms of about one, whose rounding does not get smaller when they cancel: of √n at least."""
-    return float((found.double() - exact).norm() / max(float(exact.norm()), count**0.5))
+def norm(t: Tensor) -> float:
+    return float(t.double().norm())
 
 
 def compare(shape, window, form, activation="relu", with_residual=False, dtype=torch.float32):
     torch.manual_seed(0)
     x = (torch.randn(shape) * 2 + 0.3).to(dtype).contiguous(memory_format=form)
     residual = torch.randn(shape).to(dtype).contiguous(memory_format=form) if with_residual else None
-    weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
-    leaves = [t.double().requires_grad_() for t in (x, weight, bias, residual) if t is not None]
-    z = F.batch_norm(leaves[0], None, None, leaves[1], leaves[2], True, 0.0, EPS)
-    z = z + leaves[3] if with_residual else z
-    exact = F.max_pool2d(getattr(F, activation)(z) if activation else z, *window)
-    grad = torch.randn(exact.shape).to(dtype).contiguous(memory_format=form)
-    expected = torch.autograd.grad(exact, leaves, grad.double())
-
-    codes = host.codes_of(x, window)
-    options = (weight, bias, residual)
-    out, mean, _, invstd = host.forward_train(x, *options, EPS, activation, window, codes)
-    bound = 1e-5 if dtype == torch.float32 else 6e-2
-    assert error(out, exact.detach()) < bound
-    given = (x, mean, invstd, *options, activation, window)
-    assert torch.equal(host.forward(*given), out), "without codes, from the statistics"
-    dx, dweight, dbias, dresidual = host.backward(grad, *given, with_residual, codes)
+    call = Call(
+        x, torch.rand(shape[1]) + 0.5, torch.randn(shape[1]), residual, Epilogue(activation, window), EPS
+    )
+    grad = torch.randn(pooled_shape(shape, window)).to(dtype).contiguous(memory_format=form)
+    exact = oracle.truth(call, grad)
+    found, given = oracle.by_kernels(host, call, grad)
     count = x.numel() // x.shape[1]
-    assert error(dx, expected[0]) < bound
-    assert error_of_sums(dweight, expected[1], count) < bound
-    assert error_of_sums(dbias, expected[2], count) < bound
-    assert dresidual is None or error(dresidual, expected[3]) < bound
-    sum_dz, sum_dz_xhat = host.backward_reduce(grad, *given, codes)
-    assert error_of_sums(sum_dz, expected[2], count) < bound
-    assert error_of_sums(sum_dz_xhat, expected[1], count) < bound
-    means = sum_dz / count, sum_dz_xhat / count
-    dx, dresidual = host.backward_apply(grad, *given, *means, with_residual, codes)
-    assert error(dx, expected[0]) < bound
-    assert dresidual is None or error(dresidual, expected[3]) < bound
+
+    def check(ours, true, least=0.0):
+        bound = 1e-5 if dtype == torch.float32 else 6e-2
+        oracle.assert_within(ours, true, floor=bound, scale=max(norm(true), least), size=norm)
+
+    def check_sum(ours, true):
+        """Of n terms of about one, whose rounding does not get smaller when they cancel: of √n at least."""
+        check(ours, true, count**0.5)
+
+    def check_large(out, dx, dresidual):
+        check(out, exact.out)
+        check(dx, exact.dx)
+        assert (dresidual is None) is not with_residual
+        if dresidual is not None:
+            check(dresidual, exact.dresidual)
+
+    check_large(found.out, found.dx, found.dresidual)
+    check_sum(found.dweight, exact.dweight)
+    check_sum(found.dbias, exact.dbias)
+    again = host.forward(given._replace(codes=None))
+    assert torch.equal(again, found.out), "without codes, from the statistics"
+    sum_dz, sum_dz_xhat = host.backward_reduce(grad, given)
+    check_sum(sum_dz, exact.dbias)
+    check_sum(sum_dz_xhat, exact.dweight)
+    check_large(
+        again, *host.backward_apply(grad, given, (sum_dz / count, sum_dz_xhat / count), with_residual)
+    )
 
 
 @pytest.mark.parametrize("form", LAYOUTS)
@@ -111,8 +113,8 @@ def test_torchs_choice_among_equals_and_nan(window, form):
     x[torch.rand(shape) < 0.05] = float("inf")
     x = x.contiguous(memory_format=form)
     codes = host.codes_of(x, window)
-    same = torch.zeros(20), torch.ones(20), None, None, None
-    out = host.forward(x, *same, None, window, codes=codes)
+    call = Call(x, None, None, None, Epilogue(None, window), EPS)
+    out = host.forward(Normalized(call, torch.zeros(20), torch.ones(20), codes))
     exact, indices = F.max_pool2d(x, *window, return_indices=True)
     torch.testing.assert_close(out, exact, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(places(codes, window, shape), indices)
@@ -125,8 +127,8 @@ def test_the_number_of_threads_changes_no_bit_of_the_output():
     try:
         for number, form in itertools.product((1, 2, 3), LAYOUTS):
             torch.set_num_threads(number)
-            y = x.contiguous(memory_format=form)
-            found.append(host.forward(y, mean, invstd, None, None, None, "relu", RESNET))
+            call = Call(x.contiguous(memory_format=form), None, None, None, Epilogue("relu", RESNET), EPS)
+            found.append(host.forward(Normalized(call, mean, invstd)))
     finally:
         torch.set_num_threads(threads)
     for out in found[1:]:
@@ -140,5 +142,5 @@ def test_refusals_say_why():
         "four dimensions": (x[:, :, 0], MaxPool(2, 2)),
         "smaller": (x[:, :, :2], MaxPool(3, 1)),
     }.items():
-        assert words in host.unsupported(given[0], None, None, given[1])
-    assert host.unsupported(x, None, None, MaxPool(16, 1, 8)) is None
+        assert words in host.unsupported(given[0], None, Epilogue(None, given[1]))
+    assert host.unsupported(x, None, Epilogue(None, MaxPool(16, 1, 8))) is None

@@ -32,15 +32,20 @@ SHAPES = (
 )
 
 
-def compiled(cases):
-    """What ``machine_code.py`` finds, in a process without the interpreter."""
-    done = subprocess.run(
+def compiler(cases):
+    """``machine_code.py`` in a process without the interpreter."""
+    return subprocess.run(
         [sys.executable, "-W", "ignore", Path(__file__).with_name("machine_code.py"), json.dumps(cases)],
         capture_output=True,
         text=True,
         env={k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
         timeout=280,
     )
+
+
+def compiled(cases):
+    """What ``machine_code.py`` finds."""
+    done = compiler(cases)
     assert done.returncode == 0, done.stderr[-2000:]
     return list(zip(cases, json.loads(done.stdout), strict=True))
 
@@ -75,6 +80,14 @@ def test_main_cases():
             assert code["narrow_loads"] == 0, (case, code)
             reduces = case[0].startswith("partial")
             assert code["pipelined_loads" if reduces else "wide_stores"] >= 2, (case, code)
+
+
+@pytest.mark.parametrize("name", ["normalise", "input_gradient"])
+def test_an_activation_without_arithmetic_is_refused(name):
+    """By the compiler, forward and backward: an unknown name must never become the identity."""
+    done = compiler([[name, SHAPES[1], False, None, "bf16", "tanh", False]])
+    assert done.returncode != 0
+    assert "this activation has no arithmetic here" in done.stderr
 
 
 @pytest.mark.slow

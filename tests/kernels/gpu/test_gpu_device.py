@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 import gammabeta as gb
+from gammabeta.epilogue import Epilogue
+from gammabeta.kernels.backend import Call, Normalized
+from tests import oracle
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -21,11 +23,8 @@ def step(bn, x, grad):
 
 
 def assert_layer_right(bn, x, grad, found):
-    leaf = x.double().requires_grad_()
-    weight, bias = bn.weight.double().detach().requires_grad_(), bn.bias.double().detach().requires_grad_()
-    out = F.silu(F.batch_norm(leaf, None, None, weight, bias, True))
-    true = [out, *torch.autograd.grad(out, [leaf, weight, bias], grad.double())]
-    for mine, exact in zip(found, true, strict=True):
+    call = Call(x, bn.weight, bn.bias, None, Epilogue("silu"), bn.eps)
+    for mine, exact in zip(found, oracle.truth(call, grad)[:4], strict=True):
         torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-4)
 
 
@@ -41,18 +40,14 @@ def test_the_layer_takes_the_gpu_road():
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_large(gpu, torch_step, within_budget, shape, channels_last, dtype):
+def test_large(gpu, shape, channels_last, dtype):
     x = torch.randn(shape, device="cuda").mul_(2).add_(0.5).to(dtype)
     if channels_last and len(shape) == 4:
         x = x.to(memory_format=torch.channels_last)
     weight, bias = torch.randn(shape[1], device="cuda"), torch.randn(shape[1], device="cuda")
     residual, grad = torch.randn_like(x), torch.randn_like(x)
-    truth = torch_step(x, weight, bias, residual, grad, "silu", None)
-    torchs = torch_step(x, weight.to(dtype), bias.to(dtype), residual, grad, "silu", None, double=False)
-    out, mean, _, invstd = gpu.forward_train(x, weight, bias, residual, 1e-5, "silu", None)
-    found = (out, *gpu.backward(grad, x, mean, invstd, weight, bias, residual, "silu", None, True))
-    for mine, theirs, true in zip(found, torchs, truth, strict=True):
-        within_budget(mine, theirs, true, mine.dtype)
+    call = Call(x, weight, bias, residual, Epilogue("silu"), 1e-5)
+    oracle.assert_outcome(oracle.by_kernels(gpu, call, grad)[0], call, grad)
 
 
 def test_more_than_two_to_the_31_elements(gpu):
@@ -63,22 +58,19 @@ def test_more_than_two_to_the_31_elements(gpu):
         x = torch.empty(
             (34000, 64, 32, 32), device="cuda", dtype=torch.bfloat16, memory_format=layout
         ).normal_()
-        out, mean, _, invstd = gpu.forward_train(x, None, None, None, 1e-5, "relu", None)
-        tail = gpu.forward(
-            x[-3:].clone(memory_format=torch.preserve_format), mean, invstd, None, None, None, "relu", None
-        )
-        assert torch.equal(out[-3:], tail)
+        call = Call(x, None, None, None, Epilogue("relu"), 1e-5)
+        out, mean, _, invstd = gpu.forward_train(call)
+        given = Normalized(call, mean, invstd)
+        last = call._replace(x=x[-3:].clone(memory_format=torch.preserve_format))
+        last = Normalized(last, mean, invstd)
+        assert torch.equal(out[-3:], gpu.forward(last))
         torch.testing.assert_close(mean.abs().max().item(), 0.0, rtol=0, atol=1e-3)
         grad = out
-        dx, dweight, dbias, _ = gpu.backward(grad, x, mean, invstd, None, None, None, "relu", None, False)
-        parts = gpu.backward_apply(
-            grad[-3:].clone(memory_format=torch.preserve_format),
-            x[-3:].clone(memory_format=torch.preserve_format),
-            mean, invstd, None, None, None, "relu", None,
-            dbias / (x.numel() // 64), dweight / (x.numel() // 64), False,
-        )  # fmt: skip
+        dx, dweight, dbias, _ = gpu.backward(grad, given, False)
+        means = dbias / (x.numel() // 64), dweight / (x.numel() // 64)
+        parts = gpu.backward_apply(grad[-3:].clone(memory_format=torch.preserve_format), last, means, False)
         torch.testing.assert_close(dx[-3:], parts[0], rtol=1e-2, atol=1e-3)
-        del x, out, tail, grad, dx, parts
+        del x, call, given, out, last, grad, dx, parts
         torch.cuda.empty_cache()
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gammabeta.functional import MaxPool
+from gammabeta.epilogue import Epilogue, MaxPool
 
 triton = pytest.importorskip("triton")
 tl = triton.language
@@ -128,19 +128,18 @@ def test_offsets_beyond_two_to_the_31(device, shape, rows, pool, share):
 
 def test_refusals_say_why(gpu, device):
     x = torch.randn(4, 3, 8, 8, device=device)
-    assert gpu.unsupported(x, None, "relu", 2) is None
-    for why, args in {
-        "float64": (x.double(), None, None, None),
-        "empty": (x[:0], None, None, None),
-        "channels": (x.reshape(-1), None, None, None),
-        "activation": (x, None, "mish", None),
-        "pooling": (x, None, None, 3),
-        "four dimensions": (x[:, :, 0], None, None, 2),
-        "no max pooling": (x, None, None, MaxPool(2, 2)),
-        "shape": (x, x[:, :, :1], None, None),
-        "dtype": (x, x.half(), None, None),
+    assert gpu.unsupported(x, None, Epilogue("relu", 2)) is None
+    for why, (tensor, residual, pool) in {
+        "float64": (x.double(), None, None),
+        "empty": (x[:0], None, None),
+        "channels": (x.reshape(-1), None, None),
+        "pooling": (x, None, 3),
+        "four dimensions": (x[:, :, 0], None, 2),
+        "no max pooling": (x, None, MaxPool(2, 2)),
+        "shape": (x, x[:, :, :1], None),
+        "dtype": (x, x.half(), None),
     }.items():
-        assert why in gpu.unsupported(*args)
+        assert why in gpu.unsupported(tensor, residual, Epilogue(None, pool))
 
 
 def test_old_or_foreign_devices_are_refused(gpu, monkeypatch):
