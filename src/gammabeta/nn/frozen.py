@@ -17,18 +17,10 @@ class Frozen(Fused):
     kinds, ``num_batches_tracked`` included, so that state dicts go both ways. The weight and the bias do not
     train either (``requires_grad`` is False), unless ``train_affine=True``.
 
+    The arguments are those of ``BatchNorm1d/2d/3d``; ``momentum`` is only kept.
+
     Args:
-        num_features: and the others as for ``BatchNorm1d/2d/3d``; ``momentum`` is only kept.
-        eps: added to the variance.
-        momentum: not used.
-        affine: whether there are a weight and a bias.
-        track_running_stats: must be True: there is nothing else to normalise with.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
-        bias: whether there is a bias, if ``affine``.
         train_affine: whether the weight and the bias train.
-        activation: as for ``BatchNorm1d/2d/3d``.
-        pool: as for ``BatchNorm1d/2d/3d``.
 
     Raises:
         UsageError: ``track_running_stats=False``, or an activation or pool that does not exist.
@@ -51,18 +43,8 @@ class Frozen(Fused):
     ) -> None:
         if not track_running_stats:
             raise UsageError("a frozen batch norm normalises with its running statistics: keep track of them")
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            activation=activation,
-            pool=pool,
-        )
+        settings: dict[str, Any] = {"bias": bias, "activation": activation, "pool": pool}
+        super().__init__(num_features, eps, momentum, affine, True, device, dtype, **settings)
         self.training = False
         if not train_affine:
             self.requires_grad_(False)

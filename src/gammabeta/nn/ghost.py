@@ -26,16 +26,9 @@ class Ghost(Fused):
     evaluation mode the layer is plain batch normalization.
 
     Args:
-        num_features: and all up to ``bias`` as for ``BatchNorm1d/2d/3d``.
-        eps: added to the variance.
-        momentum: weight of the new value in the running statistics; None for the cumulative average.
-        affine: whether there are a weight and a bias.
-        track_running_stats: whether running statistics are kept.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
-        bias: whether there is a bias, if ``affine``.
         virtual_batch_size: samples in a ghost batch, at least.
-        settings: activation, pool, skip_nonfinite and initialize, as for ``BatchNorm1d/2d/3d``.
+        settings: activation, pool, skip_nonfinite and initialize; these and all others as for
+            ``BatchNorm1d/2d/3d``.
 
     Raises:
         UsageError: ``virtual_batch_size`` below 1, or as ``BatchNorm1d/2d/3d``.
@@ -62,17 +55,8 @@ class Ghost(Fused):
     ) -> None:
         if virtual_batch_size < 1:
             raise UsageError(f"virtual_batch_size must be at least 1, got {virtual_batch_size}")
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            **settings,
-        )
+        kept = (num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(*kept, bias=bias, **settings)
         self.virtual_batch_size = virtual_batch_size
 
     def extra_repr(self) -> str:

@@ -15,6 +15,7 @@ from ..functional import step
 from ..kernels.backend import Call, Running
 
 _TAKES_BIAS = "bias" in inspect.signature(torch.nn.BatchNorm2d.__init__).parameters
+_SETTINGS = ("activation", "pool", "skip_nonfinite", "initialize", "recompute")
 _SKIPPED = (
     "a batch with non-finite statistics was left out of the running mean and variance of a batch norm; "
     "skip_nonfinite=False restores PyTorch's behaviour"
@@ -87,30 +88,31 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **extra)
         if not bias:
             self.register_parameter("bias", None)
-        self._set_extras(activation, pool, skip_nonfinite, initialize, recompute)
+        self._set(
+            activation=activation,
+            pool=pool,
+            skip_nonfinite=skip_nonfinite,
+            initialize=initialize,
+            recompute=recompute,
+        )
 
-    def _set_extras(
-        self,
-        activation: str | None,
-        pool: Pool,
-        skip_nonfinite: bool,
-        initialize: str | None,
-        recompute: bool,
-    ) -> None:
-        epilogue_of(activation, pool)
-        if initialize not in (None, "first_batch"):
-            raise UsageError(f"initialize must be None or 'first_batch', got {initialize!r}")
-        self.activation = activation
-        self.pool = pool
-        self.skip_nonfinite = skip_nonfinite
-        self.initialize = initialize
-        self.recompute = recompute
+    def _set(self, **settings: Any) -> None:
+        """Check and keep what our layers add to PyTorch's."""
+        for name, value in settings.items():
+            if name not in _SETTINGS:
+                raise TypeError(
+                    f"{type(self).__name__}.__init__() got an unexpected keyword argument {name!r}"
+                )
+            setattr(self, name, value)
+        epilogue_of(self.activation, self.pool)
+        if self.initialize not in (None, "first_batch"):
+            raise UsageError(f"initialize must be None or 'first_batch', got {self.initialize!r}")
 
     def extra_repr(self) -> str:
         """Return PyTorch's text, and after it each setting that is not the default."""
         inherited: Any = super().extra_repr
         text = str(inherited())
-        for name in ("activation", "pool", "skip_nonfinite", "initialize", "recompute"):
+        for name in _SETTINGS:
             value = getattr(self, name)
             if value != getattr(Fused, name):
                 text += f", {name}={value!r}"
@@ -249,11 +251,7 @@ class FusedLazy(Fused):
         dtype: Any = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
-        pool: Pool = None,
-        skip_nonfinite: bool = True,
-        initialize: str | None = None,
-        recompute: bool = False,
+        **settings: Any,
     ) -> None:
         extra = {"bias": bias} if _TAKES_BIAS else {}
         # Past Fused, whose first argument PyTorch's lazy classes do not have.
@@ -261,7 +259,7 @@ class FusedLazy(Fused):
         start(eps, momentum, affine, track_running_stats, device, dtype, **extra)
         if not bias:
             self.register_parameter("bias", None)
-        self._set_extras(activation, pool, skip_nonfinite, initialize, recompute)
+        self._set(**settings)
 
     def initialize_parameters(self, input: Tensor, residual: Any = None, **settings: Any) -> None:
         """Take ``num_features`` from the input; what else ``forward`` was given does not matter."""

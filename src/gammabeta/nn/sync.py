@@ -28,16 +28,9 @@ class SyncBatchNorm(Fused):
 
     Args:
         num_features: ``C`` of inputs ``(N, C, *spatial)``; ``N`` may be 0.
-        eps: added to the variance.
-        momentum: weight of the new value in the running statistics; None for the cumulative average.
-        affine: whether there are a weight and a bias.
-        track_running_stats: whether running statistics are kept.
         process_group: whose ranks share their statistics; None: all.
-        device: of parameters and buffers.
-        dtype: of parameters and buffers.
-        bias: whether there is a bias, if ``affine``.
-        settings: activation, pool, skip_nonfinite and initialize, as for ``BatchNorm2d``; a batch that is not
-            finite on one rank is left out on all.
+        settings: activation, pool, skip_nonfinite and initialize; these and all others as for
+            ``BatchNorm2d``. A batch that is not finite on one rank is left out on all.
 
     Raises:
         UsageError: an activation, pool or initialisation that does not exist.
@@ -64,17 +57,8 @@ class SyncBatchNorm(Fused):
         bias: bool = True,
         **settings: Any,
     ) -> None:
-        super().__init__(
-            num_features,
-            eps,
-            momentum,
-            affine,
-            track_running_stats,
-            device,
-            dtype,
-            bias=bias,
-            **settings,
-        )
+        kept = (num_features, eps, momentum, affine, track_running_stats, device, dtype)
+        super().__init__(*kept, bias=bias, **settings)
         self.process_group = process_group
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SyncBatchNorm":
