@@ -191,28 +191,21 @@ def _checked(affine: Affine) -> tuple[Affine | None, str]:
 def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
     """A module that multiplies and adds per channel, whatever its name: a frozen batch norm, a scale layer.
 
-    Its calls must form one chain of element-wise arithmetic with constants; the numbers are then read off by
-    running it on zeros and on ones in float64, and believed only if a random input agrees.
+    Its calls must be element-wise arithmetic with constants, one upon the other; the numbers are then read
+    off by running it on zeros and on ones in float64, and believed only if a random input agrees.
     """
     calls = [call for call in forward.calls if call.data]
-    if (
-        not calls
-        or len(forward.outputs) != 1
-        or forward.module is recording.forwards[0].module
-        or forward.reads
-    ):
-        return None
-    if any(call.name not in _ELEMENTWISE or len(call.data) != 1 or len(call.outputs) != 1 for call in calls):
-        return None
-    if any(other.parent is forward for other in recording.forwards) or forward.given != (1, ()):
-        return None
     data = [value for value in forward.inputs if value.origin == "data"]
-    chain = [data[0] if data else None, *(call.outputs[0] for call in calls)]
-    if (
-        len(data) != 1
-        or [call.data[0] for call in calls] != chain[:-1]
-        or chain[-1] is not forward.outputs[0]
-    ):
+    if not calls or len(data) != 1 or len(forward.outputs) != 1 or forward.given != (1, ()) or forward.reads:
+        return None
+    if forward.module is recording.forwards[0].module or any(f.parent is forward for f in recording.forwards):
+        return None
+    value = data[0]
+    for call in calls:
+        if call.name not in _ELEMENTWISE or call.data != [value] or len(call.outputs) != 1:
+            return None
+        value = call.outputs[0]
+    if value is not forward.outputs[0]:
         return None
     try:
         affine = _read_off(forward.module, data[0].shape)
@@ -220,7 +213,7 @@ def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
         return None
     if affine is None:
         return None
-    return Norm(forward.path, "affine", forward.path, calls[-1], data[0], forward.outputs[0], affine)
+    return Norm(forward.path, "affine", forward.path, calls[-1], data[0], value, affine)
 
 
 def _read_off(module: nn.Module, shape: tuple[int, ...]) -> Affine | None:
@@ -299,10 +292,10 @@ def follow(value: Value, axis: int, ends: Container[Call]) -> Arrival | Stop:
         call = value.users[0]
         if call in ends:
             return Arrival(call, value, axis, repeat)
-        step = _through(call, value, axis, repeat, channels)
-        if step is None:
+        passed = _through(call, value, axis, repeat, channels)
+        if passed is None:
             return Stop(f"goes into {describe(call)}")
-        value, axis, repeat = step
+        value, axis, repeat = passed
 
 
 def describe(call: Call) -> str:
