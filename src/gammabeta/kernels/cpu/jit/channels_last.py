@@ -29,9 +29,9 @@ _load_wide, _store_wide = float64.load, float64.store
 
 
 @inlined
-def ahead(at, v, tile, together, j, size):
-    """Bytes from the start to line ``j`` of those to fetch at vector ``v``: the next group, line by line."""
-    return (at + together * (tile + v) + 16 * j) * size + AHEAD
+def ahead(at, v, tile, together, size):
+    """Bytes from the start to the lines to fetch at vector ``v``: the next group, so many lines at a time."""
+    return (at + together * (tile + v)) * size + AHEAD
 
 
 # --- statistics -------------------------------------------------------------------------------------------
@@ -106,10 +106,10 @@ def _block_sums_of(storage):
     def add_tiles(x, at, table, tile):
         """Eight whole tiles."""
         for v in range(0, tile, 16):
-            k = _load(table, 3 * tile + v)
+            k, lines = _load(table, 3 * tile + v), x + ahead(at, v, tile, SUMMED, size)
             s, q = splat(0.0), splat(0.0)
             for j in range(SUMMED):
-                prefetch(x + ahead(at, v, tile, SUMMED, j, size))
+                prefetch(lines + 16 * j * size)
                 d = load(x, at + j * tile + v) - k
                 s = s + d
                 q = fma(d, d, q)
@@ -183,9 +183,9 @@ def walk_of(size, parameters, fetch, put, put_some):
         tile, streamed, at = args.tile, run.stream != 0, 0
         while at + TOGETHER * tile <= elements:
             for v in range(0, tile, 16):
-                affine = parameters(table, tile, v)
+                affine, lines = parameters(table, tile, v), ahead(at, v, tile, TOGETHER, size)
                 for j in range(TOGETHER):
-                    fetch(run, ahead(at, v, tile, TOGETHER, j, size))
+                    fetch(run, lines + 16 * j * size)
                     put(run, at + j * tile + v, affine, streamed)
             at += TOGETHER * tile
         while at < elements:

@@ -191,38 +191,32 @@ def _reduce_run_of(storage, activation, residual, pool):
         return sums[0] + dz, fma(dz, centred, sums[1])
 
     @inlined
-    def sums_at(table, tile, v):
-        return _load(table, 5 * tile + v), _load(table, 6 * tile + v)
-
-    @inlined
-    def put_sums(table, tile, v, sums):
-        _store(table, 5 * tile + v, sums[0])
-        _store(table, 6 * tile + v, sums[1])
-
-    @inlined
     def add_tiles(run, at, table, tile):
         """A group of whole tiles, summed in registers."""
         for v in range(0, tile, 16):
             affine, sums = affine_at(table, tile, v), (splat(0.0), splat(0.0))
+            lines = ahead(at, v, tile, TOGETHER, size)
             for j in range(TOGETHER):
-                line = ahead(at, v, tile, TOGETHER, j, size)
+                line = lines + 16 * j * size
                 fetch(run, line)
                 if residual and run.dresidual != 0:
                     prefetch_write(run.dresidual + line)
                 sums = add(run, at + j * tile + v, affine, sums)
-            one, two = sums_at(table, tile, v)
-            put_sums(table, tile, v, (one + sums[0], two + sums[1]))
+            _store(table, 5 * tile + v, _load(table, 5 * tile + v) + sums[0])
+            _store(table, 6 * tile + v, _load(table, 6 * tile + v) + sums[1])
 
     @inlined
     def add_tile(run, at, elements, table, tile):
         """One tile, or what there is of it."""
         for v in range(0, min(tile, elements - at), 16):
-            affine, sums, count = affine_at(table, tile, v), sums_at(table, tile, v), elements - at - v
+            affine, count = affine_at(table, tile, v), elements - at - v
+            sums = _load(table, 5 * tile + v), _load(table, 6 * tile + v)
             if count >= 16:
                 sums = add(run, at + v, affine, sums)
             else:
                 sums = add_some(run, at + v, count, affine, sums)
-            put_sums(table, tile, v, sums)
+            _store(table, 5 * tile + v, sums[0])
+            _store(table, 6 * tile + v, sums[1])
 
     @inlined
     def reduce_run(args, run, elements, table, pending):

@@ -27,6 +27,7 @@ from .simd import (
     VI32,
     call_intrinsic,
     first_mask,
+    instructions,
     intrinsic,
     vector,
     wide,
@@ -87,49 +88,32 @@ def _memory(element, lanes, after_load, before_store, get=None):
     align = {F32: 4, F64: 8, I8: 1, I16: 2}[element]
     loaded = wide if element == F64 else vector
 
-    @intrinsic
-    def load(typingctx, address, index):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args)
-            return after_load(builder, builder.load(pointer, align=align, typ=lanes))
+    @instructions(loaded, types.int64, types.int64)
+    def load(builder, address, index):
+        return after_load(
+            builder, builder.load(_pointer(builder, element, address, index), align=align, typ=lanes)
+        )
 
-        return loaded(types.int64, types.int64), codegen
+    @instructions(loaded, types.int64, types.int64, types.int64)
+    def load_some(builder, address, index, count):
+        pointer = _pointer(builder, element, address, index)
+        return after_load(builder, _masked(builder, "load", element, pointer, count))
 
-    @intrinsic
-    def load_some(typingctx, address, index, count):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            return after_load(builder, _masked(builder, "load", element, pointer, args[2]))
+    @instructions(types.void, types.int64, types.int64, loaded)
+    def store(builder, address, index, value):
+        pointer = _pointer(builder, element, address, index)
+        builder.store(before_store(builder, value), pointer, align=align)
 
-        return loaded(types.int64, types.int64, types.int64), codegen
+    @instructions(types.void, types.int64, types.int64, loaded, types.int64)
+    def store_some(builder, address, index, value, count):
+        pointer = _pointer(builder, element, address, index)
+        _masked(builder, "store", element, pointer, count, before_store(builder, value))
 
-    @intrinsic
-    def store(typingctx, address, index, value):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            builder.store(before_store(builder, args[2]), pointer, align=align)
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, loaded), codegen
-
-    @intrinsic
-    def store_some(typingctx, address, index, value, count):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            _masked(builder, "store", element, pointer, args[3], before_store(builder, args[2]))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, loaded, types.int64), codegen
-
-    @intrinsic
-    def stream(typingctx, address, index, value):
-        def codegen(context, builder, sig, args):
-            pointer = _pointer(builder, element, *args[:2])
-            written = builder.store(before_store(builder, args[2]), pointer, align=LANES * align)
-            written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
-            return context.get_dummy_value()
-
-        return types.void(types.int64, types.int64, loaded), codegen
+    @instructions(types.void, types.int64, types.int64, loaded)
+    def stream(builder, address, index, value):
+        pointer = _pointer(builder, element, address, index)
+        written = builder.store(before_store(builder, value), pointer, align=LANES * align)
+        written.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))
 
     return SimpleNamespace(
         size=align, get=get, load=load, load_some=load_some, store=store, store_some=store_some, stream=stream
@@ -139,12 +123,9 @@ def _memory(element, lanes, after_load, before_store, get=None):
 def _scalar(element, number, size):
     """Read and write one scalar."""
 
-    @intrinsic
-    def get(typingctx, address, index):
-        def codegen(context, builder, sig, args):
-            return builder.load(_pointer(builder, element, *args), align=size, typ=element)
-
-        return number(types.int64, types.int64), codegen
+    @instructions(number, types.int64, types.int64)
+    def get(builder, address, index):
+        return builder.load(_pointer(builder, element, address, index), align=size, typ=element)
 
     @intrinsic
     def put(typingctx, address, index, value):
@@ -164,43 +145,30 @@ get_i64, put_i64 = _scalar(I64, types.int64, 8)
 
 
 def _prefetch(name, write, doc):
-    def typed(typingctx, address):
-        def codegen(context, builder, sig, args):
-            pointer = builder.inttoptr(args[0], ir.PointerType())
-            hints = [ir.Constant(I32, n) for n in (write, 3, 1)]  # into every level, data
-            call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
-            return context.get_dummy_value()
+    def emit(builder, address):
+        pointer = builder.inttoptr(address, ir.PointerType())
+        hints = [ir.Constant(I32, n) for n in (write, 3, 1)]  # into every level, data
+        call_intrinsic(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, *hints])
 
-        return types.void(types.int64), codegen
-
-    typed.__name__, typed.__doc__ = name, doc
-    return intrinsic(typed)
+    emit.__name__, emit.__doc__ = name, doc
+    return instructions(types.void, types.int64)(emit)
 
 
 prefetch = _prefetch("prefetch", 0, "Fetch the cache line of ``address``, if there is such memory.")
 prefetch_write = _prefetch("prefetch_write", 1, "The same, for a line that will be written.")
 
 
-@intrinsic
-def fence(typingctx):
+@instructions(types.void)
+def fence(builder):
     """Make what was streamed visible to other threads."""
-
-    def codegen(context, builder, sig, args):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+    builder.fence("seq_cst")
 
 
-@intrinsic
-def get_bf16(typingctx, address, index):
+@instructions(types.float32, types.int64, types.int64)
+def get_bf16(builder, address, index):
     """One bf16 as a float32."""
-
-    def codegen(context, builder, sig, args):
-        half = builder.load(_pointer(builder, I16, *args), align=2, typ=I16)
-        return builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), F32)
-
-    return types.float32(types.int64, types.int64), codegen
+    half = builder.load(_pointer(builder, I16, address, index), align=2, typ=I16)
+    return builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), F32)
 
 
 def _widen_byte(builder, bytes_):

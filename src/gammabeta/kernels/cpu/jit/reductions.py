@@ -11,7 +11,7 @@ from numba.core import types
 from ..arguments import Arguments, Job, RunningArguments
 from .loads import get_f32, get_f64, put_f32, put_i64
 from .record import takes
-from .simd import inlined, intrinsic
+from .simd import I64, inlined, instructions, intrinsic
 
 
 @inlined
@@ -106,21 +106,16 @@ def _take(typingctx, job):
 
     def codegen(context, builder, sig, args):
         pointer = builder.inttoptr(args[0], ir.PointerType())
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "seq_cst")
+        return builder.atomic_rmw("add", pointer, ir.Constant(I64, 1), "seq_cst")
 
     return types.int64(job), codegen
 
 
-@intrinsic
-def _call(typingctx, function, args, part):
+@instructions(types.void, types.int64, types.int64, types.int64)
+def _call(builder, function, args, part):
     """Call the kernel at address ``function``."""
-
-    def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(ir.VoidType(), [ir.IntType(64), ir.IntType(64)])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64, types.int64), codegen
+    kind = ir.FunctionType(ir.VoidType(), [I64, I64])
+    builder.call(builder.inttoptr(function, kind.as_pointer()), [args, part])
 
 
 @takes(Job)

@@ -6,6 +6,7 @@ AVX-512 one register, on AVX2 two, on NEON four, split by LLVM. The usual operat
 nothing is ever re-associated. How lanes meet memory is in ``loads``.
 """
 
+import inspect
 import operator
 from typing import Any
 
@@ -116,6 +117,25 @@ def call_intrinsic(builder, name, result, args):
     return builder.call(function, args)
 
 
+def instructions(result, *operands):
+    """An intrinsic of these types; what is decorated writes its instructions: ``emit(builder, *values)``."""
+
+    def decorate(emit):
+        def typed(typingctx, *given):
+            def codegen(context, builder, sig, args):
+                value = emit(builder, *args)
+                return context.get_dummy_value() if value is None else value
+
+            return result(*operands), codegen
+
+        typed.__name__, typed.__doc__ = emit.__name__, emit.__doc__
+        # Numba reads the names of the parameters here, and skips the first.
+        typed.__signature__ = inspect.signature(emit)  # type: ignore[attr-defined]
+        return intrinsic(typed)
+
+    return decorate
+
+
 @intrinsic
 def splat(typingctx, scalar):
     """The float in every lane of a Vector."""
@@ -157,17 +177,13 @@ class _BFloat16(ir.Type):  # type: ignore[misc]
 VBF16, PAIRS = (ir.VectorType(_BFloat16(), lanes) for lanes in (LANES, 2 * LANES))
 
 
-@intrinsic
-def pair(typingctx, a, b):
+@instructions(vector, vector, vector)
+def pair(builder, a, b):
     """Lanes of ``a`` and ``b``, cut off to bf16, side by side: that of ``a`` in the lower half."""
-
-    def codegen(context, builder, sig, args):
-        low, high = (builder.bitcast(value, VI32) for value in args)
-        low = builder.lshr(low, ir.Constant(VI32, [16] * LANES))
-        high = builder.and_(high, ir.Constant(VI32, [0xFFFF0000] * LANES))
-        return builder.bitcast(builder.or_(low, high), V32)
-
-    return vector(vector, vector), codegen
+    low, high = (builder.bitcast(value, VI32) for value in (a, b))
+    low = builder.lshr(low, ir.Constant(VI32, [16] * LANES))
+    high = builder.and_(high, ir.Constant(VI32, [0xFFFF0000] * LANES))
+    return builder.bitcast(builder.or_(low, high), V32)
 
 
 @intrinsic
@@ -180,14 +196,10 @@ def select(typingctx, which, a, b):
     return a(mask, a, a), codegen
 
 
-@intrinsic
-def first_lanes(typingctx, count):
+@instructions(mask, types.int64)
+def first_lanes(builder, count):
     """The mask of the lanes below ``count``."""
-
-    def codegen(context, builder, sig, args):
-        return first_mask(builder, args[0])
-
-    return mask(types.int64), codegen
+    return first_mask(builder, count)
 
 
 def first_mask(builder, count):
@@ -196,47 +208,36 @@ def first_mask(builder, count):
     return builder.icmp_unsigned("<", ir.Constant(VI32, list(range(LANES))), wanted)
 
 
-@intrinsic
-def widen(typingctx, value):
+@instructions(wide, vector)
+def widen(builder, value):
     """float32 lanes as float64 lanes, exactly."""
-
-    def codegen(context, builder, sig, args):
-        return builder.fpext(args[0], V64)
-
-    return wide(vector), codegen
+    return builder.fpext(value, V64)
 
 
-@intrinsic
-def total(typingctx, value):
+@instructions(types.float64, vector)
+def total(builder, value):
     """The sum of the lanes as a float64, each lane widened first, added as a tree."""
-
-    def codegen(context, builder, sig, args):
-        value, width = builder.fpext(args[0], V64), LANES
-        while width > 1:
-            half = width // 2
-            low, high = (
-                builder.shuffle_vector(
-                    value,
-                    ir.Constant(value.type, ir.Undefined),
-                    ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))),
-                )
-                for start in (0, half)
+    value, width = builder.fpext(value, V64), LANES
+    while width > 1:
+        half = width // 2
+        low, high = (
+            builder.shuffle_vector(
+                value,
+                ir.Constant(value.type, ir.Undefined),
+                ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))),
             )
-            value, width = builder.fadd(low, high), half
-        return builder.extract_element(value, ir.Constant(I32, 0))
-
-    return types.float64(vector), codegen
+            for start in (0, half)
+        )
+        value, width = builder.fadd(low, high), half
+    return builder.extract_element(value, ir.Constant(I32, 0))
 
 
 def _shuffle(name, lanes, doc):
-    def typed(typingctx, a, b):
-        def codegen(context, builder, sig, args):
-            return builder.shuffle_vector(*args, ir.Constant(VI32, lanes))
+    def emit(builder, a, b):
+        return builder.shuffle_vector(a, b, ir.Constant(VI32, lanes))
 
-        return vector(vector, vector), codegen
-
-    typed.__name__, typed.__doc__ = name, doc
-    return intrinsic(typed)
+    emit.__name__, emit.__doc__ = name, doc
+    return instructions(vector, vector, vector)(emit)
 
 
 even_lanes = _shuffle("even_lanes", list(range(0, 2 * LANES, 2)), "Lanes 0, 2, 4, … of two Vectors in a row.")
@@ -246,22 +247,14 @@ mixed_low = _shuffle("mixed_low", _mixed[:LANES], "The lower lanes of two Vector
 mixed_high = _shuffle("mixed_high", _mixed[LANES:], "The upper lanes of two Vectors in turn: a8, b8, a9, …")
 
 
-@intrinsic
-def power_of_two(typingctx, shifted):
+@instructions(vector, vector)
+def power_of_two(builder, shifted):
     """``2 ** n`` where ``shifted`` is ``n + 1.5 * 2**23``, whose last bits are ``n``; infinite at 128."""
-
-    def codegen(context, builder, sig, args):
-        whole = builder.add(builder.bitcast(args[0], VI32), ir.Constant(VI32, [127] * LANES))
-        return builder.bitcast(builder.shl(whole, ir.Constant(VI32, [23] * LANES)), V32)
-
-    return vector(vector), codegen
+    whole = builder.add(builder.bitcast(shifted, VI32), ir.Constant(VI32, [127] * LANES))
+    return builder.bitcast(builder.shl(whole, ir.Constant(VI32, [23] * LANES)), V32)
 
 
-@intrinsic
-def absolute(typingctx, value):
+@instructions(vector, vector)
+def absolute(builder, value):
     """Each lane without its sign."""
-
-    def codegen(context, builder, sig, args):
-        return call_intrinsic(builder, "llvm.fabs.v16f32", V32, args)
-
-    return vector(vector), codegen
+    return call_intrinsic(builder, "llvm.fabs.v16f32", V32, [value])
