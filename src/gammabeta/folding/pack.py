@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from ..accelerate.convolution import PackedConv2d
 from ..accelerate.packed import PackedLinear, Post
-from ..epilogue import ACTIVATIONS, activation_of_module
 from ..graph.record import Flow, Frame, tensors_in, watch
 from .apply import put
 from .find import is_known_norm
@@ -22,6 +21,20 @@ from .plan import traces
 from .verify import Inputs
 
 _SMALL_LINEAR = 1 << 14  # elements of a weight too small for oneDNN to pay at usual batch sizes
+_POSTS: dict[str, Post] = {
+    "relu": Post("relu"),
+    "relu6": Post("hardtanh", (0.0, 6.0)),
+    "leaky_relu": Post("leaky_relu", (0.01,)),
+    "silu": Post("swish"),
+    "hardswish": Post("hardswish"),
+    "gelu": Post("gelu", (), "none"),
+}
+_MODULES: dict[type[nn.Module], str] = {
+    nn.ReLU: "relu",
+    nn.ReLU6: "relu6",
+    nn.SiLU: "silu",
+    nn.Hardswish: "hardswish",
+}
 
 
 @dataclass
@@ -110,10 +123,7 @@ def _take(site: Site, module: nn.Module) -> bool:
     if type(module) is Tail:
         if not fresh or module.pool not in (None, 2) or (module.pool and not pools):
             return False
-        post = _post_of(module.activation) if module.activation else Post()
-        if post is None:
-            return False
-        site.post, site.pool = post, bool(module.pool)
+        site.post, site.pool = _POSTS[module.activation] if module.activation else Post(), bool(module.pool)
         return True
     if type(module) is nn.AvgPool2d:
         site.pool = pools and _halves(module)
@@ -130,14 +140,8 @@ def _post(module: nn.Module) -> Post | None:
         return Post("leaky_relu", (float(module.negative_slope),))
     if type(module) is nn.GELU:
         return Post("gelu", (), module.approximate)
-    name = activation_of_module(module)
-    return None if name is None else _post_of(name)
-
-
-def _post_of(activation: str) -> Post | None:
-    """An activation of our table as oneDNN's post-operation, None if it has none."""
-    found = ACTIVATIONS[activation].onednn
-    return None if found is None else Post(*found)
+    name = _MODULES.get(type(module))
+    return None if name is None else _POSTS[name]
 
 
 def _halves(pool: nn.AvgPool2d) -> bool:
