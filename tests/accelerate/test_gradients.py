@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gammabeta.accelerate.gradients import Convolution, quick_layers, quick_weight, wasteful
+from gammabeta.accelerate.gradients import Case, Convolution, quick_layers, quick_weight, wasteful
 from gammabeta.kernels.conv.gradients import unsupported, unsupported_weight
 
 CONVOLUTIONS: list[tuple[Callable[[], nn.Conv2d], tuple[int, ...]]] = [
@@ -80,7 +80,7 @@ def test_the_quick_way_is_taken_for_the_notebooks_second_convolution() -> None:
 @has_kernel
 def test_a_convolution_that_wastes_nothing_is_left_to_the_library() -> None:
     def asked(images: tuple[int, ...], weight: tuple[int, ...], pad: int, dtype: torch.dtype) -> bool:
-        return wasteful(torch.Size(images), torch.Size(weight), (pad, pad), dtype)
+        return wasteful(Case(torch.Size(images), torch.Size(weight), (pad, pad), dtype))
 
     assert asked(*SECOND, 0, torch.float32)
     assert not asked(*SECOND, 0, torch.float64)
@@ -94,7 +94,7 @@ def test_a_convolution_that_wastes_nothing_is_left_to_the_library() -> None:
 @pytest.mark.skipif(unsupported_weight() is not None, reason="the kernel needs AVX-512 BF16")
 def test_our_weight_gradient_is_for_bfloat16_and_whole_blocks() -> None:
     def asked(images: tuple[int, ...], weight: tuple[int, ...], dtype: torch.dtype = torch.bfloat16) -> bool:
-        return quick_weight(torch.Size(images), torch.Size(weight), (0, 0), dtype)
+        return quick_weight(Case(torch.Size(images), torch.Size(weight), (0, 0), dtype))
 
     assert asked(*SECOND)
     assert not asked(*SECOND, torch.float32)

@@ -14,10 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gammabeta as gb
 from gammabeta.accelerate.stem import StemBatchNorm2d, StemConvolution, one_stem
-from gammabeta.data import Dataset
 from gammabeta.epilogue import NOTHING
 from gammabeta.kernels.conv.stem import unsupported
-from gammabeta.train import build_network, load_recipe
+from gammabeta.train import DigitNetwork
 
 SHAPE = (6, 2, 14, 17)
 has_kernel = pytest.mark.skipif(
@@ -220,8 +219,8 @@ def test_a_converted_model_hands_its_activation_over() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_notebooks_network_and_all_comes_back(digits: Dataset) -> None:
-    model = build_network(load_recipe("fast"), digits, 0)
+def test_the_notebooks_network_and_all_comes_back() -> None:
+    model = DigitNetwork()
     before, state = {name: type(m) for name, m in model.named_modules()}, model.state_dict()
 
     def fail() -> None:

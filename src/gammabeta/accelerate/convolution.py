@@ -204,7 +204,3 @@ class PackedConv2d(Packed, nn.Conv2d):
         """Take a copy's or a pickle's state, where ``served`` is a plain tuple."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.served = serving.Layer(*state["served"])
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` takes in its place."""
-        return self._scriptable(nn.Conv2d)

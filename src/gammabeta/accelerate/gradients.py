@@ -3,14 +3,14 @@
 oneDNN takes the gradient at a convolution's input as another convolution, of the output's gradient with
 zeros around it: at a 5x5 kernel without padding half of what it multiplies are zeros, and 20 input channels
 fill two thirds of its vectors. And it takes the weight's gradient, in bfloat16, with as much waste at such
-numbers of channels. ``kernels.convolution`` multiplies each value once, in full vectors: the same sums in
-another order.
+numbers of channels. ``kernels.conv.gradients`` multiplies each value once, in full vectors: the same sums
+in another order.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from ..functional.step import traced
 from ..kernels.backend import load as kernels
+from ..kernels.conv import gradients
 
 _DTYPES = (torch.float32, torch.bfloat16)
 _WASTE = 1.5  # multiplications of the library by those needed, from which on it is the slower; measured
@@ -29,48 +30,49 @@ _TABLE = 1 << 20  # bytes of a weight's gradient that stay in a core's cache; me
 _aten = torch.ops.aten
 
 
-@lru_cache(1024)
-def wasteful(images: torch.Size, weight: torch.Size, padding: tuple[int, int], dtype: torch.dtype) -> bool:
-    """Tell whether the library multiplies much more than it must for such an input gradient, and we need not.
+class Case(NamedTuple):
+    """A convolution of stride and dilation 1."""
 
-    Args:
-        images: ``(N, C, H, W)`` of the input.
-        weight: ``(O, C, KH, KW)``; stride and dilation are 1.
-        padding: ``(PH, PW)``.
-        dtype: That is computed in.
-    """
-    channels, height, width = images[1:]
-    out_height = height + 2 * padding[0] - weight[2] + 1
-    out_width = width + 2 * padding[1] - weight[3] + 1
-    if min(images[0], out_height, out_width) < 1 or channels != weight[1]:
-        return False  # torch knows what to do or to say
-    lanes = -(-channels // _LANES) * _LANES
-    if height * width * lanes < _WASTE * out_height * out_width * channels:
-        return False
-    if isinstance(kernels("cpu"), str):
-        return False
-    from ..kernels.conv.gradients import unsupported
+    images: torch.Size  # (N, C, H, W), the input's
+    weight: torch.Size  # (O, C, KH, KW)
+    padding: tuple[int, int]
+    dtype: torch.dtype  # computed in
 
-    return unsupported(dtype, weight[0], out_height * out_width) is None
+    def output(self) -> tuple[int, int] | None:
+        """Rows and columns of the output; None for a case that is torch's to compute or to refuse."""
+        count, channels, *size = self.images
+        height, width = (
+            side + 2 * zeros - kernel + 1
+            for side, zeros, kernel in zip(size, self.padding, self.weight[2:], strict=True)
+        )
+        if min(count, height, width) < 1 or channels != self.weight[1] or isinstance(kernels("cpu"), str):
+            return None
+        return height, width
 
 
 @lru_cache(1024)
-def quick_weight(
-    images: torch.Size, weight: torch.Size, padding: tuple[int, int], dtype: torch.dtype
-) -> bool:
-    """Tell whether our weight gradient is the quicker one; the arguments are those of ``wasteful``."""
-    channels, height, width = images[1:]
-    out_height = height + 2 * padding[0] - weight[2] + 1
-    out_width = width + 2 * padding[1] - weight[3] + 1
-    if min(images[0], out_height, out_width) < 1 or channels != weight[1] or dtype is not torch.bfloat16:
+def wasteful(case: Case) -> bool:
+    """Tell whether the library multiplies much more than it must for an input gradient, and we need not."""
+    output = case.output()
+    if output is None:
         return False
-    outs, whole = weight[0], -(-weight[0] // _LANES) * _LANES
+    _, channels, height, width = case.images
+    lanes, out_pixels = -(-channels // _LANES) * _LANES, output[0] * output[1]
+    if height * width * lanes < _WASTE * out_pixels * channels:
+        return False
+    return gradients.unsupported(case.dtype, case.weight[0], out_pixels) is None
+
+
+@lru_cache(1024)
+def quick_weight(case: Case) -> bool:
+    """Tell whether our weight gradient is the quicker one."""
+    if case.dtype is not torch.bfloat16 or case.output() is None:
+        return False
+    outs, whole = case.weight[0], -(-case.weight[0] // _LANES) * _LANES
     blocks = whole if outs <= _BLOCK else -(-outs // _BLOCK) * _BLOCK
-    if blocks > _SPILL * whole or 4 * weight.numel() > _TABLE or isinstance(kernels("cpu"), str):
+    if blocks > _SPILL * whole or 4 * case.weight.numel() > _TABLE:
         return False
-    from ..kernels.conv.gradients import unsupported_weight
-
-    return unsupported_weight() is None
+    return gradients.unsupported_weight() is None
 
 
 class _Convolve(torch.autograd.Function):
@@ -94,12 +96,10 @@ class _Convolve(torch.autograd.Function):
         if torch.is_grad_enabled():  # a second derivative is asked for: torch's operator has one
             x, weight = given_x.to(x.dtype), given_weight.to(x.dtype)
         else:
-            from ..kernels.conv import gradients
-
-            case = (x.shape, weight.shape, ctx.padding, x.dtype)
-            if need[0] and wasteful(*case):
+            case = Case(x.shape, weight.shape, ctx.padding, x.dtype)
+            if need[0] and wasteful(case):
                 found[0] = gradients.input_gradient(grad, weight, x.shape, ctx.padding)
-            if need[1] and quick_weight(*case):
+            if need[1] and quick_weight(case):
                 found[1] = gradients.weight_gradient(grad, x, weight.shape[2:], ctx.padding)
         rest = [wanted and done is None for wanted, done in zip(need, found, strict=True)]
         if any(rest):
@@ -117,14 +117,16 @@ class Convolution(nn.Conv2d):
         """Convolve ``(N, C, H, W)``."""
         padding: Any = self.padding
         dtype = _computed_in(x, self.weight) if x.dim() == 4 else None
-        if dtype is None or not self._quick((x.shape, self.weight.shape, padding, dtype), x.requires_grad):
+        case = None if dtype is None else Case(x.shape, self.weight.shape, padding, dtype)
+        if case is None or not self._quick(case, x.requires_grad):
             return super().forward(x)
-        found: Tensor = _apply(_Convolve, x, self.weight, self.bias, padding, dtype)
+        function: Any = _Convolve.apply
+        found: Tensor = function(x, self.weight, self.bias, padding, dtype)
         return found
 
-    def _quick(self, case: tuple[Any, ...], wanted: bool) -> bool:
+    def _quick(self, case: Case, wanted: bool) -> bool:
         """Whether one of the gradients has a quicker way; that of the input if it is ``wanted``."""
-        return (wanted and wasteful(*case)) or (self.weight.requires_grad and quick_weight(*case))
+        return (wanted and wasteful(case)) or (self.weight.requires_grad and quick_weight(case))
 
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
@@ -136,10 +138,6 @@ def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:
     if dtype not in _DTYPES or (not autocast and weight.dtype is not dtype) or traced(x) is not None:
         return None
     return dtype
-
-
-def _apply(function: Any, *args: Any) -> Any:
-    return function.apply(*args)
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Held:
     def __init__(self, weight: Tensor) -> None:
         self.weight, self.version, self.address = weight, weight._version, weight.data_ptr()
         self.reordered: Tensor | None = None  # as oneDNN computes
-        self.laid_out: Tensor | None = None  # as `kernels.serving` does
+        self.laid_out: Tensor | None = None  # as `kernels.conv.serving` does
         self.neutral: tuple[Tensor, Tensor] | None = None  # mean 0 and 1/σ 1, for the kernel that pools
 
 
@@ -162,9 +162,10 @@ class Packed(nn.Module):
         """All but the copy, which is no plain tensor and is made again."""
         return {**vars(self), "_held": None}
 
-    def _scriptable(self, kind: type[nn.Module]) -> nn.Module:
-        """Build torch's layer, and what followed it."""
-        layer = kind.__new__(kind)
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` takes in its place: torch's layer, and what followed it."""
+        kind = nn.Conv2d if isinstance(self, nn.Conv2d) else nn.Linear
+        layer: nn.Module = kind.__new__(kind)
         layer.__dict__.update({name: value for name, value in vars(self).items() if name not in _OURS})
         layer._modules = {}
         return nn.Sequential(layer, *self.after)
@@ -201,7 +202,3 @@ class PackedLinear(Packed, nn.Linear):
     def _reordered(self, weight: Tensor) -> Tensor:
         reordered: Tensor = _ops._reorder_linear_weight(weight)
         return reordered
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` takes in its place."""
-        return self._scriptable(nn.Linear)

@@ -1,8 +1,9 @@
 """A network's first convolution and batch normalization as one on the CPU, for the length of a training.
 
 What the first convolution gives is the largest tensor of many a small network, and the cheapest to compute
-anew: ``kernels.stem`` never stores it. The two layers stay where they are. The convolution hands its input on
-in place of its output where the batch norm behind it will take both steps, and convolves where it will not.
+anew: ``kernels.conv.stem`` never stores it. The two layers stay where they are. The convolution hands its
+input on in place of its output where the batch norm behind it will take both steps, and convolves where it
+will not.
 """
 
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from ..functional.step import traced, update_running
 from ..graph.hooks import hooked
 from ..graph.pairs import convolutions_before_batch_norm
 from ..kernels.backend import load as kernels
+from ..kernels.conv import stem
 from .gradients import Convolution, replaceable
 
 #: What a convolution gives that has left its work to its batch norm. Empty, so that nothing else can use it.
@@ -38,8 +40,6 @@ class _Stem(torch.autograd.Function):
         settings: tuple[Epilogue, float, torch.dtype],
         found: list[Any],
     ) -> Tensor:
-        from ..kernels.conv import stem
-
         epilogue, eps, dtype = settings
         layers = stem.Stem(x, weight.contiguous(), gamma, beta, epilogue, eps)
         statistics = stem.statistics(layers)
@@ -50,8 +50,6 @@ class _Stem(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        from ..kernels.conv import stem
-
         x, weight, gamma, beta = ctx.saved_tensors
         layers = stem.Stem(x, weight.contiguous(), gamma, beta, ctx.epilogue, ctx.eps)
         if torch.is_grad_enabled():  # a second derivative is asked for: torch's operators have one
@@ -61,15 +59,11 @@ class _Stem(torch.autograd.Function):
         return (None, *(gradient if want else None for gradient, want in wanted), None, None)
 
 
-def _differentiable(grad: Tensor, layers: Any) -> list[Tensor | None]:
+def _differentiable(grad: Tensor, layers: stem.Stem) -> list[Tensor | None]:
     """Return the gradients of weight, γ and β as something that can be differentiated."""
-    from ..functional import batch_norm
-
-    x, weight, gamma, beta, (activation, pool), eps = layers
-    y = F.conv2d(x, weight)
-    out = batch_norm(
-        y, None, None, gamma, beta, True, 0.0, eps, activation=activation, pool=pool, backend="torch"
-    )
+    x, weight, gamma, beta, epilogue, eps = layers
+    y = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, eps)
+    out = epilogue.apply(y)
     leaves = [t for t in (weight, gamma, beta) if t is not None and t.requires_grad]
     found = iter(torch.autograd.grad(out, leaves, grad.to(out.dtype), create_graph=True))
     return [next(found) if t is not None and t.requires_grad else None for t in (weight, gamma, beta)]
@@ -115,8 +109,6 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         """Normalise, or first convolve too."""
         if input is not _LEFT or self.left is None:
             return super().forward(input, residual, activation=activation, pool=pool)
-        from ..kernels.conv.stem import unsupported
-
         (convolution, x), self.left = self.left, None
         activation = self.activation if activation is None else activation
         pool = self.pool if pool is None else pool
@@ -125,7 +117,7 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         if (
             residual is not None
             or isinstance(pool, MaxPool)
-            or unsupported(size, convolution.weight.shape, Epilogue(activation, pool)) is not None
+            or stem.unsupported(size, convolution.weight.shape, Epilogue(activation, pool)) is not None
         ):
             convolved = Convolution.forward(convolution, x)
             return super().forward(convolved, residual, activation=activation, pool=pool)
@@ -149,8 +141,6 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         return out
 
     def _evaluate(self, convolution: StemConvolution, x: Tensor, epilogue: Epilogue) -> Tensor:
-        from ..kernels.conv import stem
-
         weight, bias, mean, var = self._tensors()
         assert mean is not None and var is not None  # noqa: PT018 -- `takes` has seen to it
         if convolution.bias is not None:

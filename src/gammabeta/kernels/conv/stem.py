@@ -13,6 +13,7 @@ So nothing of the size of y is read or written: z is computed anew where it is w
 convolution by ``serving``, from weights with the normalisation in them.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -77,18 +78,111 @@ def unsupported(images: tuple[int, ...], weight: tuple[int, ...], epilogue: Epil
     return None
 
 
+class _Pass(NamedTuple):
+    """Kernels that run one after the other, and the bytes of working memory that each part has."""
+
+    steps: tuple[Step, ...]
+    sums: int = 0  # that are added up over the parts
+    scratch: int = 0
+
+
+class _Plan(NamedTuple):
+    """How stems of one shape are worked on, in parts that are runs of images."""
+
+    sizes: dict[str, float]  # the fields of ``StemArguments``, those that depend on the shape set
+    parts: int
+    scaled: tuple[int, int]  # the shape of the weights with the normalisation in them
+    statistics: _Pass
+    weights: _Pass
+    forward: serving.Plan
+    backward: _Pass
+
+
+@lru_cache(256)
+def _plan_of(
+    images: torch.Size, weight: torch.Size, epilogue: Epilogue, dtype: torch.dtype, threads: int
+) -> _Plan:
+    """Plan for images and a weight of these shapes, and an output of ``dtype``."""
+    activation, pool = epilogue.activation, bool(epilogue.pool)
+    count, channels, height, width = images
+    outs, _, kernel_height, kernel_width = weight
+    out_height, out_width = height - kernel_height + 1, width - kernel_width + 1  # the convolution's
+    values, vectors, parts = weight[1:].numel(), _vectors(outs), max(1, min(threads, count))
+    lanes = 16 * vectors
+    sizes = StemArguments(
+        images=count,
+        channels=channels,
+        height=height,
+        width=width,
+        out_channels=outs,
+        kernel_height=kernel_height,
+        kernel_width=kernel_width,
+        parts=parts,
+    )
+
+    padded = -(-values // 3) * 3
+    scratch = 8 * padded + 4 * (padded * out_height * -(-out_width // 16) * 16 + images[1:].numel() + 48)
+    moments = Step(Key("stem_moments"), once=False), Step(Key("finish_stem_statistics"), once=True)
+    statistics = _Pass(moments, 8 * padded * (padded + 1), scratch)
+
+    weights = Step(Key("stem_weights", vectors=vectors), once=True)
+    layer = serving.Layer(
+        kernel=(outs, channels, kernel_height, kernel_width),
+        padding=(0, 0),
+        stride=(1, 1),
+        dilation=(1, 1),
+        activation=activation,
+        pool=pool,
+        dtype=dtype,
+        channel_first=True,
+    )
+    strides = (channels * height * width, height * width, width, 1)
+    forward = serving.plan_of(images, strides, layer, threads)
+
+    padded = -(-values // ROWS[vectors - 1]) * ROWS[vectors - 1]
+    scratch = 4 * lanes * (padded + 1 + (2 if pool else 1) * out_width) + 8 * (padded + out_width)
+    reduce = Key("stem_reduce", dtype == torch.bfloat16, activation, pool=pool, vectors=vectors)
+    finish = Step(Key("finish_stem_gradients", vectors=vectors), once=True)
+    backward = _Pass((weights, Step(reduce, once=False), finish), 8 * lanes * (padded + 1), scratch)
+    scaled = (values + 1, lanes)
+    return _Plan(sizes._asdict(), parts, scaled, statistics, _Pass((weights,)), forward, backward)
+
+
+def _vectors(outs: int) -> int:
+    return -(-outs // 16)
+
+
+def _plan(stem: Stem, dtype: torch.dtype = torch.float32) -> _Plan:
+    return _plan_of(stem.x.shape, stem.weight.shape, stem.epilogue, dtype, torch.get_num_threads())
+
+
+def _launch(plan: _Plan, which: _Pass, stem: Stem, found: Statistics, **tensors: Tensor) -> None:
+    """Run a pass on what goes into the layers, the statistics, and more fields of ``StemArguments``."""
+    step = -(-which.scratch // 64) * 64
+    memory = torch.empty(plan.parts * (which.sums + step) + 64, dtype=torch.uint8)
+    start = memory.data_ptr()
+    given = {
+        "x": stem.x,
+        "weight": stem.weight,
+        "gamma": stem.gamma,
+        "beta": stem.beta,
+        **found._asdict(),
+        **tensors,
+    }
+    fields: dict[str, float] = {name: t.data_ptr() for name, t in given.items() if t is not None}
+    fields["sums"], fields["eps"], fields["scratch_step"] = start, stem.eps, step
+    fields["scratch"] = -(-(start + plan.parts * which.sums) // 64) * 64
+    run(which.steps, _pack(fields, plan.sizes), plan.parts, plan.parts)
+
+
 def statistics(stem: Stem) -> Statistics:
     """Return the statistics of a convolution's output, from those of what it reads."""
-    outs, values = len(stem.weight), stem.weight[0].numel()
+    plan = _plan(stem)
+    (values, _), outs = plan.scaled, len(stem.weight)
     mean, invstd, var = torch.empty(3, outs).unbind()
-    patchwise = torch.empty(outs + 1, values, dtype=torch.float64)
+    patchwise = torch.empty(outs + 1, values - 1, dtype=torch.float64)
     found = Statistics(mean, invstd, var, patchwise[0], patchwise[1:])
-    height, width = _convolved(stem)
-    padded = -(-values // 3) * 3
-    sums = 8 * padded * (padded + 1)
-    step = 8 * padded + 4 * (padded * height * -(-width // 16) * 16 + stem.x[0].numel() + 48)
-    steps = (Step(Key("stem_moments"), once=False), Step(Key("finish_stem_statistics"), once=True))
-    _launch(stem, found, steps, sums, step)
+    _launch(plan, plan.statistics, stem, found)
     return found
 
 
@@ -100,23 +194,10 @@ def forward(stem: Stem, found: Statistics, dtype: torch.dtype) -> Tensor:
         found: From ``statistics``, or the running mean, without the convolution's bias, and its invstd.
         dtype: Of the output: float32 or bfloat16.
     """
-    x, weight = stem.x, stem.weight
-    scaled = _scaled(stem)
-    _launch(stem, found, (_weights_step(stem),), scaled=scaled)
-    activation, pool = stem.epilogue
-    outs, channels, height, width = weight.shape
-    layer = serving.Layer(
-        kernel=(outs, channels, height, width),
-        padding=(0, 0),
-        stride=(1, 1),
-        dilation=(1, 1),
-        activation=activation,
-        pool=bool(pool),
-        dtype=dtype,
-        channel_first=True,
-    )
-    plan = serving.plan_of(x.shape, x.stride(), layer, torch.get_num_threads())
-    return serving.convolve(x, scaled, scaled[-1], plan)
+    plan = _plan(stem, dtype)
+    scaled = torch.empty(plan.scaled)
+    _launch(plan, plan.weights, stem, found, scaled=scaled)
+    return serving.convolve(stem.x, scaled, scaled[-1], plan.forward)
 
 
 def backward(grad: Tensor, stem: Stem, found: Statistics) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,70 +205,10 @@ def backward(grad: Tensor, stem: Stem, found: Statistics) -> tuple[Tensor, Tenso
 
     The batch's statistics, which ``found`` has, are differentiated too.
     """
+    plan = _plan(stem, grad.dtype)
     grad = grad.contiguous(memory_format=torch.channels_last)
-    outs, values, width = len(stem.weight), stem.weight[0].numel(), _convolved(stem)[1]
+    outs, scaled = len(stem.weight), torch.empty(plan.scaled)
     dweight, dgamma, dbeta = torch.empty_like(stem.weight), torch.empty(outs), torch.empty(outs)
-    activation, pool = stem.epilogue
-    vectors = _vectors(outs)
-    lanes, rows = 16 * vectors, ROWS[vectors - 1]
-    padded = -(-values // rows) * rows
-    sums = 8 * lanes * (padded + 1)
-    step = 4 * lanes * (padded + 1 + (2 if pool else 1) * width) + 8 * (padded + width)
-    bf16 = grad.dtype == torch.bfloat16
-    steps = (
-        _weights_step(stem),
-        Step(Key("stem_reduce", bf16, activation, pool=bool(pool), vectors=vectors), once=False),
-        Step(Key("finish_stem_gradients", vectors=vectors), once=True),
-    )
     results = {"dweight": dweight, "dgamma": dgamma, "dbeta": dbeta}
-    _launch(stem, found, steps, sums, step, grad=grad, scaled=_scaled(stem), **results)
+    _launch(plan, plan.backward, stem, found, grad=grad, scaled=scaled, **results)
     return dweight, dgamma, dbeta
-
-
-def _vectors(outs: int) -> int:
-    return -(-outs // 16)
-
-
-def _convolved(stem: Stem) -> tuple[int, int]:
-    """Rows and columns that the convolution gives."""
-    x, weight = stem.x, stem.weight
-    return x.shape[2] - weight.shape[2] + 1, x.shape[3] - weight.shape[3] + 1
-
-
-def _scaled(stem: Stem) -> Tensor:
-    """Room for the weights with the normalisation in them, and the constants behind them."""
-    return torch.empty(stem.weight[0].numel() + 1, 16 * _vectors(len(stem.weight)))
-
-
-def _weights_step(stem: Stem) -> Step:
-    return Step(Key("stem_weights", vectors=_vectors(len(stem.weight))), once=True)
-
-
-def _launch(
-    stem: Stem, found: Statistics, steps: tuple[Step, ...], sums: int = 0, step: int = 0, **tensors: Tensor
-) -> None:
-    """Run steps on parts that are runs of images; a part has ``sums`` and ``step`` bytes of memory."""
-    x, weight = stem.x, stem.weight
-    count, channels, height, width = x.shape
-    parts = max(1, min(torch.get_num_threads(), count))
-    step = -(-step // 64) * 64
-    memory = torch.empty(parts * (sums + step) + 64, dtype=torch.uint8)
-    start = memory.data_ptr()
-    given = {"x": x, "weight": weight, "gamma": stem.gamma, "beta": stem.beta, **found._asdict(), **tensors}
-    addresses = {name: tensor.data_ptr() for name, tensor in given.items() if tensor is not None}
-    fields = {
-        **addresses,
-        "sums": start,
-        "scratch": -(-(start + parts * sums) // 64) * 64,
-        "scratch_step": step,
-        "images": count,
-        "channels": channels,
-        "height": height,
-        "width": width,
-        "out_channels": len(weight),
-        "kernel_height": weight.shape[2],
-        "kernel_width": weight.shape[3],
-        "parts": parts,
-        "eps": stem.eps,
-    }
-    run(steps, _pack(fields), parts, parts)
