@@ -105,7 +105,7 @@ def test_arithmetic_that_differs_from_the_table_is_refused() -> None:
             epilogue.require_arithmetic("toy", names)
 
 
-@pytest.mark.parametrize("module", ["gpu.tiles"])
+@pytest.mark.parametrize("module", ["cpu.jit.activations", "gpu.tiles"])
 def test_a_row_without_arithmetic_stops_the_import(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The module is run once more, under a name of its own."""
     pytest.importorskip({"gpu": "triton", "cpu": "numba"}[module.split(".")[0]])
