@@ -11,10 +11,10 @@ from .layer import Fused
 
 
 class Frozen(Fused):
-    """Batch normalization with its running statistics in training too, as fine-tuning wants it.
+    """Batch normalization with its running statistics in training too, as in fine-tuning.
 
-    The layer stays in evaluation mode through ``train()``. Parameters and buffers have PyTorch's names and
-    kinds, ``num_batches_tracked`` included, so that state dicts go both ways. The weight and the bias do not
+    ``train()`` leaves the layer in evaluation mode. Parameters and buffers have PyTorch's names and kinds,
+    ``num_batches_tracked`` included, so state dicts load in both directions. The weight and the bias do not
     train either (``requires_grad`` is False), unless ``train_affine=True``.
 
     Args:
@@ -50,7 +50,7 @@ class Frozen(Fused):
         pool: Pool = None,
     ) -> None:
         if not track_running_stats:
-            raise UsageError("a frozen batch norm normalises with its running statistics: keep track of them")
+            raise UsageError("a frozen batch norm needs its running statistics: use track_running_stats=True")
         super().__init__(
             num_features,
             eps,
