@@ -1,8 +1,8 @@
-"""The errors that a user can mend. Each message is one line: what was wrong, and what to do."""
+"""The errors that a user can correct. Each message is one line: what was wrong, and what to do."""
 
 
 class GammabetaError(Exception):
-    """Base of every error that a user can mend; the command line prints it and exits with ``exit_code``."""
+    """Base of the errors that a user can correct; the command line prints it and exits with ``exit_code``."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class WeightsError(GammabetaError, ValueError):
 
 
 class UnavailableError(GammabetaError, RuntimeError):
-    """A device, backend or optional package that was asked for and is not here."""
+    """A device, backend or optional package that was asked for and is missing."""
 
 
 class SurgeryError(GammabetaError, RuntimeError):

@@ -1,4 +1,4 @@
-"""``export_onnx``: fold, export, check, run ONNX Runtime beside the model, and only then write the file."""
+"""``export_onnx``: fold, export, check, compare ONNX Runtime with the model, and only then write the file."""
 
 import copy
 import importlib
@@ -88,14 +88,14 @@ def export_onnx(
 ) -> ExportReport:
     """Fold ``model`` and write it as ONNX, with the batch size left open.
 
-    The graph must pass ONNX's checker, and ONNX Runtime's output must equal the given model's: on the
-    example, on random inputs, and at batch sizes 1 and 3. Only then does the file appear, whole; after any
-    error an existing file, and the model, are as they were.
+    The graph must pass ONNX's checker. ONNX Runtime's output must equal the given model's, within
+    ``tolerance``, on the example and on random inputs, at the example's batch size and at 1 and 3. Only then
+    the file is written, whole. After any error an existing file, and the model, are as they were.
 
     Args:
         model: any module that ``fold`` takes and ``torch.export`` traces.
         path: the file to write.
-        example: as for ``fold``; every tensor in it whose first dimension is the batch.
+        example: as for ``fold``; its batch size is the first dimension of its first tensor.
         classes: names of the classes, kept in the file's metadata for ``gammabeta predict``.
         preprocessing: how pictures become the input, kept likewise.
         tolerance: allowed relative difference beyond twice the model's own; by default as for ``fold``.
@@ -206,7 +206,7 @@ def _argument_names(model: nn.Module, count: int) -> Iterator[str]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter reports progress on standard output, logs and warns of things that are its own affair."""
+    """Hide the exporter's own output: progress on standard output, logs and warnings."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -318,7 +318,7 @@ def _batched(inputs: Inputs, size: int) -> Inputs:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write to a file beside it, then rename: at any moment the old file or the new is there, whole."""
+    """Write to a file beside it, then rename: at any moment the old or the new file is there, whole."""
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
@@ -337,7 +337,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """Name the innermost cause: torch wraps it in a page of advice."""
+    """The innermost cause: torch wraps it in a page of advice."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)

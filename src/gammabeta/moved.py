@@ -1,7 +1,7 @@
-"""Modules of version 0.1.0 under their names of then: models that were pickled with it can be read.
+"""The module names of version 0.1.0, so that models that were pickled with it can be read.
 
-A pickle names each class by its module. The names in this table are found only when something asks for them,
-and lead to the module of today.
+A pickle names each class by its module. This table maps each former name to today's module. It is used only
+when something imports a former name.
 """
 
 import sys

@@ -3,8 +3,9 @@
 A module's call costs a microsecond or two of Python, and a packed layer asks at each whether anything but
 plain eager execution is going on. For one small image that is a quarter of the time. A ``Chain`` sits where
 ``nn.Module.compile`` puts its product (``_compiled_call_impl``), so that the model's class, ``forward``,
-hooks and children stay what they were. It calls the layers directly while nobody can tell: nothing traces or
-compiles, no module has a hook, and each module is the one it was. Otherwise it makes the ordinary call.
+hooks and children stay what they were. It calls the layers directly while that makes no difference: nothing
+traces or compiles, no module has a hook, and each module is the one it was. Otherwise it makes the ordinary
+call.
 
 Which layer follows which is known for ``nn.Sequential``, and for classes made from it that keep its
 ``forward``. A model with a ``forward`` of its own is called as always; a ``Sequential`` inside it can be a
@@ -63,7 +64,7 @@ class _Layers:
         return list(map(type, self.modules)) == self.types and self._children() == self.children
 
     def are_only_forward(self, chain: "Chain") -> bool:
-        """Tell whether to call one of the modules is to call its class's ``forward`` and nothing else."""
+        """Tell whether a call of each module runs its class's ``forward`` and nothing else."""
         for attributes in self.attributes:
             if (
                 attributes["_forward_hooks"]
@@ -98,7 +99,7 @@ def _is_sequential(module: nn.Module) -> bool:
 
 
 def _step(module: nn.Module) -> Callable[[Any], Any]:
-    """What a call of the module comes down to, without hooks."""
+    """What a call of the module runs, without hooks."""
     if type(module) in (PackedConv2d, PackedLinear):
         return module.serve  # type: ignore[return-value]
     if type(module) is nn.Linear:

@@ -31,38 +31,38 @@ _PLAIN: dict[int, type[Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.B
 _LAZY: dict[int, type[Module]] = {1: nn.LazyBatchNorm1d, 2: nn.LazyBatchNorm2d, 3: nn.LazyBatchNorm3d}
 _TORCH = (*_PLAIN.values(), *_LAZY.values(), nn.SyncBatchNorm)
 _SYNCED = (nn.SyncBatchNorm, ours.SyncBatchNorm)
-# Float32 sums in another order, through a deep network; relative to the largest value of the output.
+# Float32 sums in another order, in a deep network; relative to the largest value of the output.
 _TOLERANCE = 1e-3
 
 
 def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool = False) -> M:
     """Return a model with another kind of batch norm: same outputs, gradients and state dict keys.
 
-    ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` put the layers of ``gammabeta.nn`` in the place of
-    PyTorch's and of each other, and fuse into their calls a following activation, residual addition and
-    pooling wherever the code of the module around them shows that it is safe. ``"torch"`` undoes both.
+    ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` replace PyTorch's layers, and each other, by layers
+    of ``gammabeta.nn``. An activation, a residual addition and a pooling that follow are fused into their
+    calls, where the code of the module around them shows that this is safe. ``"torch"`` undoes both.
 
-    The model given stays as it is. The one returned is a copy that *shares* its parameters and buffers, so an
-    optimiser made for the one trains the other; continue with one of the two. (``"frozen"`` makes new
+    The given model does not change. The result is a copy that *shares* its parameters and buffers, so an
+    optimiser made for one trains the other; use only one of the two afterwards. (``"frozen"`` makes new
     ``Parameter`` objects, without gradient, on the same memory.) Convert before wrapping in
     ``DistributedDataParallel`` and before ``torch.compile``.
 
-    Where something is fused, the ``forward`` of the module around it is replaced by the graph of calls it
-    makes, in a subclass of its class: what it reads from attributes that are not tensors or modules is as
-    it was at conversion. Hooks keep working: nothing is fused that a hook sees, and nothing at all while
-    there are hooks on all modules. ``"ghost"`` normalises other batches and ``"frozen"`` none, so with those
-    only evaluation gives the same outputs.
+    Where something is fused, the module around it gets a generated ``forward``, in a subclass of its class.
+    What the original read from attributes that are not tensors or modules is fixed at conversion. Hooks keep
+    working: nothing is fused that a hook sees, and nothing at all while there are hooks on all modules.
+    ``"ghost"`` normalises other batches and ``"frozen"`` none, so with those only evaluation gives the same
+    outputs.
 
     Args:
-        model: any module; a lone batch norm too.
+        model: any module; a single batch norm too.
         to: "fused", "sync", "ghost", "frozen" or "torch".
         example: an input, or a tuple of inputs, to compare both models on: in evaluation mode, for "fused"
             and "torch" in training mode too.
-        recompute: for "fused" and "frozen": less memory for some more time. Outputs of batch norms are not
-            kept for the backward pass but computed again in it, to the last bit the same.
+        recompute: for "fused" and "frozen": less memory, more time. Outputs of batch norms are not kept for
+            the backward pass but computed again in it, with the same bits.
 
     Returns:
-        The converted model; ``.conversion_report`` says of each batch norm what was done and why no more.
+        The converted model; ``.conversion_report`` says for each batch norm what was done, and why not more.
 
     Raises:
         UsageError: a kind that does not exist, or ``recompute`` with one that cannot.
@@ -71,10 +71,10 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
     if to != "torch" and to not in KINDS:
         raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
     if recompute and to not in _RECOMPUTE:
-        raise UsageError(f"recompute=True goes with to={' or '.join(map(repr, _RECOMPUTE))}; got {to!r}")
+        raise UsageError(f"recompute=True works with to={' or '.join(map(repr, _RECOMPUTE))}; got {to!r}")
     try:
         twin = sharing_copy(model)
-    except Exception as error:  # whatever a module's own attributes raise when they are copied
+    except Exception as error:  # a module's own attributes may raise anything when they are copied
         raise SurgeryError(
             f"{type(model).__name__} cannot be copied ({error}); convert it before it is wrapped or compiled"
         ) from error
@@ -131,7 +131,7 @@ def _why_not(layer: Module, to: str) -> str:
     if cls not in _TORCH and not cls.__module__.startswith(ours.__name__ + "."):
         return f"{cls.__name__} is a class of its own, with a forward that may do more"
     if _dimension(layer) is None and to != "sync" and not (to == "torch" and isinstance(layer, _SYNCED)):
-        return "its dimension is not known: SyncBatchNorm takes all"
+        return "its dimension is not known, because a SyncBatchNorm takes inputs of any dimension"
     if _is_lazy(layer) and to not in ("fused", "torch"):
         return "its size is not known yet: run the model once, then convert"
     if to == "frozen" and getattr(layer, "running_mean", None) is None:

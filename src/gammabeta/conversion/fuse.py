@@ -26,7 +26,7 @@ from .rewrite import install
 
 
 class Outcome(NamedTuple):
-    """What happened to a layer: what was fused, the module whose ``forward`` was rewritten, why no more."""
+    """What happened to a layer: what was fused, the module whose ``forward`` was rewritten, why not more."""
 
     fused: str = ""
     where: str | None = None
@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
 
 
 def fuse(root: Module) -> dict[Module, Outcome]:
-    """Fuse in every module below ``root`` and in itself; the outcome of each batch norm that was met."""
+    """Fuse in every module below ``root`` and in itself; the outcome for each batch norm found."""
     outcomes: dict[Module, Outcome] = {}
     for name, module in list(root.named_modules()):
         if isinstance(module, BatchNormLayer) or not _holds_batch_norm(module):
@@ -55,7 +55,7 @@ def _holds_batch_norm(module: Module) -> bool:
 
 
 def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
-    """Fuse in the code of one ``forward``: of each layer what was fused, and why no more.
+    """Fuse in the code of one ``forward``: for each layer what was fused, and why not more.
 
     Raises:
         NotAGraph: its code cannot be seen as a graph.
@@ -86,7 +86,7 @@ def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
 
 
 def _fuse_call(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> tuple[str, str]:
-    """Fuse into one call of a batch norm: what was fused, and why no more.
+    """Fuse into one call of a batch norm: what was fused, and why not more.
 
     The paths of modules that do another's work, or none any more, are added to ``guarded``.
     """
@@ -105,7 +105,7 @@ def _fuse_call(node: Node, layer: Fused, graph: Graph, module: Module, guarded: 
 
 
 def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
-    """The children that end in a batch norm, or its activation, into which something here could be fused."""
+    """The children that end in a batch norm, or its activation, into which something could be fused here."""
     through: set[Module] = set()
     taken: set[Node] = set()
     for node in reversed(list(graph.nodes)):

@@ -65,7 +65,7 @@ def _called_on(node: Node, value: Node, root: nn.Module) -> tuple[nn.Module | No
 
 
 def activation_of(node: Node, value: Node, root: nn.Module) -> str | None:
-    """The name of the activation that ``node`` applies to ``value``, if it is one we have."""
+    """The name of the activation that ``node`` applies to ``value``, if the table has it."""
     module, plain = _called_on(node, value, root)
     if not plain:
         return None

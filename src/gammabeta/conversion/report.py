@@ -1,4 +1,4 @@
-"""What ``convert`` did to each batch norm, and why it did no more."""
+"""What ``convert`` did to each batch norm, and why it did not do more."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -1,10 +1,10 @@
 """A module with another ``forward``: a subclass of its class, made from a graph.
 
 Only the code of one ``forward`` changes. The module stays what it was: same class for ``isinstance``, same
-methods, children, hooks and state dict, and taking the subclass away again undoes it. In the graph some
-modules do more than they did, and some are not called any more: where one of these has got a hook since, or
-another has taken its place, the module's own ``forward`` runs. (What stands in a container that is looked
-through is called by its path, whatever it is then.)
+methods, children, hooks and state dict. Removing the subclass undoes it. In the graph some modules do more
+than before, and some are not called any more. If one of these gets a hook later, or another module takes its
+place, the module's own ``forward`` runs. (A module in a container that is looked into is called by its path,
+whatever module that is by then.)
 """
 
 import copy
@@ -71,7 +71,7 @@ class _RewrittenSequential(Rewritten):
 
 
 def _unchanged(module: Module, guarded: Guarded) -> bool:
-    """Whether each of these modules is of the class it was of, with its settings, and nobody watches it."""
+    """Whether each of these modules has the class and the settings that it had, and no hook."""
     for names, kind, settings in guarded:
         found: Module | None = module
         for name in names:

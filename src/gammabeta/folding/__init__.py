@@ -1,4 +1,4 @@
-"""Fold batch norms into the convolutions and Linears beside them, verify it, and say what is left and why."""
+"""Fold batch norms into the convolutions and Linears beside them, verify it, report what stays and why."""
 
 import copy
 from dataclasses import replace
@@ -30,12 +30,12 @@ def fold(
     memory_format: torch.memory_format | None = None,
     pack: bool | None = None,
 ) -> nn.Module:
-    """Return an evaluation-mode copy of ``model`` with its batch norms folded away; ``model`` is not touched.
+    """Return an evaluation-mode copy of ``model`` with its batch norms folded; ``model`` does not change.
 
-    Pairs are found from what flows when the model runs on ``example``. Each fold is exact algebra in
-    float64, rounded once to the weight's dtype; then the outputs are compared with the original's on the
-    example and on random inputs, and a fold that moves them beyond ``tolerance`` is taken back. What stays
-    is one multiply-add per channel.
+    Pairs are found by running the model on ``example`` and recording what follows what. Each fold is exact
+    algebra in float64, rounded once to the weight's dtype. Then the outputs are compared with the original's
+    on the example and on random inputs, and a fold that moves them beyond ``tolerance`` is undone. A norm
+    that stays costs one multiply-add per channel.
 
     Args:
         model: any module; it may be in training mode.
@@ -43,12 +43,12 @@ def fold(
             arguments, on the model's device, of a batch size and resolution it will serve.
         tolerance: allowed relative difference (largest difference over largest magnitude of an output); by
             default 1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
-        memory_format: store weights so: ``torch.channels_last`` makes most convolutional networks faster on a
-            CPU, whatever the layout of their input.
-        pack: serve float32 on the CPU from weights kept in the order that they are computed in as well, each
-            convolution and Linear computing the activation (and a convolution the 2x2 mean) behind it;
-            ``PackedConv2d`` says more. None: where the output keeps its strides; True: also where it becomes
-            channels_last; False: nowhere.
+        memory_format: the layout of the weights: ``torch.channels_last`` makes most convolutional networks
+            faster on a CPU, whatever the layout of their input.
+        pack: for float32 on the CPU, also keep weights in the order in which they are computed, and let each
+            convolution and Linear compute the activation (a convolution also the 2x2 mean) that follows;
+            ``PackedConv2d`` says more. None: if the output keeps its strides; True: also if it becomes
+            channels_last; False: never.
 
     Returns:
         The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new
@@ -75,7 +75,7 @@ def fold(
     sound, back = search(plan.folds, trial.wrong)
     folded, errors = trial.result(sound)
     if not verifier.accepts(errors, limit):
-        # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
+        # No single fold is wrong: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
         errors = verifier.measure(original, verifier.twin)
     arithmetic = "float64" if verifier.double else "its own dtype"
@@ -161,7 +161,7 @@ class _Trial:
             return str(error)
         try:
             errors = self.verifier.measure(folded, exact)
-        except Exception as error:  # the model's own code runs here: whatever it raises, the fold goes back
+        except Exception as error:  # the model's own code may raise anything: the fold is undone
             return f"the folded model does not run: {first_line(error)}"
         if self.verifier.accepts(errors, self.limit):
             self.passed = (folds, folded, errors)
@@ -180,7 +180,7 @@ class _Trial:
 def _packed(
     folded: nn.Module, report: FoldReport, verifier: Verifier, wanted: bool | None
 ) -> tuple[nn.Module, FoldReport]:
-    """Pack the folded model if asked to; take it back if it does not answer as the folded one does."""
+    """Pack the folded model if wanted; undo it if the output differs from the folded model's."""
 
     def left(reason: str) -> tuple[nn.Module, FoldReport]:
         return folded, replace(report, unpacked=reason)
@@ -193,11 +193,11 @@ def _packed(
     try:
         packed, layers = packed_copy(folded, example)
         if not layers:
-            return left("it has no convolution or Linear that can be")
+            return left("it has no convolution or Linear that can be packed")
         attach_chains(packed)
         distance = verifier.native_error(packed)
         moved = wanted is None and layouts(packed, example) != layouts(folded, example)
-    except Exception as error:  # the model's own code runs here: whatever it raises, the plain one ships
+    except Exception as error:  # the model's own code may raise anything: it is not packed
         return left(f"the packed model does not run: {first_line(error)}")
     if not distance <= 2 * report.original_error + report.tolerance:
         return left(f"the model's output moved by {distance:.1e} relative")
@@ -207,7 +207,7 @@ def _packed(
 
 
 def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
-    """What became of each norm; ``back``: the folds that were taken back, and why."""
+    """What became of each norm; ``back``: the folds that were undone, and why."""
     found = {norm: FoldedLayer(norm.name, "left", reason=why) for norm, why in plan.left.items()}
     for fold in plan.folds:
         found |= {norm: _layer(norm, fold, back.get(fold)) for norm in fold.norms}

@@ -124,7 +124,7 @@ def _set_state(model: nn.Module, names: tuple[str, ...], tensor: nn.Parameter) -
 def _replace_norm(
     model: nn.Module, norm: Norm, keep: Affine | None, edits: dict[str, list[_Edit]]
 ) -> nn.Module:
-    """Take a norm away, but for its tail; ``keep``: the map that stays in its place."""
+    """Remove a norm, except its tail; ``keep``: the map that stays in its place."""
     old = model.get_submodule(norm.path)
     function = norm.kind == "function"
     affine = None if keep is None else _channel_affine(keep, old)

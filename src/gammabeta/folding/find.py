@@ -61,10 +61,10 @@ class Linear:
 
 @dataclass(eq=False)
 class Norm:
-    """A per-channel affine map on dimension 1: an evaluation-mode batch norm, or what amounts to one.
+    """A per-channel affine map on dimension 1: an evaluation-mode batch norm, or an equivalent.
 
-    ``affine`` is None where ``why`` says it cannot be had. ``tail``: what the module does after the map (its
-    activation, residual or pool).
+    ``affine`` is None if the map is not known; ``why`` says why. ``tail``: what the module does after the map
+    (its activation, residual or pool).
     """
 
     name: str
@@ -191,8 +191,8 @@ def _checked(affine: Affine) -> tuple[Affine | None, str]:
 def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
     """A module that multiplies and adds per channel, whatever its name: a frozen batch norm, a scale layer.
 
-    Its calls must be element-wise arithmetic with constants, one upon the other; the numbers are then read
-    off by running it on zeros and on ones in float64, and believed only if a random input agrees.
+    Its calls must form one chain of element-wise arithmetic with constants; the numbers are then read off by
+    running it on zeros and on ones in float64, and used only if a random input agrees.
     """
     calls = [call for call in forward.calls if call.data]
     data = [value for value in forward.inputs if value.origin == "data"]
@@ -209,7 +209,7 @@ def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
         return None
     try:
         affine = _read_off(forward.module, data[0].shape)
-    except Exception:  # another model's code, run in a dtype it may not expect: then it is not recognised
+    except Exception:  # a module's own code, in a dtype that it may not expect: then it is not recognised
         return None
     if affine is None:
         return None

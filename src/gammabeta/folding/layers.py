@@ -1,4 +1,4 @@
-"""What stands in the folded model where a batch norm stood: nothing, its tail, or one multiply-add."""
+"""What replaces a batch norm in the folded model: nothing, its tail, or one multiply-add."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ class Tail(nn.Module):
     ) -> Tensor:
         """Add, activate, pool: ``x`` and ``residual`` are (N, C, *). A call may ask for more.
 
-        ReLU writes over ``x``: where a fold put this, nothing else reads what the convolution gave.
+        ReLU writes over ``x``: where a fold puts this module, nothing else reads the convolution's output.
         """
         activation = self.activation or activation
         if residual is None and activation == "relu":

@@ -21,7 +21,7 @@ class Fold:
     norms: list[Norm]
     affine: Affine
     linear: Linear | None = None
-    reason: str = ""  # for "merged": why it went no further
+    reason: str = ""  # for "merged": why it was not folded further
 
     @property
     def into(self) -> str:
@@ -180,14 +180,14 @@ class Planner:
         )
 
     def _undecided(self, one: Forward, other: Forward) -> str:
-        """Tell of a decision on data in the forward that holds both: on another input they may not meet."""
+        """Say if the forward that holds both decides on data: on another input they may not meet."""
         mine = set(one.outwards())
         common = next((forward for forward in other.outwards() if forward in mine), None)
         if common is None or not common.reads:
             return ""
         where = common.path or "the model's forward"
         read = common.reads.strip("_")
-        return f"Python reads a tensor's value ({read}) inside {where}: another input may go another way"
+        return f"Python reads a tensor's value ({read}) inside {where}: another input may take another branch"
 
     # Decisions
 
@@ -248,7 +248,7 @@ class Planner:
         if producer is not None:
             return f"its input comes from {describe(producer)}, not from a convolution or Linear"
         given = norm.data in self.recording.forwards[0].inputs
-        return "its input is the model's input" if given else "its input's making is unseen"
+        return "its input is the model's input" if given else "what computes its input cannot be seen"
 
 
 def _misfit(linear: Linear, affine: Affine) -> str:

@@ -51,7 +51,7 @@ class FoldReport:
 
     @property
     def left(self) -> tuple[FoldedLayer, ...]:
-        """The layers that stay, taken back or never folded."""
+        """The layers that stay: undone folds, and layers that never folded."""
         return tuple(layer for layer in self.layers if layer.outcome in ("left", "taken back"))
 
     def to_dict(self) -> dict[str, Any]:

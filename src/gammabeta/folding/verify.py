@@ -1,9 +1,9 @@
-"""Compare a folded model with its original, and find which folds to take back.
+"""Compare a folded model with its original, and find which folds to undo.
 
-The algebra is verified in float64, on the example and on random inputs: the same folds, made in a float64
-copy of the model and not rounded, against that copy; nothing but a wrong fold can show there. Then the folded
-model runs as it will be shipped, its weights rounded, and may not be further from the truth than twice the
-original's own distance, and the tolerance. A model that cannot run in float64 is compared in its own dtype.
+The algebra is verified in float64, on the example and on random inputs: the same folds are made in a float64
+copy of the model, without rounding, and compared with that copy. Only a wrong fold can show there. Then the
+folded model runs as it will be shipped, its weights rounded. Its error against float64 may be at most twice
+the original's, plus the tolerance. A model that cannot run in float64 is compared in its own dtype.
 """
 
 import copy
@@ -37,10 +37,10 @@ def first_line(error: BaseException) -> str:
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """Deep-copy a model, also one whose weight a hook makes.
+    """Deep-copy a model, also one whose weight is computed by a hook.
 
     ``weight_norm`` and pruning leave a tensor with a history in the module's ``__dict__``, which torch does
-    not copy; the hook makes it anew at the next call, so its values are enough.
+    not copy. The hook computes it again at the next call, so its values are enough.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
@@ -59,7 +59,7 @@ def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
 
 def distance(got: Sequence[Tensor], wanted: Sequence[Tensor]) -> float:
-    """Largest difference over largest magnitude wanted, worst output; infinite if shapes differ."""
+    """Largest difference over largest expected magnitude, worst output; infinite if shapes differ."""
     if len(got) != len(wanted):
         return float("inf")
     worst = 0.0
@@ -121,13 +121,13 @@ class Verifier:
         self.native = [run(original, inputs) for inputs in self.inputs]
         if distance(run(original, example), self.native[0]) != 0.0:
             raise SurgeryError(
-                "the model gives a different output for the same input; nothing can be verified of it"
+                "the model gives a different output for the same input, so nothing can be verified"
             )
         try:
             self.twin = copy.deepcopy(original).double()
             self.truth = [run(self.twin, in_double(inputs)) for inputs in self.inputs]
             self.double = True
-        except Exception:  # a model that insists on a dtype: whatever it raises, compare in that dtype
+        except Exception:  # a model that works in one dtype only: compare in that dtype
             self.twin, self.truth, self.double = original, self.native, False
         self.original = max(map(distance, self.native, self.truth))
 

@@ -32,12 +32,12 @@ def batch_norm(
     """Batch normalization, and what follows it, in one pass: ``pool(activation(bn(x) + residual))``.
 
     The first eight arguments are those of ``torch.nn.functional.batch_norm``, with the same meaning, the
-    same errors and the same derivatives; the rest do nothing unless given. In training the batch is
+    same errors and the same derivatives. The others change nothing unless given. In training the batch is
     normalised with its own mean and *biased* variance; the running variance takes the *unbiased* one.
 
     Args:
         x: ``(N, C, *spatial)``, any floating dtype; kernels serve float32 and bfloat16 (on a GPU float16
-            too), torch's operators serve everything else.
+            too), torch's operators serve all others.
         running_mean: ``(C,)``; updated in place in training, used in evaluation. None: not kept.
         running_var: ``(C,)``, unbiased; likewise.
         weight: ``(C,)``, gamma, or None for one.
@@ -59,7 +59,7 @@ def batch_norm(
     Raises:
         UsageError: an activation, pool or backend that does not exist.
         UnavailableError: the backend named cannot serve this call; the message says why.
-        ValueError, RuntimeError: whatever torch raises for the same arguments.
+        ValueError, RuntimeError: what torch raises for the same arguments.
 
     Ioffe and Szegedy 2015, Algorithm 1.
     """

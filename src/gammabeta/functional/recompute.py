@@ -1,14 +1,14 @@
-"""Outputs that need not be kept for the backward pass: computed again there, or never read.
+"""Outputs that are not kept for the backward pass: it computes them again, or never reads them.
 
-What follows a batch norm saves its output: a convolution for the gradient of its weight, max pooling for the
-shape alone. The next batch norm of ours, called with that operation's result, finds the operation in the
-graph behind its input and registers hooks at what it saved, where the batch norm before left word that its
-output can be had otherwise. No state is global: each graph carries its own, and other hooks and other
-threads never meet these.
+The operation after a batch norm saves the batch norm's output: a convolution for the gradient of its weight,
+max pooling for the shape alone. When the next batch norm of ours is called, it follows the graph behind its
+input back to that operation. It registers hooks at the saved tensor if the node of the batch norm before says
+that the output can be computed again. No state is global: each graph carries its own, and other hooks and
+other threads are not affected.
 
 An output is computed again from what its batch norm has saved anyway, by the evaluation kernel with the
-batch's statistics: one pass more over the tensor, and the same bits. Reading it from there has torch check
-that neither input nor parameters were changed in between.
+batch's statistics: one more pass over the tensor, and the same bits. Because it is read from there, torch
+checks that neither input nor parameters were changed in between.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ _EDGES = {
 
 
 class Output(NamedTuple):
-    """What the node of a batch norm in the graph tells about its output, where it may be computed again."""
+    """What the node of a batch norm in the graph says of an output that may be computed again."""
 
     address: int
     version: int
@@ -46,13 +46,13 @@ class Output(NamedTuple):
 
 
 def spare(out: Tensor, x: Tensor, residual: Any, recompute: bool) -> None:
-    """Let what was saved before ``x`` go where it can, and say whether ``out`` can be computed again.
+    """Drop what was saved before ``x``, where possible, and note whether ``out`` can be computed again.
 
     Args:
         out: what a layer returned.
         x: its input, as the layer was given it.
         residual: likewise.
-        recompute: whether ``out`` may be computed again rather than kept.
+        recompute: whether ``out`` may be computed again instead of kept.
     """
     if torch.compiler.is_compiling():
         return
@@ -66,13 +66,13 @@ def spare(out: Tensor, x: Tensor, residual: Any, recompute: bool) -> None:
 
 
 def _hooked() -> bool:
-    """Whether hooks of the user's, or activation checkpointing's, take charge of what is saved."""
+    """Whether the user's hooks, or those of activation checkpointing, handle what is saved."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return top is None or top(True) is not None  # an older torch cannot tell
 
 
 def _describe(node: Any, out: Tensor, residual: Any) -> None:
-    """Leave word of an output with its node; its residual, where that is ours too, is let go."""
+    """Note at the node that its output can be computed again; drop its residual if that can be, too."""
     if node.only_added:
         return  # the residual is not saved
     passes = 1
@@ -111,7 +111,7 @@ def _spare_saved(node: Any, name: str, maker: Any, output: Output | None) -> Non
         instead = _instead(saved, node, maker, output)
         if instead is not None:
             getattr(node, f"_raw_saved_{name}").register_hooks(_forget, instead)
-    except RuntimeError:  # changed in place, as the backward pass shall say; or hooks of the user's are there
+    except RuntimeError:  # changed in place, which the backward pass reports; or the user has hooks there
         return
 
 
@@ -134,10 +134,10 @@ def _forget(saved: Tensor) -> None:
 
 
 def _again(node: Any, _: None) -> Tensor:
-    """The output of a batch norm, computed a second time, each time it is asked for.
+    """The output of a batch norm, computed again each time it is needed.
 
-    Holding it until the batch norm's own backward pass would save a pass or two in a residual network, and
-    cost at the peak what a block's output takes.
+    Keeping it until the batch norm's own backward pass would save a pass or two in a residual network, and
+    raise the peak by a block's output.
     """
     kept = saved(node)
     with torch.no_grad():

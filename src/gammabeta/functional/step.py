@@ -1,7 +1,7 @@
 """One training or evaluation step: choose the path of a call, then run it.
 
-``route`` decides and gives its reason; ``train``, ``evaluate`` and ``explain`` all ask it. Modules and
-``batch_norm`` stand on the first two.
+``route`` decides and gives its reason; ``train``, ``evaluate`` and ``explain`` all ask it. The modules
+and ``batch_norm`` call ``train`` and ``evaluate``.
 """
 
 from typing import Any, NamedTuple
@@ -35,8 +35,8 @@ class Route(NamedTuple):
     """The path of a call.
 
     ``kind``: "kernels" (of ``backend``, on ``call``, whose tensors they can read), "graph" (the operators of
-    ``library``), "torch", or "refused": torch refuses the call or treats it as a special case, and answers
-    for itself. ``pool`` is left to torch's operator afterwards.
+    ``library``), "torch", or "refused": torch refuses the call or treats it as a special case, so it is left
+    to torch. ``pool`` is left to torch's operator afterwards.
     """
 
     kind: str
@@ -102,7 +102,7 @@ def choose_operators(call: Call, backend: str) -> Route | str:
     when it runs. An exported program holds torch's operators only: it must run where this package is not.
     """
     if torch.compiler.is_exporting():
-        return "torch.export is tracing; the program shall run without this package"
+        return "torch.export is tracing; the program must run without this package"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active; torch's operators can be transformed"
     x, weight, bias, residual, epilogue, eps = call
@@ -126,20 +126,20 @@ def _pools_apart(x: Tensor, backend: str) -> bool:
 def traced(x: Tensor) -> str | None:
     """Why this call is not plain eager execution on a plain tensor, or None if it is."""
     if type(x) not in _TYPES:
-        return f"the input is a {type(x).__name__}, which only torch's operators know"
+        return f"the input is a {type(x).__name__}, which only torch's operators take"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active; torch's operators can be transformed"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation is active; torch's operators have the rule for it"
     if torch._C._len_torch_dispatch_stack():
-        return "a dispatch mode is active and shall see torch's operators"
+        return "a dispatch mode is active and must see torch's operators"
     if torch._C._get_tracing_state() is not None:
-        return "torch.jit is tracing and shall see torch's operators"
+        return "torch.jit is tracing and must see torch's operators"
     return None
 
 
 def is_small(call: Call, training: bool) -> bool:
-    """Whether an eager call on the CPU is too small for a kernel to pay."""
+    """Whether torch's operators are quicker for this eager call on the CPU, because it is small."""
     x, _, _, residual, (activation, pool), _ = call
     size = x.numel()
     extras = (residual is not None) + (activation is not None) + (pool is not None)
@@ -151,7 +151,7 @@ def is_small(call: Call, training: bool) -> bool:
 def irregular(call: Call, running: Running, training: bool) -> bool:
     """Whether ``torch.nn.functional.batch_norm`` refuses this call, or treats it as a special case.
 
-    Such a call is handed to torch whatever backend was asked for, so that torch's words are always its own.
+    Such a call goes to torch, whatever backend is named, so that its errors are torch's own.
     """
     x, weight, bias, _, _, eps = call
     running_mean, running_var, momentum, _ = running
@@ -184,7 +184,7 @@ def irregular(call: Call, running: Running, training: bool) -> bool:
 
 
 def check_call(x: Tensor, pool: Pool, backend: str = "auto") -> None:
-    """Refuse what a setting that exists cannot be used with.
+    """Refuse a pool or a backend that this call cannot have.
 
     Raises:
         UsageError: pooling of an input that is not 4D, or a backend that does not exist.
@@ -254,7 +254,7 @@ def _normalise(kind: str, kernels: Backend, call: Call) -> tuple[Tensor, Tensor,
 
 
 def _train_small(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
-    """A small input on the CPU: torch's operator, with as little around it as can be."""
+    """A small input on the CPU: torch's operator, with as little around it as possible."""
     x, weight, bias, _, _, eps = call
     running_mean, running_var, _, skip_nonfinite = running
     factor: float = running.factor  # type: ignore[assignment]

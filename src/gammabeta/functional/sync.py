@@ -29,8 +29,8 @@ from .autograd import differentiate, kernel_call
 def merge(gathered: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Merge ``(ranks, 2C + 1)`` rows of ``[count | mean | M2]``: ``(count (), mean (C,), biased var (C,))``.
 
-    A rank without values weighs nothing, whatever its row says of mean and ``M2`` (zeros). Without any value
-    at all mean and variance are 0. No value is read back, so no device waits.
+    A rank without values has weight 0, whatever its row says of mean and ``M2`` (zeros). If there is no value
+    at all, mean and variance are 0. No value is read back, so no device waits.
     """
     channels = gathered.shape[1] // 2
     counts, means, m2 = gathered.split((1, channels, channels), 1)
@@ -122,7 +122,7 @@ class _Synced(torch.autograd.Function):
 def _once(
     grad: Tensor, normalized: Normalized, count: Tensor, plan: _Plan, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of ``x``, weight, bias and residual; the ranks meet only where ``x`` wants one."""
+    """The gradients of ``x``, weight, bias and residual; the ranks exchange sums only if ``x`` needs one."""
     call, mean, invstd, _ = normalized
     backend = plan.backend
     given = Normalized(kernel_call(call, mean.dtype), mean, invstd)

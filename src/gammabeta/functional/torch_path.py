@@ -1,7 +1,7 @@
 """torch's own path: ``F.batch_norm`` and what follows it, one operator after the other.
 
 Serves every dtype, device, tensor subclass and transform; autograd, ``torch.func`` and ``torch.export`` see
-nothing but ATen operators. Each kernel is a faster way to say the same thing.
+nothing but ATen operators. Each kernel computes the same, faster.
 """
 
 import torch
@@ -23,7 +23,7 @@ def batch_norm(call: Call, running: Running, training: bool) -> Tensor:
 def train(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's own statistics and return them: ``(out, mean, unbiased var)``.
 
-    ``F.batch_norm`` gives its statistics away only as running ones: with momentum 1 those are the batch's.
+    ``F.batch_norm`` returns its statistics only as running ones: with momentum 1 those are the batch's.
     """
     x, weight, bias, residual, epilogue, eps = call
     kind = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype

@@ -1,8 +1,8 @@
 """What watches or changes a module from outside: the hooks on it, and those on all modules.
 
-One rule for the whole package: a module with any hook is left as it is. It keeps its own call, and what goes
-in and comes out of it stays what it was. A hook on all modules (torch's ``register_module_forward_hook`` and
-its like) counts as one on each.
+One rule for the whole package: a module with any hook is left as it is. It keeps its own call, and its inputs
+and outputs stay what they were. A hook on all modules (torch's ``register_module_forward_hook`` and the like)
+counts as one on each.
 """
 
 from torch.nn import Module
@@ -20,7 +20,7 @@ ON_ALL_MODULES = tuple(getattr(_torch, f"_global{name}") for name in KINDS)
 
 
 def hooked(module: Module) -> bool:
-    """Whether anything is called with what goes in or comes out of the module, or with its gradients."""
+    """Whether a hook is called with the module's inputs or outputs, or with its gradients."""
     for name in KINDS:
         if getattr(module, name, None):
             return True
@@ -28,7 +28,7 @@ def hooked(module: Module) -> bool:
 
 
 def hook_on(module: Module) -> str:
-    """The first hook found on the module, in words; empty if there is none."""
+    """The first kind of hook found on the module, by name; empty if there is none."""
     for name, kind in KINDS.items():
         if getattr(module, name, None):
             return f"a {kind}"

@@ -39,15 +39,15 @@ def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def is_frozen_class(layer: nn.Module) -> bool:
-    """Whether the class itself never updates its statistics (``FrozenBatchNorm2d`` and its kin)."""
+    """Whether the class itself never updates its statistics (``FrozenBatchNorm2d`` and the like)."""
     return any(base.__name__.startswith("FrozenBatchNorm") for base in type(layer).__mro__)
 
 
 def frozen_layers(model: nn.Module) -> set[str]:
-    """Names of the layers whose statistics their owner holds still.
+    """Names of the layers whose statistics are frozen.
 
     Frozen are: layers of a ``FrozenBatchNorm`` class; layers set to evaluation inside a model that trains;
-    and, in a model set to evaluation as a whole (where modes tell nothing), layers none of whose affine
+    and, in a model set to evaluation as a whole (where modes say nothing), layers none of whose affine
     parameters require a gradient while other parameters of the model do.
     """
     layers = batch_norm_layers(model)

@@ -20,8 +20,8 @@ Pair = tuple[Any, BatchNormLayer]  # a plain convolution of torch's, and what fo
 def convolutions_before_batch_norm(model: nn.Module) -> list[Pair]:
     """Return the pairs of layers where all that a convolution gives goes into one batch normalization.
 
-    Neither layer has a hook, and no parameter of the convolution is read elsewhere in the model. None of a
-    model that ``torch.fx`` cannot trace, whose way through its layers is then not known.
+    Neither layer has a hook, and no parameter of the convolution is read elsewhere in the model. A model that
+    ``torch.fx`` cannot trace has no pairs, because it is not known what follows what.
     """
     try:
         graph = trace(model, lambda m: isinstance(m, (*_CONVOLUTIONS, BatchNormLayer)) or is_torch_layer(m))

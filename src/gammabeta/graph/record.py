@@ -1,12 +1,12 @@
-"""See what really flows: run a model once and record which function read which value, and who else read it.
+"""Run a model once and record which function read which value, and what else read it.
 
-Names and registration order say nothing about a network; calls do. ``record`` runs the model under a
-``TorchFunctionMode``, which sees every torch function with its tensors, and under hooks, which tell whose
+Names and registration order do not say how a network computes; calls do. ``record`` runs the model under a
+``TorchFunctionMode``, which sees every torch function with its tensors, and under hooks, which say whose
 forward is running. The result is a ``Recording``: values (each tensor at one version), the calls between
 them, and the forwards (runs of modules) they happened in. A ``leaf`` module is recorded as one call.
 
-What a recording cannot show is another path taken on other inputs. So each read of a tensor's *value* by
-Python (``if x.sum() > 0``, ``.item()``) marks the forwards it happened in; folds do not trust those.
+A recording cannot show which branch another input takes. So each read of a tensor's *value* by Python
+(``if x.sum() > 0``, ``.item()``) marks the forwards in which it happened; folds do not trust those.
 """
 
 import gc
@@ -22,7 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .hooks import hook_on
 
-# Functions that tell of a tensor's form, not of its values: neither a use nor a decision on data.
+# Functions that return a tensor's form, not its values: neither a use nor a decision on data.
 _FORM = {
     "size", "dim", "ndimension", "stride", "storage_offset", "numel", "nelement", "element_size",
     "is_contiguous", "is_floating_point", "is_complex", "get_device", "__len__", "__hash__", "is_same_size",
@@ -56,7 +56,7 @@ class Value:
     tensor: Tensor | None = None  # of a state or a small constant
     producer: "Call | None" = None
     users: list["Call"] = field(default_factory=list)
-    watchers: list[str] = field(default_factory=list)  # what happens to it beside calls, in words
+    watchers: list[str] = field(default_factory=list)  # what else happens to it than calls, in words
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class Forward:
 class Call:
     """One function call, or one call of a leaf module (``module`` is then set).
 
-    A call that hands back the tensor it was given, as dropout does in evaluation, has no outputs, and is not
+    A call that returns the tensor it was given, as dropout does in evaluation, has no outputs, and is not
     among the users of what it read.
     """
 
@@ -165,13 +165,13 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
 def record(
     model: nn.Module, run: Callable[[], Any], leaf: Callable[[nn.Module], bool], *, kept: bool = True
 ) -> Recording:
-    """Record ``run()``, which calls ``model`` without gradients; hooks come and go.
+    """Record ``run()``, which calls ``model`` without gradients; hooks exist during the run only.
 
     Args:
         model: the module whose parameters, buffers and forwards are known by their paths.
-        run: its result is what the run hands out.
-        leaf: modules that stay unopened.
-        kept: whether to look for tensors that outlive the run beside its result; that collects garbage.
+        run: returns the model's output.
+        leaf: tells which modules are not opened.
+        kept: whether to look for other tensors than the result that outlive the run; that collects garbage.
     """
     recorder = _Recorder(model, leaf)
     with ExitStack() as stack, torch.no_grad():
@@ -183,7 +183,7 @@ def record(
 
 
 class _Scripted(nn.Module):
-    """Stands before a ScriptModule while the model is recorded: what enters it is seen."""
+    """Replaces a ScriptModule while the model is recorded, so that its inputs are seen."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -224,7 +224,7 @@ class _Recorder(TorchFunctionMode):
         return value
 
     def value(self, tensor: Tensor) -> Value:
-        """The value a tensor holds now; new, or changed unseen, it is one of unknown making."""
+        """The value a tensor holds now; if it is new, or was changed unseen, its origin is unknown."""
         entry = self.known.get(tensor)
         if entry is not None and entry[1] == _version(tensor):
             return entry[0]
@@ -260,7 +260,7 @@ class _Recorder(TorchFunctionMode):
         made = list(tensors_in(result))
         changed = [t for t in given if t not in self.known or _writes(call, t, self.known[t][1], made)]
         new = [t for t in made if t not in self.known] + changed
-        if not new and made:  # it handed back what it was given
+        if not new and made:  # it returned what it was given
             self.calls.append(call)
             return
         if not new and not call.data:
@@ -291,7 +291,7 @@ class _Recorder(TorchFunctionMode):
         for path, module in self.model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 continue
-            hook = hook_on(module)  # asked before ours are there
+            hook = hook_on(module)  # before ours are registered
             seen = f"is seen by {hook} on {path or 'the model'}" if hook else ""
             before, after = self.before(path, seen), self.after(seen)
             stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
@@ -336,7 +336,7 @@ class _Recorder(TorchFunctionMode):
         if not kept:
             return
         out = {id(t) for t in result}
-        out |= {id(t._base) for t in result if t._base is not None}  # a view keeps what it shows
+        out |= {id(t._base) for t in result if t._base is not None}  # a view keeps its base
         gc.collect()
         for tensor, (value, _) in list(self.known.items()):
             if value.producer is not None and id(tensor) not in out:

@@ -1,8 +1,8 @@
 """A module's ``forward`` as a graph of the calls it makes, run once on symbols by ``torch.fx``.
 
-``trace`` is the one tracer: it is told which modules are single nodes. ``trace_always`` adds the checks that
-make the graph the whole meaning of a ``forward``: it is traced in training and in evaluation mode and must
-come out the same, leave its attributes alone, and draw no random numbers.
+``trace`` is the one tracer; its caller says which modules are single nodes. ``trace_always`` also checks that
+the graph describes the ``forward`` fully: the graph must be the same in training and in evaluation mode, no
+attribute may change, and no random number may be drawn.
 """
 
 import operator
@@ -51,7 +51,7 @@ _DEVICES = ("cpu", "cuda")
 
 
 def _context() -> tuple[object, ...]:
-    """What a call means beyond its arguments; ``torch.fx`` does not record it."""
+    """The context of a call (gradients, autocast); ``torch.fx`` does not record it."""
     return (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -103,7 +103,7 @@ def trace(module: Module, leaf: Leaf, given: dict[str, Any] | None = None, *, co
         return _Tracer(leaf, contexts).trace(module, concrete_args=given or None)
     except NotAGraph:
         raise
-    except Exception as error:  # whatever the user's code does with a value that is not there yet
+    except Exception as error:  # the user's code may do anything with a symbol in place of a value
         text = str(error).strip().splitlines()
         raise NotAGraph(f"its forward cannot be traced ({text[0] if text else error!r})") from error
 
@@ -189,7 +189,7 @@ def _same(a: dict[str, object], b: dict[str, object]) -> bool:
 
 
 def trace_always(module: Module, through: set[Module]) -> Graph:
-    """The graph of ``module.forward`` that holds in both modes, looking into the modules ``through`` only.
+    """The graph of ``module.forward`` that is valid in both modes; only the modules ``through`` are opened.
 
     Raises:
         NotAGraph: saying why there is no such graph.

@@ -1,4 +1,4 @@
-"""What a backend is: the protocol its functions keep, the objects they take, and the registry.
+"""What a backend is: the protocol of its functions, the objects they take, and the registry.
 
 ``x`` is ``(N, C, *spatial)``, contiguous or channels_last; everything per channel is ``(C,)``, contiguous,
 float32 (float64 where ``x`` is); ``var`` is biased; ``invstd = 1 / sqrt(var + eps)``;
@@ -28,7 +28,7 @@ class Call(NamedTuple):
     x: Tensor
     weight: Tensor | None
     bias: Tensor | None
-    residual: Any  # a tensor of the shape of x; before the path is chosen, whatever the user added
+    residual: Any  # a tensor of the shape of x; before the path is chosen, what the user added
     epilogue: Epilogue
     eps: float
 
@@ -89,12 +89,12 @@ class Backend(Protocol):
 
 # --- what no kernel takes ---------------------------------------------------------------------------------
 
-LARGEST_WINDOW = 256  # elements: which of them was the greatest is kept in a byte
+LARGEST_WINDOW = 256  # elements: one byte says which of them was the greatest
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def unfit(x: Tensor, residual: Any, pool: Pool) -> str | None:
-    """Why no kernel may be asked for these tensors, whichever backend it is of; None if one may."""
+    """Why no backend's kernels can take these tensors; None if there is no such reason."""
     if x.dtype not in _FLOATS:
         return f"{x.dtype} has no kernel; kernels compute in float32"
     if x.layout is not torch.strided:

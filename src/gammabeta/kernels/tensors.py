@@ -1,7 +1,7 @@
-"""A backend in plain tensor operations: the shortest way to be one, and what runs where no kernel can.
+"""A backend in plain tensor operations: the shortest example of one, and what runs where no kernel can.
 
-Statistics are float64 for float64 input, else float32. What it is given must not be small or misshapen; it is
-registered for no device, so nobody is sent here unasked.
+Statistics are float64 for float64 input, else float32. Its inputs must be regular (``step.irregular``). It is
+registered for no device, so it is never chosen by itself.
 """
 
 import torch

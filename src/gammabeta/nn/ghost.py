@@ -16,9 +16,9 @@ from .layer import Fused
 class Ghost(Fused):
     """Normalise ghost batches: parts of a batch, each with its own mean and *biased* variance.
 
-    A batch of ``N`` makes ``G = max(1, N // virtual_batch_size)`` ghost batches; sample ``i`` belongs to
-    ghost batch ``i % G``, which needs no copy: ``(N, C, S)`` is seen as ``(N/G, G*C, S)`` and normalised in
-    one call. Where ``G`` does not divide ``N``, sizes differ by one, none is smaller than
+    A batch of ``N`` makes ``G = max(1, N // virtual_batch_size)`` ghost batches. Sample ``i`` belongs to
+    ghost batch ``i % G``. This needs no copy: ``(N, C, S)`` is seen as ``(N/G, G*C, S)`` and normalised in
+    one call. If ``G`` does not divide ``N``, sizes differ by one, none is smaller than
     ``virtual_batch_size``, and it takes two calls. A smaller batch is one ghost batch.
 
     The running statistics take one step for a batch, towards the mean over the ghost batches of their means

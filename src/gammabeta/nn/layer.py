@@ -1,4 +1,4 @@
-"""What our layers add to PyTorch's: what follows the normalisation, and sound running statistics."""
+"""What our layers add to PyTorch's: the epilogue, and running statistics that stay finite."""
 
 import inspect
 import warnings
@@ -25,9 +25,9 @@ _SKIPPED = (
 class Fused(torch.nn.modules.batchnorm._BatchNorm):
     """Batch normalization, and what follows it, as a ``torch.nn`` layer.
 
-    A subclass is also PyTorch's class of the same name: same arguments, state dict, errors and ``repr``;
-    checkpoints load both ways. Batch statistics normalise with the *biased* variance, the running variance is
-    *unbiased*, and ``momentum`` is the weight of the *new* value.
+    A subclass is also PyTorch's class of the same name: same arguments, state dict, errors and ``repr``.
+    Checkpoints load in both directions. The *biased* variance normalises, the running variance is *unbiased*,
+    and ``momentum`` is the weight of the *new* value.
 
     Args:
         num_features: ``C``; this and all up to ``bias`` as for PyTorch's class.
@@ -43,16 +43,16 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         pool: after the activation (4D input only): 2 for the mean over 2x2 windows, ``MaxPool(kernel, stride,
             padding)`` for the greatest of each window as ``torch.nn.MaxPool2d`` has it, or None.
         skip_nonfinite: leave a batch whose statistics hold an infinity or NaN out of the running ones and
-            out of ``num_batches_tracked``. It warns where that costs nothing (eager, on the CPU); on a GPU
-            and in a compiled graph it happens without a word, as no device is made to wait.
-        initialize: None: running statistics start at 0 and 1, as PyTorch's. "first_batch": those of the
-            first batch counted replace them, later ones enter with ``momentum``.
-        recompute: do not keep the output for the backward pass of the convolution or linear layer it goes to,
-            but compute it again there (eager, on the CPU, where the next batch norm is one of ours).
-            Same gradients to the last bit, less memory, a pass more over the tensor.
+            out of ``num_batches_tracked``. It warns in eager calls on the CPU. On a GPU and in a compiled
+            graph there is no warning, because the CPU would have to wait for the device.
+        initialize: None: running statistics start at 0 and 1, as PyTorch's. "first_batch": the statistics of
+            the first batch replace these; later batches enter with ``momentum``.
+        recompute: do not keep the output for the backward pass of the next convolution or linear layer, but
+            compute it again there (eager, on the CPU, where the next batch norm is one of ours). Same
+            gradients to the last bit, less memory, one more pass over the tensor.
 
-    A forward pass that activation checkpointing repeats inside a backward pass does not enter the running
-    statistics a second time.
+    Activation checkpointing repeats a forward pass inside a backward pass. The repetition does not enter the
+    running statistics a second time.
 
     Raises:
         UsageError: an activation, pool or initialisation that does not exist.
@@ -123,7 +123,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         return self.training or (running_mean is None and running_var is None)
 
     def _tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """``(weight, bias, running_mean, running_var)``, past ``Module.__getattr__`` where that can be."""
+        """``(weight, bias, running_mean, running_var)``, past ``Module.__getattr__`` where possible."""
         if not torch.compiler.is_compiling():
             parameters, buffers = self._parameters, self._buffers
             try:
@@ -133,15 +133,15 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
                     buffers["running_mean"],
                     buffers["running_var"],
                 )
-            except KeyError:  # a parametrisation, or whatever else put an attribute in its place
+            except KeyError:  # a parametrisation, or other code, put an attribute in its place
                 pass
         return self.weight, self.bias, self.running_mean, self.running_var
 
     def _running(self, mean: Tensor | None, var: Tensor | None) -> tuple[Running, bool]:
         """The running statistics that this forward pass may update, and whether it counts.
 
-        It does not count when activation checkpointing repeats it inside a backward pass; then the statistics
-        are copies, as checkpointing wants to see the same tensors saved as the first time.
+        It does not count when activation checkpointing repeats it inside a backward pass. Then the statistics
+        are copies, because checkpointing compares the saved tensors with those of the first time.
         """
         if not self.training or not self.track_running_stats or mean is None or var is None:
             return Running(None, None, 0.0, self.skip_nonfinite), False
@@ -210,8 +210,8 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         Args:
             input: ``(N, C, ...)`` as PyTorch's class of the same name takes it.
             residual: added before the activation; None for nothing.
-            activation: for this call, where the layer itself has none. A converted model's rewritten
-                ``forward`` asks for it this way, so that the layer called from elsewhere means what it meant.
+            activation: for this call, if the layer itself has none. The rewritten ``forward`` of a converted
+                model passes it, so that the layer does the same as before for other callers.
             pool: likewise.
         """
         if isinstance(input, Proxy) or isinstance(residual, Proxy):

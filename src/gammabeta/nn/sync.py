@@ -17,10 +17,10 @@ class SyncBatchNorm(Fused):
     """Normalise with the statistics of all processes' batches together, through gloo, NCCL or the like.
 
     ``N`` processes give what one process gives for the whole batch: outputs, gradients and running
-    statistics. Shares may be uneven, and empty; they weigh by their number of values. The arguments are those
-    of ``torch.nn.SyncBatchNorm``, and state dicts go both ways. In evaluation, outside a process group and in
-    a group of one it is ``BatchNorm``. The *biased* variance of all values normalises, the *unbiased* one is
-    stored; both are the same bits on every rank.
+    statistics. Shares may be uneven or empty; the weight of a share is its number of values. The arguments
+    are those of ``torch.nn.SyncBatchNorm``, and state dicts load in both directions. In evaluation, outside a
+    process group and in a group of one it is ``BatchNorm``. The *biased* variance of all values normalises,
+    the *unbiased* one is stored; both have the same bits on every rank.
 
     It is not a subclass of ``torch.nn.SyncBatchNorm``, because ``DistributedDataParallel`` refuses those on
     the CPU. As with that class, every rank of the group must call the layer, and its backward pass, equally

@@ -1,4 +1,4 @@
-"""Batch normalization on NVIDIA GPUs: what ``gammabeta.kernels`` promises, in Triton.
+"""Batch normalization on NVIDIA GPUs: the functions of ``kernels.backend.Backend``, in Triton.
 
 ``plan`` cuts a tensor into tiles, ``tiles`` addresses them, ``forward_kernels`` and ``backward_kernels`` are
 the kernels, ``host`` launches them. With ``TRITON_INTERPRET=1`` in the environment before Triton is imported,

@@ -1,4 +1,4 @@
-"""The functions of the kernels' table, as launches. Nothing here waits for the GPU or reads from it."""
+"""The functions of a backend, as launches. Nothing here waits for the GPU or reads from it."""
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
@@ -15,7 +15,7 @@ from . import backward_kernels, forward_kernels, plan
 
 MERGE_TILE = 4096
 RUNNING_BLOCK = 1024
-# The interpreter's stand-in for a chip: so small that shapes a test can afford are split, merged and owned.
+# A chip for the interpreter: so small that shapes a test can afford are split, merged and kept whole.
 INTERPRETED = plan.Chip(multiprocessors=2, cache_bytes=1 << 16)
 
 
