@@ -89,7 +89,7 @@ class Scale(nn.Module):
 
 
 class Decides(nn.Module):
-    """Goes another way on other data."""
+    """Takes another branch on other data."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -297,7 +297,7 @@ def _left() -> list[Case]:
             lambda: seq(wide(3, 8, 3), scripted(), norm(8)),
             MAP,
             LEFT,
-            "unseen",
+            "cannot be seen",
         ),
         Case(
             "Linear on (N, L, F), batch norm on L = F",
@@ -328,7 +328,7 @@ def _left() -> list[Case]:
             LEFT * 2,
             "called 2 times",
         ),
-        Case("another way on other data", Decides, MAP, LEFT, "another way"),
+        Case("another way on other data", Decides, MAP, LEFT, "another branch"),
         Case(
             "functional, in a forward torch.fx cannot trace",
             lambda: Functional(decide=True),
