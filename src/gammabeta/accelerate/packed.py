@@ -50,7 +50,7 @@ def unavailable() -> str:
 
 
 def eager() -> bool:
-    """Tell whether this is plain eager execution, seen by nobody, with oneDNN allowed."""
+    """Tell whether this is plain eager execution, that nothing observes, with oneDNN allowed."""
     return not (
         _is_compiling()
         or _dispatch_modes()

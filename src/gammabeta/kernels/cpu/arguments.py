@@ -71,7 +71,7 @@ class RunningArguments(NamedTuple):
 class Job(NamedTuple):
     """What ``reductions.work`` is handed: parts of a kernel that threads share."""
 
-    next: int = 0  # the next part that nobody has taken; it grows while they work
+    next: int = 0  # the next part that no thread has taken; it grows while they work
     parts: int = 0
     kernel: int = 0  # its address
     args: int = 0  # the address of its own arguments
