@@ -296,7 +296,7 @@ def _forward_plane_of(storage, activation, residual, pool):
     def forward_plane(args, p, c, scratch):
         here, there = p * args.height * args.width * size, p * out_plane(args)
         codes = args.codes + there if args.codes != 0 else 0
-        run = Run(args.x + here, args.residual + here, args.out + there * size, args.width, args.stream)
+        run = Run(args.x + here, args.residual + here, args.out + there * size, 0, args.stream)
         compute(args, run, codes, scratch, affine_of(args, c))
 
     return prepare, forward_plane
@@ -331,22 +331,27 @@ def _flat(storage, residual, whole, some):
 
 def _mean_pooled(storage, some):
     """With the mean of 2x2."""
-    store_some = storage.store_some
+    store_some, size = storage.store_some, storage.size
 
     @inlined
-    def pair_of_rows(run, at, count, affine):
+    def row_of(run, start):
+        """The run of a row, which begins ``start`` bytes from the plane."""
+        return Run(run.x + start, run.residual + start, 0, 0, 0)
+
+    @inlined
+    def pair_of_rows(above, below, at, count, affine):
         """The sums of values and those below them."""
-        return some(run, at, count, affine) + some(run, at + run.below, count, affine)
+        return some(above, at, count, affine) + some(below, at, count, affine)
 
     @inlined
     def mean_pooled(args, run, codes, scratch, affine):
-        pairs = args.width // 2
+        pairs, row_bytes = args.width // 2, args.width * size
         for row in range(args.height // 2):
+            above, below = row_of(run, 2 * row * row_bytes), row_of(run, (2 * row + 1) * row_bytes)
             for i in range(0, pairs, 16):
                 left = 2 * (pairs - i)
-                at = 2 * row * args.width + 2 * i
-                p = pair_of_rows(run, at, min(16, left), affine)
-                q = pair_of_rows(run, at + 16, max(0, min(16, left - 16)), affine)
+                p = pair_of_rows(above, below, 2 * i, min(16, left), affine)
+                q = pair_of_rows(above, below, 2 * i + 16, max(0, min(16, left - 16)), affine)
                 y = (even_lanes(p, q) + odd_lanes(p, q)) * splat(0.25)
                 store_some(run.out, row * pairs + i, y, min(16, pairs - i))
 

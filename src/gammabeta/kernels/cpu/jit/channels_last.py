@@ -175,18 +175,25 @@ def walk_of(size, parameters, fetch, put, put_some):
 
     ``parameters(table, tile, v)`` reads the tables. ``put(run, at, parameters, streamed)`` and
     ``put_some(run, at, count, parameters)`` compute and write sixteen elements, and fewer;
-    ``fetch(run, line)`` asks for what is ``line`` bytes from the start of the run.
+    ``fetch(run, line, streamed)`` asks for what is ``line`` bytes from the start of the run.
     """
 
     @inlined
+    def put_tiles(run, at, table, tile, streamed):
+        for v in range(0, tile, 16):
+            affine, lines = parameters(table, tile, v), ahead(at, v, tile, TOGETHER, size)
+            for j in range(TOGETHER):
+                fetch(run, lines + 16 * j * size, streamed)
+                put(run, at + j * tile + v, affine, streamed)
+
+    @inlined
     def walk(args, run, elements, table):
-        tile, streamed, at = args.tile, run.stream != 0, 0
+        tile, at = args.tile, 0
         while at + TOGETHER * tile <= elements:
-            for v in range(0, tile, 16):
-                affine, lines = parameters(table, tile, v), ahead(at, v, tile, TOGETHER, size)
-                for j in range(TOGETHER):
-                    fetch(run, lines + 16 * j * size)
-                    put(run, at + j * tile + v, affine, streamed)
+            if run.stream != 0:  # asked here, not for every vector
+                put_tiles(run, at, table, tile, True)
+            else:
+                put_tiles(run, at, table, tile, False)
             at += TOGETHER * tile
         while at < elements:
             for v in range(0, min(tile, elements - at), 16):
@@ -211,13 +218,13 @@ def _forward_walk(storage, activation, residual, pool):
     whole, some = forward_of(storage, activation, residual)
 
     @inlined
-    def fetch(run, line):
+    def fetch(run, line, streamed):
         prefetch(run.x + line)
         if residual:
             prefetch(run.residual + line)
         if mean:
             prefetch(run.x + run.below * size + line)
-        elif not pooled and run.stream == 0:
+        elif not pooled and not streamed:
             prefetch_write(run.out + line)
 
     @inlined

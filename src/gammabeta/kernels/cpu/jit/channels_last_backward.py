@@ -191,17 +191,20 @@ def _reduce_run_of(storage, activation, residual, pool):
         return sums[0] + dz, fma(dz, centred, sums[1])
 
     @inlined
-    def add_tiles(run, at, table, tile):
-        """A group of whole tiles, summed in registers."""
+    def add_tiles(run, at, table, tile, wanted):
+        """A group of whole tiles, summed in registers; ``wanted`` is whether dz is written."""
         for v in range(0, tile, 16):
             affine, sums = affine_at(table, tile, v), (splat(0.0), splat(0.0))
             lines = ahead(at, v, tile, TOGETHER, size)
             for j in range(TOGETHER):
                 line = lines + 16 * j * size
                 fetch(run, line)
-                if residual and run.dresidual != 0:
+                here = at + j * tile + v
+                centred, dz = whole(run, here, load(run.grad, here), affine)
+                if wanted:
                     prefetch_write(run.dresidual + line)
-                sums = add(run, at + j * tile + v, affine, sums)
+                    store(run.dresidual, here, dz)
+                sums = sums[0] + dz, fma(dz, centred, sums[1])
             _store(table, 5 * tile + v, _load(table, 5 * tile + v) + sums[0])
             _store(table, 6 * tile + v, _load(table, 6 * tile + v) + sums[1])
 
@@ -222,7 +225,10 @@ def _reduce_run_of(storage, activation, residual, pool):
     def reduce_run(args, run, elements, table, pending):
         tile, at = args.tile, 0
         while at + TOGETHER * tile <= elements:
-            add_tiles(run, at, table, tile)
+            if residual and run.dresidual != 0:
+                add_tiles(run, at, table, tile, True)
+            else:
+                add_tiles(run, at, table, tile, False)
             at += TOGETHER * tile
             pending += TOGETHER
             if pending >= BLOCK:
@@ -272,9 +278,9 @@ def _apply_walk(storage, activation, residual, pool):
     (whole, some), fetch_read = dz_of(storage, activation, residual), _fetch_of(residual, pool)
 
     @inlined
-    def fetch(run, line):
+    def fetch(run, line, streamed):
         fetch_read(run, line)
-        if run.stream == 0:
+        if not streamed:
             prefetch_write(run.dx + line)
 
     @inlined

@@ -289,17 +289,17 @@ def pool_row_of(storage, window):
 
     @inlined
     def pool_row(args, ring, at, i):
-        channels = args.channels
+        channels, out, codes = args.channels, args.out, args.codes
         for q in range(side(args.width)):
             for v in range(0, channels, 16):
                 y, code = greatest(args, ring, i, q * stride - padding, v)
                 here, count = at + q * channels + v, channels - v
                 if count >= 16:
-                    store(args.out, here, y)
+                    store(out, here, y)
                 else:
-                    store_some(args.out, here, y, count)
-                if args.codes != 0:
-                    _store_codes(args.codes, here, code, min(16, count))
+                    store_some(out, here, y, count)
+                if codes != 0:
+                    _store_codes(codes, here, code, min(16, count))
 
     return pool_row
 
@@ -312,14 +312,15 @@ def _greatest_of_row(window):
     @inlined
     def greatest(args, ring, i, left, v):
         best, code = splat(_LEAST), splat(0.0)
+        width, channels = args.width, args.channels
         first, stop = span(i, args.height)
         for r in range(first, stop):
             row = ring + r % kernel * ring_row_bytes(args)
             place = float((r - (i * stride - padding)) * kernel)
             for k in range(kernel):
                 c = left + k
-                if c >= 0 and c < args.width:
-                    y = _load(row, c * args.channels + v)
+                if c >= 0 and c < width:
+                    y = _load(row, c * channels + v)
                     best, code = greater(y, place + float(k), best, code)
         return best, code
 
@@ -335,16 +336,18 @@ def spread_row_of(storage, window):
     @inlined
     def add_shares(args, line, left, v, place, g, code):
         """Give sixteen channels of a window's gradient to the pixels of this row that they came from."""
+        width, channels = args.width, args.channels
         for k in range(kernel):
             c = left + k
-            if c >= 0 and c < args.width:
-                at = c * args.channels + v
+            if c >= 0 and c < width:
+                at = c * channels + v
                 mine = select(code == splat(place + float(k)), g, splat(0.0))
                 _store(line, at, _load(line, at) + mine)
 
     @inlined
     def spread_row(args, line, image, row):
         channels, rows, columns = args.channels, side(args.height), side(args.width)
+        grad, codes = args.grad, args.codes
         clear(line, args.width * channels)
         first = max(0, (row + padding - kernel + stride) // stride)
         for i in range(first, min(rows, (row + padding) // stride + 1)):
@@ -353,7 +356,7 @@ def spread_row_of(storage, window):
                 at = ((image * rows + i) * columns + q) * channels
                 for v in range(0, channels, 16):
                     count = min(16, channels - v)
-                    g, code = load_some(args.grad, at + v, count), _load_codes(args.codes, at + v, count)
+                    g, code = load_some(grad, at + v, count), _load_codes(codes, at + v, count)
                     add_shares(args, line, q * stride - padding, v, place, g, code)
 
     return spread_row
