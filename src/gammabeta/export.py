@@ -7,10 +7,9 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from . import __version__
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError
+from .files import write_atomically
 from .folding import FoldReport, as_inputs, fold
 from .folding.layers import plain
 from .folding.verify import (
@@ -125,7 +125,7 @@ def export_onnx(
     sizes = (_batch_of(inputs), *_OTHER_BATCHES)
     limit = tolerance if tolerance is not None else default_tolerance(model)
     gap, own = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
-    _write(target, content)
+    write_atomically(target, content, UsageError)
     return ExportReport(
         target,
         len(content),
@@ -251,7 +251,7 @@ def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -
             torch.export.save(program, buffer)
     except Exception as error:
         raise SurgeryError(f"torch.export cannot trace the model: {_cause(error)}") from error
-    _write(Path(path), buffer.getvalue())
+    write_atomically(Path(path), buffer.getvalue(), UsageError)
 
 
 # Comparison ------------------------------------------------------------------------------------------
@@ -312,28 +312,6 @@ def _batched(inputs: Inputs, size: int) -> Inputs:
 
     resized: Inputs = map_tensors(inputs, resize)
     return resized
-
-
-# File ------------------------------------------------------------------------------------------
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a file beside it, then rename: at any moment the old file or the new is there, whole."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
 
 
 def _cause(error: BaseException) -> str:

@@ -14,7 +14,7 @@ def compare(
     json: Json = False,
 ) -> None:
     """Compare runs: what they reached, in which settings they differ, and their curves in one picture."""
-    from ..train.files import make_folder
+    from ..files import make_folder
     from ..train.plots import curves_of_runs, save_figure
     from ..train.run import Run, comparison
 

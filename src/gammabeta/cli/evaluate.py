@@ -86,7 +86,7 @@ def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
 def _draw(run: "Run", images: "Split", result: "Evaluation", folder: Path, split: str) -> list[Path]:
     import torch
 
-    from ..train.files import make_folder
+    from ..files import make_folder
     from ..train.plots import confusion, mistakes, save_figure
 
     make_folder(folder)

@@ -67,7 +67,7 @@ def find_model(name: str, weights: Path | None = None, device: str = "auto", *, 
     else:
         raise UsageError(f"{name} is neither a run folder nor module:factory")
     if weights is not None:
-        from ..train.files import fit_weights
+        from ..files import fit_weights
 
         fit_weights(found.module, read_weights(weights), weights)
     return found
@@ -135,7 +135,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     import torch
     from torch import Tensor
 
-    from ..train.files import load_weights
+    from ..files import load_weights
 
     if path.suffix == ".safetensors":
         return load_weights(path)[0]
@@ -158,7 +158,7 @@ def write_weights(model: nn.Module, path: Path) -> None:
     """Save the model's state dict: as safetensors by that suffix, else as a torch file."""
     import torch
 
-    from ..train.files import serialize, write_atomically
+    from ..files import serialize, write_atomically
 
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder: --out must name a file in one that exists")

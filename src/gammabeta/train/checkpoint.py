@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, WeightsError
+from ..files import load_weights, make_folder, read_json, serialize, write_atomically
 from .evaluate import Evaluation
-from .files import load_weights, make_folder, read_json, serialize, write_atomically
 from .loop import State, Training
 from .run import Run
 

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..files import fit_weights
 from .batches import DeviceImages, Order, generator_for
 from .evaluate import LayerStatistics, layer_statistics
-from .files import fit_weights
 from .optimizer import SGD, learning_rate
 from .recipe import Recipe
 from .world import ALONE, Precision, World

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import UsageError
-from .files import write_atomically
+from ..files import write_atomically
 from .run import Run
 
 # Okabe and Ito's colour-blind-safe palette.

@@ -16,7 +16,7 @@ from .. import data
 from ..data import Dataset, Split
 from ..data.download import Progress
 from ..errors import RunError, UnavailableError, UsageError
-from .files import fit_weights, load_weights, read_json, serialize, write_atomically
+from ..files import fit_weights, load_weights, read_json, serialize, write_atomically
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
 

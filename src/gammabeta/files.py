@@ -11,16 +11,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import RunError, WeightsError
+from .errors import GammabetaError, RunError, WeightsError
 
 _LARGEST_JSON = 64 << 20  # bytes; a run's own documents are a thousand times smaller
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, error: type[GammabetaError] = RunError) -> None:
     """Write a file so that at any moment either the old content or the new is there, whole.
 
-    Raises:
-        RunError: It cannot be written (no space, no permission); the old file is as it was.
+    ``error`` is raised if it cannot be written (no space, no permission); the old file is then as it was.
     """
     temporary = None
     try:
@@ -32,10 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(temporary).chmod(0o644)
         Path(temporary).replace(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
-        ) from None
+    except OSError as cause:
+        raise error(f"cannot write {path}: {cause.strerror}; free space or choose another folder") from None
     finally:
         if temporary is not None:
             with suppress(FileNotFoundError):
