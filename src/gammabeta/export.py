@@ -24,14 +24,7 @@ from .errors import SurgeryError, UnavailableError, UsageError
 from .files import write_atomically
 from .folding import FoldReport, as_inputs, fold
 from .folding.layers import plain
-from .folding.verify import (
-    Inputs,
-    Verifier,
-    copied,
-    default_tolerance,
-    distance,
-    first_line,
-)
+from .folding.verify import Inputs, Verifier, copied, default_tolerance, distance, first_line
 from .graph.record import map_tensors, tensors_in
 
 _OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
@@ -157,14 +150,13 @@ def _libraries() -> tuple[Any, Any]:
 
 def _exported(model: nn.Module, inputs: Inputs) -> Any:
     """Return the ONNX graph of ``model``, its first dimension open."""
-    args, kwargs = inputs
     single = len(list(tensors_in(inputs))) == 1
     try:
         with _silence():
             program = torch.onnx.export(
                 model,
-                args,
-                kwargs=kwargs,
+                inputs[0],
+                kwargs=inputs[1],
                 dynamo=True,
                 dynamic_shapes=_open_batch(model, inputs),
                 input_names=["input"] if single else None,
@@ -192,16 +184,9 @@ def _open_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
             return {key: shape(item) for key, item in value.items()}
         return None
 
-    names = list(_argument_names(model, len(args)))
-    return {name: shape(value) for name, value in zip(names, args, strict=True)} | {
-        key: shape(value) for key, value in kwargs.items()
-    }
-
-
-def _argument_names(model: nn.Module, count: int) -> Iterator[str]:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    for i in range(count):
-        yield parameters[min(i, len(parameters) - 1)].name
+    names = list(inspect.signature(model.forward).parameters)
+    named = {names[min(i, len(names) - 1)]: value for i, value in enumerate(args)}
+    return {name: shape(value) for name, value in {**named, **kwargs}.items()}
 
 
 @contextmanager
@@ -273,8 +258,7 @@ def _compare(
         verifier = Verifier(original, batch)
         own = max(own, verifier.original)
         for inputs, truth in zip(verifier.inputs, verifier.truth, strict=True):
-            found = distance(_session_run(session, inputs), truth)
-            worst = max(worst, found)
+            worst = max(worst, distance(_session_run(session, inputs), truth))
     if not worst <= limit + 2 * own:
         raise SurgeryError(f"ONNX Runtime's output differs from the model's by {worst:.1e} relative")
     return worst, own

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, WeightsError
-from ..files import load_weights, make_folder, read_json, serialize, write_atomically
+from ..files import load_weights, make_folder, read_json, reporting, serialize, write_atomically
 from .evaluate import Evaluation
 from .loop import State, Training
 from .run import Run
@@ -67,23 +67,17 @@ class Checkpoints:
         if claimed is None or claimed != _digest(document):
             raise RunError(f"{path} does not match its checksum")
         tensors = self._tensors(step)
-        try:
+        with reporting(f"read {tensors}"):
             digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
-        except OSError as error:
-            raise RunError(f"cannot read {tensors}: {error.strerror}") from None
         if digest != document["tensors_sha256"]:
             raise RunError(f"{tensors} does not match its checksum")
         return State(load_weights(tensors)[0], document["values"])
 
     def _drop_old(self) -> None:
-        steps = self.steps()
-        for step in steps[:-_KEPT]:
-            for path in (self._document(step), self._tensors(step)):
-                with suppress(OSError):
-                    path.unlink()
-        alive = {self._tensors(step).name for step in self.steps()}
-        for path in self._folder.glob("step-*.safetensors"):  # left by a process killed between the two files
-            if path.name not in alive:
+        newest = self.steps()[-_KEPT:]
+        kept = {path for step in newest for path in (self._document(step), self._tensors(step))}
+        for path in self._folder.glob("step-*"):  # a process killed between the two files leaves one of them
+            if path not in kept:
                 with suppress(OSError):
                     path.unlink()
 
@@ -101,10 +95,8 @@ def _digest(body: dict[str, Any]) -> str:
 class Checkpointer:
     """Writes a training's checkpoints and its best weights into a run folder, and restores the training.
 
-    Args:
-        run: The folder, being written.
-        every: Seconds between checkpoints within an epoch; one is also written after every epoch.
-        state: The state to continue from; None: start anew.
+    ``every``: seconds between checkpoints within an epoch; one is also written after every epoch. ``state``:
+    the one to continue from; None: start anew.
     """
 
     def __init__(self, run: Run, every: float, state: State | None = None) -> None:

@@ -21,7 +21,7 @@ from .batches import DeviceImages
 from .world import ALONE, Precision, World
 
 EVALUATION_BATCH = 500  # images per forward pass: large enough to be quick, small enough to stay in cache
-PERCENTILES = (15, 50, 85)
+LEVELS = (0.15, 0.5, 0.85)  # of the percentiles
 _MOST = 25_000  # values a percentile is taken from, to a hundredth of a deviation: a picture shows no more
 
 
@@ -69,15 +69,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluate the model on all images; parameters, buffers and modes stay as they are.
 
-    Args:
-        model: Maps ``(N, C, H, W)`` float32 to logits ``(N, classes)``.
-        data: The images and labels.
-        classes: Number of classes.
-        precision: Of convolutions and matrix products.
-        keep_probabilities: Return each image's class probabilities too.
-        advance: Called with the number of images done since the last call.
-        world: The ranks that divide the batches among them; each gets the whole result, but only the
-            probabilities of its own batches.
+    The model maps ``(N, C, H, W)`` float32 to logits ``(N, classes)``. ``precision`` is that of convolutions
+    and matrix products. The ranks of ``world`` divide the batches among them; each gets the whole result, but
+    only the probabilities of its own batches.
     """
     device = data.labels.device
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
@@ -159,7 +153,8 @@ def _measure(layer: _BatchNorm, x: Tensor) -> LayerStatistics:
         normal = normal * layer.weight.detach().float()
     if layer.bias is not None:
         normal = normal + layer.bias.detach().float()
-    return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, _percentiles(normal))
+    low, middle, high = normal.flatten().quantile(torch.tensor(LEVELS, device=normal.device)).tolist()
+    return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, (low, middle, high))
 
 
 def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tuple[float | None, float | None]:
@@ -170,9 +165,3 @@ def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tupl
     unbiased = var * (count / max(count - 1, 1))
     ratio = ((unbiased + layer.eps) / spread.square()).log()
     return float(shift.square().mean().sqrt()), float(ratio.square().mean().sqrt())
-
-
-def _percentiles(values: Tensor) -> tuple[float, float, float]:
-    levels = torch.tensor([level / 100 for level in PERCENTILES], device=values.device)
-    low, middle, high = values.flatten().quantile(levels).tolist()
-    return low, middle, high

@@ -143,11 +143,12 @@ def fit(
                 work.recalibrate()
             if last or recipe.evaluate == "epoch":
                 classes = len(dataset.classes)
-                on_train = work.evaluate(epoch, "train", images, classes)
-                on_test = work.evaluate(epoch, "test", test, classes)
-                results = on_train, on_test
+                results = (
+                    work.evaluate(epoch, "train", images, classes),
+                    work.evaluate(epoch, "test", test, classes),
+                )
                 if checkpointer is not None:
-                    checkpointer.save_if_best(training, on_test)
+                    checkpointer.save_if_best(training, results[1])
             if checkpointer is not None and not last:
                 checkpointer.save(training, work.seconds["train"], now=True)
     return Outcome(model, scaling, precision, training.progress(), *results, work.seconds)
@@ -242,14 +243,14 @@ class _Fitting:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep the objects that exist already from the garbage collector: it would visit all in mid-step."""
-    if gc.get_freeze_count():  # the caller has frozen them, and will unfreeze them
-        yield
-        return
-    gc.freeze()
+    ours = not gc.get_freeze_count()  # else the caller has frozen them, and will unfreeze them
+    if ours:
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if ours:
+            gc.unfreeze()
 
 
 @contextmanager

@@ -43,13 +43,9 @@ class State:
 class Training:
     """A training that goes on step by step; between any two steps it can be stored and restored.
 
-    Args:
-        model: The network, on its device; it is trained in place.
-        data: The training images, on the same device.
-        recipe: The settings.
-        seed: Of the order and the augmentation of the images.
-        precision: Of convolutions and matrix products; parameters and statistics are float32 always.
-        world: The ranks that take the steps together. Each must call the same methods in the same order.
+    The model is trained in place, on the device of the data. ``precision`` is that of convolutions and matrix
+    products; parameters and statistics are float32 always. The ranks of ``world`` take the steps together:
+    each must call the same methods in the same order.
     """
 
     def __init__(
@@ -62,9 +58,11 @@ class Training:
         world: World = ALONE,
     ) -> None:
         self.model, self.data, self.recipe = model, data, recipe
-        self.seed, self.precision = seed, precision
+        self.seed, self.precision, self.world = seed, precision, world
         self._device = data.labels.device
-        self.world, self._network = world, world.wrap(model, data.labels.device)
+        self._network = world.wrap(model, self._device)
+        # Ranks with uneven shares can only add sums: then a step's loss is summed over its images.
+        self._summed = recipe.loss == "sum" or world.size > 1
         self.order = Order(len(data), recipe, seed)
         self.steps = self.order.steps
         self.step = 0
@@ -121,7 +119,8 @@ class Training:
 
     def _take_step(self) -> None:
         index = self.order.indices(self.step).to(self._device, non_blocking=True)
-        augment = generator_for(self.seed, self.step, _AUGMENT) if self._augmented else None
+        augmented = self.recipe.shift or self.recipe.flip
+        augment = generator_for(self.seed, self.step, _AUGMENT) if augmented else None
         count, part = len(index), None
         if self.world.size > 1:
             part = self.world.part(count)
@@ -138,36 +137,25 @@ class Training:
             label_smoothing=self.recipe.label_smoothing,
         )
         self._optimizer.zero_grad()
-        (loss if part is None else loss * self._share(count)).backward()
+        goal = loss
+        if self.world.size > 1:  # scaled so that the ranks' *average* is the recipe's loss
+            goal = loss * (self.world.size / (count if self.recipe.loss == "mean" else 1))
+        goal.backward()
         self._optimizer.step(learning_rate(self.recipe, self.step, self.steps))
         self._unread.append((loss.detach(), logits.detach(), y, count))
         self.step += 1
         self.images += count
 
-    @property
-    def _summed(self) -> bool:
-        """Whether a step's loss is summed over its images: ranks with uneven shares can only add sums."""
-        return self.recipe.loss == "sum" or self.world.size > 1
-
-    def _share(self, count: int) -> float:
-        """What a rank's summed loss is multiplied by, so that the ranks' *average* is the recipe's loss."""
-        return self.world.size / (count if self.recipe.loss == "mean" else 1)
-
     def layer_statistics(self) -> dict[str, LayerStatistics]:
         """Measure the batch-norm layers on the first training images; the training is left as it was."""
         return layer_statistics(self.model, self.data.batch(slice(0, STATISTICS_IMAGES))[0], self.precision)
 
-    @property
-    def _augmented(self) -> bool:
-        return bool(self.recipe.shift or self.recipe.flip)
-
     def progress(self) -> Progress:
         """Read the figures of the steps since the last call from the device; return where the training is."""
         if self._unread:
-            figures, counts = _figures(self._unread), [count for *_, count in self._unread]
-            for (loss, hits), count in zip(self.world.all_reduce(figures).tolist(), counts, strict=True):
-                mean = loss / count if self._summed else loss
-                self._loss = _move(self._loss, mean)
+            figures = self.world.all_reduce(_figures(self._unread)).tolist()
+            for (loss, hits), (*_, count) in zip(figures, self._unread, strict=True):
+                self._loss = _move(self._loss, loss / count if self._summed else loss)
                 self._accuracy = _move(self._accuracy, hits / count)
             self._unread.clear()
         return Progress(

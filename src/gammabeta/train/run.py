@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
@@ -16,7 +17,15 @@ from .. import data
 from ..data import Dataset, Split
 from ..data.download import Progress
 from ..errors import RunError, UnavailableError, UsageError
-from ..files import fit_weights, load_weights, read_json, serialize, write_atomically
+from ..files import (
+    fit_weights,
+    load_weights,
+    make_folder,
+    read_json,
+    reporting,
+    serialize,
+    write_atomically,
+)
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
 
@@ -128,12 +137,7 @@ class Run:
         """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} is there already: choose another folder with --out")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"cannot make {path}: {error.strerror}; choose another folder with --out"
-            ) from None
+        make_folder(path)
         created = RunInfo(status="running", created=_now(), provenance=provenance(), **info)
         run = cls(path, created, recipe)
         run._acquire()
@@ -172,14 +176,11 @@ class Run:
 
     def _acquire(self) -> None:
         lock = FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"{self.path} is being written by another process") from None
-        except OSError as error:
-            raise RunError(
-                f"cannot write to {self.path}: {error.strerror}; choose another folder with --out"
-            ) from None
+        with reporting(f"write to {self.path}", "; choose another folder with --out"):
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(f"{self.path} is being written by another process") from None
         self._lock = lock
 
     def _release(self) -> None:
@@ -216,11 +217,9 @@ class Run:
             raise RunError(f"{self.path} was opened for reading")
         if self.events is not None:
             self.events.record(kind, values)
-        try:
+        with reporting(f"write {self.path / _METRICS}"):
             self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise RunError(f"cannot write {self.path / _METRICS}: {error.strerror}") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
@@ -330,11 +329,8 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def default_path(recipe: str, data: str) -> Path:
     """Return a fresh folder name under ``runs/``."""
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}-{Path(data).stem or 'data'}"
-    path, number = Path("runs") / stem, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{stem}-{number}"
-    return path
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
 
 
 def _now() -> str:

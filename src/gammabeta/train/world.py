@@ -39,9 +39,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        why = (
-            "this PyTorch was built without CUDA" if torch.version.cuda is None else "no usable GPU was found"
-        )
+        why = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
         raise UnavailableError(f"device {name} is not available: {why}; use --device cpu")
     if int(index or 0) >= torch.cuda.device_count():
         raise UnavailableError(f"device {name} does not exist: there are {torch.cuda.device_count()} GPUs")
@@ -58,11 +56,9 @@ def computes_bf16(device: torch.device) -> bool:
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
     """Return the precision for ``auto`` (bf16 where the device computes in it), ``fp32`` or ``bf16``."""
-    if wanted == "auto":
-        return "bf16" if computes_bf16(device) else "fp32"
-    if wanted not in ("fp32", "bf16"):
+    if wanted not in ("auto", "fp32", "bf16"):
         raise UsageError(f"unknown precision {wanted!r}: choose auto, fp32 or bf16")
-    return "bf16" if wanted == "bf16" else "fp32"
+    return "bf16" if wanted == "bf16" or (wanted == "auto" and computes_bf16(device)) else "fp32"
 
 
 def place_model(model: nn.Module, device: torch.device) -> nn.Module:
@@ -159,9 +155,6 @@ ALONE = World()
 def joined(device: str) -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, if there are any, and leave them at the end.
 
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-
     Raises:
         UsageError: The environment names other processes, but not this one among them.
         GammabetaError: Whatever was raised inside, on the rank where it happened first.
@@ -189,18 +182,15 @@ def joined(device: str) -> Iterator[World]:
         if not world.first_to_fail():
             raise AnotherFailed from None
         raise type(error)(f"rank {world.rank}: {error}") from None
-    except RuntimeError as error:
-        lost = _is_lost_connection(error)
-        if not world.first_to_fail() and lost:
-            raise AnotherFailed from None
-        if not lost:
+    except Exception as error:
+        first = world.first_to_fail()
+        in_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+        if not (in_gloo or isinstance(error, dist.DistError)):
             raise
-        raise RunError(
-            f"rank {world.rank}: the connection to another process is lost; has it died?"
-        ) from None
-    except Exception:
-        world.first_to_fail()
-        raise
+        if not first:
+            raise AnotherFailed from None
+        lost = f"rank {world.rank}: the connection to another process is lost; has it died?"
+        raise RunError(lost) from None
     dist.destroy_process_group()
 
 
@@ -229,8 +219,3 @@ def _set_up(place: torch.device) -> None:
         loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
         if loopback:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process has gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
