@@ -95,10 +95,7 @@ def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = No
     Transparent parts become white under dark content and black under light content, so that what was drawn
     stands out. Samples of 16 bits keep their upper eight.
 
-    Args:
-        path: the file.
-        mode: ``"L"`` or ``"RGB"``.
-        at_least: a picture far larger than this in both directions may come out smaller, but not below it.
+    A picture far larger than ``at_least`` in both directions may come out smaller, but not below it.
 
     Raises:
         DataError: as `open_picture`; or the pixels are cut short or damaged.
@@ -117,6 +114,12 @@ def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = No
         raise DataError(f"{path}: damaged picture ({reason(error)}); save or copy it again") from None
 
 
+def planes(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels of a picture in ``"L"`` or ``"RGB"``, (C, H, W)."""
+    pixels: npt.NDArray[np.uint8] = np.asarray(picture)
+    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
 def _convert(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode in _DEEP:
         return Image.fromarray(_eight_bits(np.asarray(picture))).convert(mode)
@@ -126,8 +129,7 @@ def _convert(picture: Image.Image, mode: str) -> Image.Image:
         picture = picture.convert("RGBA")
     alpha = picture.getchannel("A")
     seen = picture.convert(mode)
-    clear = ImageChops.invert(alpha)
-    seen.paste(_behind(seen, alpha), mask=clear)
+    seen.paste(_behind(seen, alpha), mask=ImageChops.invert(alpha))
     return seen
 
 

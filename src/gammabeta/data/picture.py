@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from ..errors import DataError
-from .decode import decode
+from .decode import decode, planes
 
 #: How a picture is prepared: ``digit`` as MNIST, ``object`` as Fashion-MNIST (cropped to fill the frame,
 #: light on dark), ``plain`` resized and nothing else.
@@ -80,10 +80,7 @@ def load_picture(
 
 
 def find_ink(grey: Array) -> Array | None:
-    """Separate ink from background.
-
-    Args:
-        grey: (H, W), 0 to 255; dark on light or light on dark.
+    """Separate ink, dark or light, from the background of ``grey`` (H, W), 0 to 255.
 
     Returns:
         (h, w), cropped to the ink: 0 where there is none, about 255 where it is full; None for a blank
@@ -114,8 +111,7 @@ def _plain(path: str | os.PathLike[str], channels: int, size: tuple[int, int]) -
     picture = decode(path, "L" if channels == 1 else "RGB", at_least=2 * max(size))
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    pixels = np.asarray(picture)
-    return np.array(pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1), order="C")
+    return np.array(planes(picture), order="C")
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
