@@ -12,6 +12,7 @@ from .model import (
     Name,
     Weights,
     bar,
+    check_folder,
     find_model,
     imported,
     load_batches,
@@ -74,7 +75,8 @@ def doctor(
             screen.print()
         report = _mend(subject, loader, settings, batch, screen, quiet or json, out)
     if html is not None:
-        _write_page(report, html)
+        check_folder(html, "--html")
+        report.save_html(html)
     if json:
         print_json(report.to_dict())
     elif quiet:
@@ -114,22 +116,17 @@ def _loss(name: str | None, subject: Model, loader: Any) -> Any:
         subject.module.eval()
         for batch in loader:
             there = move(batch, subject.device, None)
-            fits = fits_cross_entropy(call(subject.module, there), target(there))
-            return torch.nn.functional.cross_entropy if fits else None
+            output, labels = call(subject.module, there), target(there)
+            if (  # these are logits (N, C, …) and integer labels (N, …)
+                isinstance(output, torch.Tensor)
+                and isinstance(labels, torch.Tensor)
+                and labels.dtype == torch.int64
+                and output.dim() == labels.dim() + 1
+                and output.shape[0] == labels.shape[0]
+            ):
+                return torch.nn.functional.cross_entropy
+            break
     return None
-
-
-def fits_cross_entropy(output: Any, target: Any) -> bool:
-    """Whether these are logits (N, C, …) and integer labels (N, …)."""
-    import torch
-
-    return (
-        isinstance(output, torch.Tensor)
-        and isinstance(target, torch.Tensor)
-        and target.dtype == torch.int64
-        and output.dim() == target.dim() + 1
-        and output.shape[0] == target.shape[0]
-    )
 
 
 def _diagnose(
@@ -156,9 +153,3 @@ def _mend(
         recalibrate(subject.module, loader, samples=settings["samples"], progress=advance)
     write_weights(subject.module, out)
     return _diagnose(subject, loader, settings, batch, screen, quiet)
-
-
-def _write_page(report: "Report", path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder: --html must name a file in one that exists")
-    report.save_html(path)

@@ -160,13 +160,18 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
     from ..files import serialize, write_atomically
 
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder: --out must name a file in one that exists")
+    check_folder(path, "--out")
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
         write_atomically(path, serialize(state))
     else:
         torch.save(state, path)
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise ``UsageError`` unless the file that an option names would be in a folder that exists."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder: {option} must name a file in one that exists")
 
 
 class ArrayLoader:
@@ -237,14 +242,9 @@ def running(what: str) -> Iterator[None]:
 @contextmanager
 def bar(console: Console, title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show a progress bar over samples; gives the function that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

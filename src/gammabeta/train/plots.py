@@ -139,18 +139,12 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     axes.set(title=title, xlabel="predicted", ylabel="true")
     axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
     axes.set_yticks(range(count), classes)
+    centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
     if count <= 30:
         for row, column in np.argwhere(table > 0):
             weight = "bold" if row == column else "normal"
             color = "white" if row != column and table[row, column] > 0.6 * most else "black"
-            style: dict[str, Any] = {
-                "ha": "center",
-                "va": "center",
-                "fontsize": 8,
-                "weight": weight,
-                "color": color,
-            }
-            axes.text(column, row, str(table[row, column]), **style)
+            axes.text(column, row, str(table[row, column]), weight=weight, color=color, **centred)
     return figure
 
 
