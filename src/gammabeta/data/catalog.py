@@ -29,19 +29,12 @@ KMNIST_CLASSES = tuple("おきすつなはまやれを")
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that has a name.
+    """A data set that has a name."""
 
-    Attributes:
-        about: one line for a list.
-        style: how a picture is prepared for a network that learned it, see `load_picture`.
-        files: what is fetched; nothing for a data set inside the package.
-        read: from the folder with the files to the data set.
-    """
-
-    about: str
-    style: Style
-    files: tuple[RemoteFile, ...]
-    read: Callable[[Path], Dataset]
+    about: str  # one line for a list
+    style: Style  # how a picture is prepared for a network that learned it, see `load_picture`
+    files: tuple[RemoteFile, ...]  # what is fetched; nothing for a data set inside the package
+    read: Callable[[Path], Dataset]  # from the folder with the files
 
 
 def _everywhere(name: str, size: int, sha256: str, *places: str) -> RemoteFile:

@@ -74,11 +74,8 @@ def reason(error: BaseException) -> str:
 class Stream:
     """A readable file that turns each way of being damaged into a `DataError` naming the file.
 
-    Attributes:
-        path: the file, for messages.
-        limit: how many bytes may be believed to come: a raw file's size, or what a packed one may unpack to.
-        packed: whether ``limit`` is such an upper bound instead of a size.
-        taken: how many bytes have been read.
+    ``limit`` is how many bytes may be believed to come: a raw file's size, or what a ``packed`` one may unpack
+    to. ``taken`` is how many have been read.
     """
 
     def __init__(self, path: Path, file: io.BufferedIOBase, limit: int, *, packed: bool) -> None:

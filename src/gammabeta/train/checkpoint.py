@@ -38,9 +38,10 @@ class Checkpoints:
         make_folder(self._folder)
         step = int(state.values["step"])
         content = serialize(state.tensors)
-        write_atomically(self._tensors(step), content)
+        tensors, document = self._files(step)
+        write_atomically(tensors, content)
         body = {"tensors_sha256": hashlib.sha256(content).hexdigest(), "values": state.values}
-        write_atomically(self._document(step), json.dumps({**body, "sha256": _digest(body)}).encode())
+        write_atomically(document, json.dumps({**body, "sha256": _digest(body)}).encode())
         self._drop_old()
 
     def load(self) -> tuple[State | None, list[str]]:
@@ -61,12 +62,11 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def _read(self, step: int) -> State:
-        path = self._document(step)
+        tensors, path = self._files(step)
         document = read_json(path)
         claimed = document.pop("sha256", None) if isinstance(document, dict) else None
         if claimed is None or claimed != _digest(document):
             raise RunError(f"{path} does not match its checksum")
-        tensors = self._tensors(step)
         with reporting(f"read {tensors}"):
             digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
         if digest != document["tensors_sha256"]:
@@ -74,18 +74,15 @@ class Checkpoints:
         return State(load_weights(tensors)[0], document["values"])
 
     def _drop_old(self) -> None:
-        newest = self.steps()[-_KEPT:]
-        kept = {path for step in newest for path in (self._document(step), self._tensors(step))}
+        kept = {path for step in self.steps()[-_KEPT:] for path in self._files(step)}
         for path in self._folder.glob("step-*"):  # a process killed between the two files leaves one of them
             if path not in kept:
                 with suppress(OSError):
                     path.unlink()
 
-    def _tensors(self, step: int) -> Path:
-        return self._folder / f"step-{step}.safetensors"
-
-    def _document(self, step: int) -> Path:
-        return self._folder / f"step-{step}.json"
+    def _files(self, step: int) -> tuple[Path, Path]:
+        """The tensors of a step, and its document."""
+        return self._folder / f"step-{step}.safetensors", self._folder / f"step-{step}.json"
 
 
 def _digest(body: dict[str, Any]) -> str:

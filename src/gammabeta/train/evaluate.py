@@ -6,7 +6,7 @@ figure 1 (b) and (c).
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,21 +27,13 @@ _MOST = 25_000  # values a percentile is taken from, to a hundredth of a deviati
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on a split.
-
-    Attributes:
-        correct: Images classified rightly.
-        count: Images seen.
-        loss: Mean cross-entropy in nats.
-        confusion: int64 ``(classes, classes)``; row: true class, column: predicted class.
-        probabilities: float32 ``(count, classes)``, on the CPU, if they were asked for.
-    """
+    """How a model did on a split of ``count`` images, ``correct`` of them classified rightly."""
 
     correct: int
     count: int
-    loss: float
-    confusion: Tensor
-    probabilities: Tensor | None = None
+    loss: float  # mean cross-entropy in nats
+    confusion: Tensor  # int64 (classes, classes); row: true class, column: predicted class
+    probabilities: Tensor | None = None  # float32 (count, classes), on the CPU, if they were asked for
 
     @property
     def accuracy(self) -> float:
@@ -102,20 +94,16 @@ def evaluate(
 class LayerStatistics:
     """One layer on one batch; scalars are means over the channels unless said otherwise.
 
-    Attributes:
-        mean: Of the batch, per channel.
-        var: Biased variance of the batch, per channel.
-        mean_distance: Root mean square over the channels of batch mean − running mean, in running standard
-            deviations; None without running statistics.
-        var_distance: The same of ln(batch variance, unbiased / running variance).
-        percentiles: 15th, 50th and 85th percentile of what enters the activation: γ x̂ + β.
+    ``mean_distance``: root mean square over the channels of batch mean − running mean, in running standard
+    deviations; None without running statistics. ``var_distance``: the same of ln(batch variance, unbiased /
+    running variance).
     """
 
     mean: float
-    var: float
+    var: float  # biased
     mean_distance: float | None
     var_distance: float | None
-    percentiles: tuple[float, float, float]
+    percentiles: tuple[float, float, float]  # 15th, 50th and 85th, of what enters the activation: γ x̂ + β
 
 
 def layer_statistics(
@@ -127,19 +115,14 @@ def layer_statistics(
     def measure(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
         found.setdefault(name, _measure(layer, inputs[0].detach()))
 
-    layers = batch_norm_layers(model)
-    handles = [layer.register_forward_pre_hook(partial(measure, name)) for name, layer in layers.items()]
-    try:
-        with (
-            preserved(model),
-            torch.no_grad(),
-            torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            model.train()
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for name, layer in batch_norm_layers(model).items():
+            stack.enter_context(layer.register_forward_pre_hook(partial(measure, name)))
+        stack.enter_context(preserved(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"))
+        model.train()
+        model(x)
     return found
 
 

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,24 +243,21 @@ class _Fitting:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep the objects that exist already from the garbage collector: it would visit all in mid-step."""
-    ours = not gc.get_freeze_count()  # else the caller has frozen them, and will unfreeze them
-    if ours:
-        gc.freeze()
-    try:
+    with ExitStack() as stack:
+        if not gc.get_freeze_count():  # else the caller has frozen them, and will unfreeze them
+            stack.callback(gc.unfreeze)
+            gc.freeze()
         yield
-    finally:
-        if ours:
-            gc.unfreeze()
 
 
 @contextmanager
 def quick(model: nn.Module, *, alone: bool = True) -> Iterator[None]:
     """Leave out work that takes time and changes nothing; ranks that average gradients need all of them."""
-    if not alone:
-        with quick_layers(model):
-            yield
-        return
-    with without_redundant_biases(model), one_stem(model), quick_layers(model):
+    with ExitStack() as stack:
+        if alone:
+            stack.enter_context(without_redundant_biases(model))
+            stack.enter_context(one_stem(model))
+        stack.enter_context(quick_layers(model))
         yield
 
 
@@ -278,11 +275,8 @@ def redundant_biases(model: nn.Module) -> list[Tensor]:
 @contextmanager
 def without_redundant_biases(model: nn.Module) -> Iterator[None]:
     """Leave out the gradients of ``redundant_biases`` for a while."""
-    biases = [bias for bias in redundant_biases(model) if bias.requires_grad]
-    for bias in biases:
-        bias.requires_grad_(False)
-    try:
+    with ExitStack() as stack:
+        for bias in redundant_biases(model):
+            stack.callback(bias.requires_grad_, bias.requires_grad)
+            bias.requires_grad_(False)
         yield
-    finally:
-        for bias in biases:
-            bias.requires_grad_(True)

@@ -37,23 +37,14 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class Job:
-    """What to train.
+    """What to train."""
 
-    Attributes:
-        source: Name or path of the data set.
-        recipe: The settings.
-        seed: Of initialisation, order and augmentation.
-        holdout: How many of the last training images are used in place of the test images; 0: none.
-        size: ``(H, W)`` to which a folder's pictures are resized; None: as they are.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
-    """
-
-    source: str
+    source: str  # name or path of the data set
     recipe: Recipe
-    seed: int = 0
-    holdout: int = 0
-    size: tuple[int, int] | None = None
-    device: str = "auto"
+    seed: int = 0  # of initialisation, order and augmentation
+    holdout: int = 0  # how many of the last training images are used in place of the test images
+    size: tuple[int, int] | None = None  # (H, W) to which a folder's pictures are resized; None: as they are
+    device: str = "auto"  # or cpu, cuda, cuda:<index>
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
@@ -125,7 +116,7 @@ class Run:
     def __init__(self, path: Path, info: RunInfo, recipe: Recipe) -> None:
         self.path, self.info, self.recipe = path, info, recipe
         self.events: Events | None = None
-        self._lock: FileLock | None = None
+        self._lock = FileLock(path / _LOCK)
         self._metrics: TextIO | None = None
 
     @classmethod
@@ -155,7 +146,7 @@ class Run:
         self._acquire()
         self.info = Run.open(self.path).info  # another process may have written it since
         if self.info.status == "finished":
-            self._release()
+            self._lock.release()
             raise RunError(f"{self.path} is finished: there is nothing to resume")
         self.info = self.info.model_copy(update={"status": "running", "finished": None})
         self._save_info()
@@ -175,18 +166,11 @@ class Run:
         return (self.path / _METRICS).stat().st_size
 
     def _acquire(self) -> None:
-        lock = FileLock(self.path / _LOCK)
         with reporting(f"write to {self.path}", "; choose another folder with --out"):
             try:
-                lock.acquire(timeout=0)
+                self._lock.acquire(timeout=0)
             except Timeout:
                 raise RunError(f"{self.path} is being written by another process") from None
-        self._lock = lock
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -262,7 +246,7 @@ class Run:
         try:
             self._save_info()
         finally:
-            self._release()
+            self._lock.release()
 
     def _save_info(self) -> None:
         write_atomically(self.path / _INFO, (self.info.model_dump_json(indent=2) + "\n").encode())

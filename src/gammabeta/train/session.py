@@ -121,16 +121,13 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     observer = Observer()
     observer.stop_requested = stop  # type: ignore[method-assign]
-    fit(
-        build_network(job.recipe, dataset, job.seed),
-        dataset,
-        job.recipe,
-        device=job.device,
-        seed=job.seed,
-        observer=observer,
-        watch_points=WATCH_POINTS,
-        world=world,
-    )
+    network = build_network(job.recipe, dataset, job.seed)
+    _fit(job, network, dataset, observer=observer, world=world)
+
+
+def _fit(job: Job, network: nn.Module, dataset: Dataset, **options: Any) -> Outcome:
+    options |= {"device": job.device, "seed": job.seed, "watch_points": WATCH_POINTS}
+    return fit(network, dataset, job.recipe, **options)
 
 
 def begun_before(out: Path | None, job: Job) -> Path | None:
@@ -177,17 +174,8 @@ def _fit_and_record(
         job = replace(job, device=job.device.partition(":")[0])
     try:
         world.broadcast((job, run.info.data_sha256))
-        outcome = fit(
-            network,
-            dataset,
-            run.recipe,
-            device=job.device,
-            seed=job.seed,
-            observer=_Recorder(run, len(dataset.train.labels), observer),
-            checkpointer=checkpointer,
-            watch_points=WATCH_POINTS,
-            world=world,
-        )
+        recorder = _Recorder(run, len(dataset.train.labels), observer)
+        outcome = _fit(job, network, dataset, observer=recorder, checkpointer=checkpointer, world=world)
         run.save_model(outcome.model)
         draw_curves(run)
         run.finish("finished", result_of(outcome))

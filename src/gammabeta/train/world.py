@@ -74,19 +74,12 @@ class AnotherFailed(Exception):  # noqa: N818 -- not an error of this process
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a training, or this process alone.
+    """The ranks of a training, or this process alone."""
 
-    Attributes:
-        rank: This process, from 0.
-        size: Number of processes on all machines.
-        local_rank: This process on its machine, from 0: the number of its GPU.
-        store: Where the ranks leave notes for each other, also when no collective works any more.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    store: Any = None
+    rank: int = 0  # this process
+    size: int = 1  # number of processes on all machines
+    local_rank: int = 0  # this process on its machine: the number of its GPU
+    store: Any = None  # where the ranks leave notes for each other, also when no collective works any more
 
     @property
     def writes(self) -> bool:
