@@ -52,11 +52,7 @@ def write_atomically(path: Path, content: bytes, error: type[GammabetaError] = R
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document of ours.
-
-    Raises:
-        RunError: It is missing, too large or not JSON.
-    """
+    """Read a JSON document of ours; ``RunError`` if it is missing, too large or not JSON."""
     with reporting(f"read {path}"):
         if path.stat().st_size > _LARGEST_JSON:
             raise RunError(f"{path} is larger than any run's; it was not written by gammabeta")
@@ -73,11 +69,7 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: tensors by name, and its metadata.
-
-    Raises:
-        WeightsError: It is missing, truncated or not safetensors.
-    """
+    """Read tensors by name, and metadata; ``WeightsError`` if it is missing, damaged or not safetensors."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

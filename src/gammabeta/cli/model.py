@@ -49,11 +49,7 @@ class Model:
 
 
 def find_model(name: str, weights: Path | None = None, device: str = "auto", *, best: bool = False) -> Model:
-    """Open a run folder, or import ``module:factory`` from here; then load the weights, if a file is given.
-
-    Raises:
-        RunError, WeightsError, UsageError: What cannot be opened, read or imported, and what to do.
-    """
+    """Open a run folder, or import ``module:factory`` from here; then load weights, if a file is named."""
     from ..train.world import resolve_device
 
     place = resolve_device(device)
@@ -127,11 +123,7 @@ def imported(name: str) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from a torch file read without running any code in it.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds something else.
-    """
+    """A state dict from safetensors, or from a torch file, of which no code is run; else ``WeightsError``."""
     import torch
     from torch import Tensor
 

@@ -36,11 +36,7 @@ _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError,
 
 
 def regular_file(path: Path) -> int:
-    """The size of ``path`` in bytes.
-
-    Raises:
-        DataError: ``path`` is missing, cannot be reached, or is no plain file (a folder, a pipe, a device).
-    """
+    """The size of ``path`` in bytes; `DataError` unless it is a plain file (no folder, pipe or device)."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -74,8 +70,8 @@ def reason(error: BaseException) -> str:
 class Stream:
     """A readable file that turns each way of being damaged into a `DataError` naming the file.
 
-    ``limit`` is how many bytes may be believed to come: a raw file's size, or what a ``packed`` one may unpack
-    to. ``taken`` is how many have been read.
+    ``limit`` is how many bytes may be believed to come: a raw file's size, or what a ``packed`` one may
+    unpack to. ``taken`` is how many have been read.
     """
 
     def __init__(self, path: Path, file: io.BufferedIOBase, limit: int, *, packed: bool) -> None:
@@ -137,11 +133,7 @@ class Stream:
 
 @contextmanager
 def open_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
-    """Open ``path`` for reading; gzip is told by its first two bytes, not by the file's name.
-
-    Raises:
-        DataError: the file is missing, is no plain file, or may not be read.
-    """
+    """Open a plain file for reading; gzip is told by its first two bytes, not by the file's name."""
     path = Path(path)
     size = regular_file(path)
     try:

@@ -30,11 +30,7 @@ class Checkpoints:
         self._folder = run / "checkpoints"
 
     def save(self, state: State) -> None:
-        """Write a checkpoint of step ``state.values["step"]``, then drop those no longer needed.
-
-        Raises:
-            RunError: It cannot be written; the earlier ones are as they were.
-        """
+        """Write a checkpoint, then drop those no longer needed; a ``RunError`` leaves these as they were."""
         make_folder(self._folder)
         step = int(state.values["step"])
         content = serialize(state.tensors)

@@ -180,11 +180,7 @@ class _Fitting:
                 training.restore(state)
 
     def train_epoch(self) -> None:
-        """Take the steps to the end of the epoch or of the training.
-
-        Raises:
-            TrainingInterrupted: The observer of some rank asked to stop.
-        """
+        """Take the steps to the end of the epoch, unless the observer of some rank asks to stop."""
         training, every = self._training, self._watch_every
         end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
         while training.step < end:

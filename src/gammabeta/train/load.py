@@ -72,11 +72,7 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
 
 
 def load_split(trained: Trained, source: str | None, split: str) -> Split:
-    """Return the ``test`` or ``train`` split of a data set that fits the network; default: the run's own.
-
-    Raises:
-        DataError: The images or classes are not those that the network takes.
-    """
+    """Return the ``test`` or ``train`` split of a data set (default: the run's), if it fits the network."""
     if split not in ("test", "train"):
         raise UsageError(f"unknown split {split!r}: choose test or train")
     job = trained.run.job

@@ -85,11 +85,7 @@ class Training:
         return State(tensors, values)
 
     def restore(self, state: State) -> None:
-        """Go on from a state of the same network, data, recipe and seed.
-
-        Raises:
-            WeightsError: The state belongs to another network.
-        """
+        """Go on from a state of the same recipe, seed and data, and network (else ``WeightsError``)."""
         kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
         for name, tensor in state.tensors.items():
             kind, _, rest = name.partition(".")

@@ -47,11 +47,7 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
 
 
 def curves_of_runs(runs: Sequence[Run]) -> Figure:
-    """Draw loss and accuracy of all runs over epochs.
-
-    Raises:
-        UsageError: None of the runs has got so far as to have figures.
-    """
+    """Draw loss and accuracy of all runs over epochs; ``UsageError`` if none has any figures yet."""
     figure, loss_axes, accuracy_axes = _loss_and_accuracy(height=4.2)
     for number, run in enumerate(runs):
         rows = run.metrics()

@@ -45,10 +45,7 @@ class Recipe(BaseModel):
     running_statistics: Literal["exponential", "first-batch"] = Field(
         description="Start the running statistics from 0 and 1, or from the first batch."
     )
-    recalibrate: int = Field(
-        ge=0,
-        description="Training images for exact statistics after the last step; 0: keep the running ones.",
-    )
+    recalibrate: int = Field(ge=0, description="Images for exact statistics at the end; 0: running ones.")
     pixels: Literal["unit", "standardized"] = Field(
         description="unit: pixels / 255; standardized: zero mean and unit variance over the training images."
     )

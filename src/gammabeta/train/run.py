@@ -121,11 +121,7 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, info: dict[str, Any], recipe: Recipe) -> Self:
-        """Make the folder and lock it for this process.
-
-        Raises:
-            RunError: The folder holds something already, is in use, or cannot be written.
-        """
+        """Make the folder and lock it; ``RunError`` if it holds something or cannot be written."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} is there already: choose another folder with --out")
         make_folder(path)
@@ -174,11 +170,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a run folder for reading.
-
-        Raises:
-            RunError: There is no such folder, it is not a run, or its documents are damaged.
-        """
+        """Open a run folder for reading; ``RunError`` if it is missing, not a run, or damaged."""
         folder = Path(path)
         if not folder.is_dir():
             raise RunError(f"there is no run folder {folder}: `gammabeta train --out {folder}` makes one")
@@ -227,11 +219,7 @@ class Run:
         write_atomically(self._weights(best), serialize(dict(model.state_dict()), metadata))
 
     def load_model(self, model: nn.Module, *, best: bool = False) -> nn.Module:
-        """Read the weights, the last or the best, into a network built from ``info.network``.
-
-        Raises:
-            WeightsError: The file is missing or damaged, or does not fit the network.
-        """
+        """Read the last or best weights into a network; ``WeightsError`` if damaged or for another one."""
         tensors, _ = load_weights(self._weights(best))
         return fit_weights(model, tensors, self._weights(best))
 

@@ -91,11 +91,7 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def device(self, name: str) -> str:
-        """The device for this rank, of ``auto``, ``cpu`` or ``cuda``: the GPU of its local rank.
-
-        Raises:
-            UsageError: One GPU was named for all.
-        """
+        """The device of this rank for ``auto``, ``cpu`` or ``cuda``, which is its local rank's GPU."""
         if self.size == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
             return name
         if name not in ("auto", "cuda"):
@@ -157,14 +153,13 @@ def joined(device: str) -> Iterator[World]:
     if size < 2:
         yield ALONE
         return
-    for name in ("RANK", "LOCAL_RANK"):
-        _number(name)
+    rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
     names: Any = dist  # whose type stubs leave out two public names
     rendezvous = names.rendezvous("env://")
     # torchrun's store outlives the workers: addresses of those that died must not be found in it.
     attempt = f"gammabeta/{_number('TORCHELASTIC_RESTART_COUNT', 0)}/{size}"
     store = names.PrefixStore(attempt, next(rendezvous)[0])
-    world = World(_number("RANK"), size, _number("LOCAL_RANK"), store)
+    world = World(rank, size, local_rank, store)
     try:
         place = resolve_device(world.device(device))
         _set_up(place)
