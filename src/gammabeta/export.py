@@ -145,9 +145,6 @@ def _libraries() -> tuple[Any, Any]:
     return found[0], found[2]
 
 
-# Export ------------------------------------------------------------------------------------------
-
-
 def _exported(model: nn.Module, inputs: Inputs) -> Any:
     """Return the ONNX graph of ``model``, its first dimension open."""
     single = len(list(tensors_in(inputs))) == 1
@@ -237,9 +234,6 @@ def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -
     except Exception as error:
         raise SurgeryError(f"torch.export cannot trace the model: {_cause(error)}") from error
     write_atomically(Path(path), buffer.getvalue(), UsageError)
-
-
-# Comparison ------------------------------------------------------------------------------------------
 
 
 def _compare(

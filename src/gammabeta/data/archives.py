@@ -25,9 +25,6 @@ def read_cifar10(path: Path, *, per_batch: int = 10_000) -> Dataset:
     """Read CIFAR-10's binary version, ``cifar-10-binary.tar.gz`` (the "python" version is a pickle: code).
 
     Five training batches and a test batch of ``per_batch`` records each, (N, 3, 32, 32).
-
-    Raises:
-        DataError: no gzip or tar, a batch is missing or of another size, a label is above 9.
     """
     names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
     batches: dict[str, npt.NDArray[np.uint8]] = {}
@@ -57,9 +54,6 @@ def read_emnist_letters(path: Path) -> Dataset:
 
     In the file each image is transposed and labels count from 1; here images are upright and labels count
     from 0.
-
-    Raises:
-        DataError: no zip, one of the four members is missing or damaged, labels and images do not match.
     """
     with open_zip(path, "zip file", "download it again") as archive:
         train, test = (_emnist_split(archive, path, part) for part in ("train", "test"))

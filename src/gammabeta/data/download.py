@@ -163,7 +163,9 @@ class _Download:
             headers["Range"] = f"bytes={have}-"
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            if have and not _continues(answer, have):
+            begins = answer.headers.get("Content-Range", "")
+            continues = answer.status == http.client.PARTIAL_CONTENT and begins.startswith(f"bytes {have}-")
+            if not continues:
                 have = part.truncate(0)  # this server sends the whole file, whatever it is asked for
             part.seek(have)
             while piece := answer.read(_PIECE):
@@ -176,12 +178,6 @@ class _Download:
                     self._progress(self._file.name, have, size)
         if have < size:
             raise OSError(f"the connection broke off after {have} of {size} bytes")
-
-
-def _continues(answer: http.client.HTTPResponse, start: int) -> bool:
-    """Whether an answer begins at byte ``start``, as it was asked to."""
-    found = answer.headers.get("Content-Range", "")
-    return answer.status == http.client.PARTIAL_CONTENT and found.startswith(f"bytes {start}-")
 
 
 def _open_part(part: Path) -> BinaryIO:

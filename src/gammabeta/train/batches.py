@@ -96,9 +96,9 @@ class Order:
     """
 
     def __init__(self, count: int, recipe: Recipe, seed: int) -> None:
-        self._count, self._seed, self._batch = count, seed, recipe.batch_size
-        self._starts = batch_starts(count, recipe.batch_size)
-        self.steps_per_epoch = len(self._starts)
+        self._count, self._seed = count, seed
+        self._edges = [*batch_starts(count, recipe.batch_size), count]
+        self.steps_per_epoch = len(self._edges) - 1
         self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self._epoch, self._permutation = -1, torch.empty(0)
 
@@ -108,8 +108,7 @@ class Order:
         if epoch != self._epoch:
             self._permutation = torch.randperm(self._count, generator=generator_for(self._seed, epoch))
             self._epoch = epoch
-        end = self._starts[place + 1] if place + 1 < self.steps_per_epoch else self._count
-        return self._permutation[self._starts[place] : end]
+        return self._permutation[self._edges[place] : self._edges[place + 1]]
 
 
 def batch_starts(count: int, batch_size: int) -> list[int]:

@@ -5,7 +5,7 @@ layer does on one batch; the percentiles of what enters each activation are thos
 figure 1 (b) and (c).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +56,6 @@ def evaluate(
     *,
     precision: Precision = "fp32",
     keep_probabilities: bool = False,
-    advance: Callable[[int], None] | None = None,
     world: World = ALONE,
 ) -> Evaluation:
     """Evaluate the model on all images; parameters, buffers and modes stay as they are.
@@ -77,8 +76,6 @@ def evaluate(
             confusion += torch.bincount(y * classes + log_p.argmax(1), minlength=classes * classes)
             if keep_probabilities:
                 kept.append(log_p.exp().cpu())
-            if advance is not None:
-                advance(len(y))
     world.all_reduce(confusion), world.all_reduce(loss)
     table = confusion.view(classes, classes).cpu()
     return Evaluation(

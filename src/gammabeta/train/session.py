@@ -41,12 +41,8 @@ def train_run(
     """Train the digit network on a data set, which ``job.load()`` gave, into a new run folder ``path``.
 
     ``checkpoint_every``: seconds between checkpoints within an epoch. This process is rank 0 of ``world``,
-    and the others ``follow``.
-
-    Raises:
-        UnavailableError: TensorBoard is asked for and not installed.
-        RunError: The folder cannot be made or written.
-        TrainingInterrupted: The observer asked to stop; the folder holds a checkpoint and the weights so far.
+    and the others ``follow``. After a ``TrainingInterrupted``, because the observer asked to stop, the folder
+    holds a checkpoint and the weights so far.
     """
     place = resolve_device(world.device(job.device))
     network = build_network(job.recipe, dataset, job.seed)
@@ -80,10 +76,7 @@ def resume_run(
 
     That holds on the same machine with the same number of threads. ``tell`` is called with messages: the step
     it continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
-
-    Raises:
-        RunError: It is not a run, is finished or in use.
-        DataError: The data have changed.
+    ``RunError`` if it is not a run, is finished or in use; ``DataError`` if the data have changed.
     """
     run = Run.open(path)
     if run.info.data_sha256 != dataset_sha256(dataset):
@@ -106,11 +99,7 @@ def resume_run(
 def follow(world: World, stop: Callable[[], bool]) -> None:
     """Train as a rank other than 0, which says what to train; write nothing.
 
-    ``stop`` is asked whether all shall stop after this step.
-
-    Raises:
-        DataError: This rank has other data than rank 0.
-        TrainingInterrupted: Some rank was asked to stop.
+    ``stop`` is asked after each step whether all shall stop. ``DataError`` if rank 0 has other data.
     """
     orders: tuple[Job, str] | None = world.broadcast(None)
     if orders is None:
