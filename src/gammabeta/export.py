@@ -7,10 +7,9 @@ import io
 import json
 import logging
 import os
-import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,10 @@ from torch import Tensor, nn
 from . import __version__
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError
+from .files import write_atomically
 from .folding import FoldReport, as_inputs, fold
 from .folding.layers import plain
-from .folding.verify import (
-    Inputs,
-    Verifier,
-    copied,
-    default_tolerance,
-    distance,
-    first_line,
-)
+from .folding.verify import Inputs, Verifier, copied, default_tolerance, distance, first_line
 from .graph.record import map_tensors, tensors_in
 
 _OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
@@ -125,7 +118,7 @@ def export_onnx(
     sizes = (_batch_of(inputs), *_OTHER_BATCHES)
     limit = tolerance if tolerance is not None else default_tolerance(model)
     gap, own = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
-    _write(target, content)
+    write_atomically(target, content, UsageError)
     return ExportReport(
         target,
         len(content),
@@ -152,19 +145,15 @@ def _libraries() -> tuple[Any, Any]:
     return found[0], found[2]
 
 
-# Export ------------------------------------------------------------------------------------------
-
-
 def _exported(model: nn.Module, inputs: Inputs) -> Any:
     """Return the ONNX graph of ``model``, its first dimension open."""
-    args, kwargs = inputs
     single = len(list(tensors_in(inputs))) == 1
     try:
         with _silence():
             program = torch.onnx.export(
                 model,
-                args,
-                kwargs=kwargs,
+                inputs[0],
+                kwargs=inputs[1],
                 dynamo=True,
                 dynamic_shapes=_open_batch(model, inputs),
                 input_names=["input"] if single else None,
@@ -192,16 +181,9 @@ def _open_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
             return {key: shape(item) for key, item in value.items()}
         return None
 
-    names = list(_argument_names(model, len(args)))
-    return {name: shape(value) for name, value in zip(names, args, strict=True)} | {
-        key: shape(value) for key, value in kwargs.items()
-    }
-
-
-def _argument_names(model: nn.Module, count: int) -> Iterator[str]:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    for i in range(count):
-        yield parameters[min(i, len(parameters) - 1)].name
+    names = list(inspect.signature(model.forward).parameters)
+    named = {names[min(i, len(names) - 1)]: value for i, value in enumerate(args)}
+    return {name: shape(value) for name, value in {**named, **kwargs}.items()}
 
 
 @contextmanager
@@ -251,10 +233,7 @@ def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -
             torch.export.save(program, buffer)
     except Exception as error:
         raise SurgeryError(f"torch.export cannot trace the model: {_cause(error)}") from error
-    _write(Path(path), buffer.getvalue())
-
-
-# Comparison ------------------------------------------------------------------------------------------
+    write_atomically(Path(path), buffer.getvalue(), UsageError)
 
 
 def _compare(
@@ -273,8 +252,7 @@ def _compare(
         verifier = Verifier(original, batch)
         own = max(own, verifier.original)
         for inputs, truth in zip(verifier.inputs, verifier.truth, strict=True):
-            found = distance(_session_run(session, inputs), truth)
-            worst = max(worst, found)
+            worst = max(worst, distance(_session_run(session, inputs), truth))
     if not worst <= limit + 2 * own:
         raise SurgeryError(f"ONNX Runtime's output differs from the model's by {worst:.1e} relative")
     return worst, own
@@ -312,28 +290,6 @@ def _batched(inputs: Inputs, size: int) -> Inputs:
 
     resized: Inputs = map_tensors(inputs, resize)
     return resized
-
-
-# File ------------------------------------------------------------------------------------------
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write to a file beside it, then rename: at any moment the old or the new file is there, whole."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
 
 
 def _cause(error: BaseException) -> str:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from gammabeta.data import load
-from gammabeta.data.catalog import MNIST_FOLDER, MNIST_MD5
+from gammabeta.data.catalog import MNIST_FOLDER
 from gammabeta.errors import DataError
+from scripts.build_mnist import MNIST_MD5
 
 same_zlib = pytest.mark.skipif("ng" in zlib.ZLIB_RUNTIME_VERSION, reason="zlib-ng packs to other bytes")
 

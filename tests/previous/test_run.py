@@ -15,8 +15,8 @@ import torch
 
 from gammabeta.cli.app import run as command_line
 from gammabeta.data import load
+from gammabeta.files import load_weights
 from gammabeta.train import Run, load_model
-from gammabeta.train.files import load_weights
 
 RECORDED = Path(__file__).parent / "run-0.1.0"
 EXPECTED = json.loads((RECORDED / "expected.json").read_text("utf-8"))

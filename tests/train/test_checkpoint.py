@@ -5,9 +5,9 @@ import torch
 
 from gammabeta.data import Dataset
 from gammabeta.errors import DataError, RunError
+from gammabeta.files import load_weights
 from gammabeta.train import Run, TrainingInterrupted, load_model, load_recipe
 from gammabeta.train.checkpoint import Checkpoints, State
-from gammabeta.train.files import load_weights
 from gammabeta.train.fitting import Observer
 from gammabeta.train.loop import Progress
 from gammabeta.train.run import Job

@@ -7,8 +7,8 @@ import torch
 
 from gammabeta.data import Dataset
 from gammabeta.errors import RunError, WeightsError
+from gammabeta.files import load_weights, write_atomically
 from gammabeta.train import DigitNetwork, Run, TrainingInterrupted, load_model, load_recipe
-from gammabeta.train.files import load_weights, write_atomically
 from gammabeta.train.fitting import Observer
 from gammabeta.train.run import Job
 from gammabeta.train.session import train_run
@@ -188,7 +188,7 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("gammabeta.train.files.os.fsync", full)
+    monkeypatch.setattr("gammabeta.files.os.fsync", full)
     with pytest.raises(RunError, match="No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"

@@ -1,7 +1,7 @@
 import pytest
 
 from gammabeta.train import load_recipe
-from gammabeta.train.optimizer import learning_rate
+from gammabeta.train.loop import learning_rate
 
 
 def test_constant_stays() -> None:

@@ -1,4 +1,4 @@
-"""The command line: one file per command; each parses, calls, prints."""
+"""The command line: each command parses, calls, prints."""
 
 import sys
 

@@ -12,13 +12,11 @@ import typer
 
 from .. import __version__
 from ..errors import GammabetaError
-from .compare import compare
-from .doctor import doctor
-from .evaluate import evaluate
+from .doctor import doctor, recalibrate
+from .evaluate import compare, evaluate
 from .fold import export, fold
 from .output import Json, console, fail, print_json
 from .predict import predict
-from .recalibrate import recalibrate
 from .train import train
 
 # Some releases of typer bring their own copy of click; this is the base of all usage errors in either.

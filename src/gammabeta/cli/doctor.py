@@ -1,5 +1,6 @@
-"""``gammabeta doctor``: what is wrong with the batch normalization in a model, and its repair."""
+"""``gammabeta doctor`` and ``gammabeta recalibrate``: what is wrong with a model, and the repair."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from .model import (
     Name,
     Weights,
     bar,
+    check_folder,
     find_model,
     imported,
     load_batches,
@@ -74,7 +76,8 @@ def doctor(
             screen.print()
         report = _mend(subject, loader, settings, batch, screen, quiet or json, out)
     if html is not None:
-        _write_page(report, html)
+        check_folder(html, "--html")
+        report.save_html(html)
     if json:
         print_json(report.to_dict())
     elif quiet:
@@ -114,22 +117,17 @@ def _loss(name: str | None, subject: Model, loader: Any) -> Any:
         subject.module.eval()
         for batch in loader:
             there = move(batch, subject.device, None)
-            fits = fits_cross_entropy(call(subject.module, there), target(there))
-            return torch.nn.functional.cross_entropy if fits else None
+            output, labels = call(subject.module, there), target(there)
+            if (  # these are logits (N, C, …) and integer labels (N, …)
+                isinstance(output, torch.Tensor)
+                and isinstance(labels, torch.Tensor)
+                and labels.dtype == torch.int64
+                and output.dim() == labels.dim() + 1
+                and output.shape[0] == labels.shape[0]
+            ):
+                return torch.nn.functional.cross_entropy
+            break
     return None
-
-
-def fits_cross_entropy(output: Any, target: Any) -> bool:
-    """Whether these are logits (N, C, …) and integer labels (N, …)."""
-    import torch
-
-    return (
-        isinstance(output, torch.Tensor)
-        and isinstance(target, torch.Tensor)
-        and target.dtype == torch.int64
-        and output.dim() == target.dim() + 1
-        and output.shape[0] == target.shape[0]
-    )
 
 
 def _diagnose(
@@ -147,18 +145,74 @@ def _mend(
     subject: Model, loader: Any, settings: dict[str, Any], batch: int, screen: Any, quiet: bool, out: Path
 ) -> "Report":
     """Recalibrate, save, and diagnose what was saved."""
-    from ..stats.recalibrate import recalibrate
+    from ..stats.recalibrate import recalibrate as calibrate
 
     if loader is None:
         raise UsageError("--fix recalibrate needs data: name a data set or module:loader with --data")
     count = sample_count(loader, settings["samples"], batch)
     with bar(screen, "recalibrating", count, quiet=quiet) as advance, running(subject.name):
-        recalibrate(subject.module, loader, samples=settings["samples"], progress=advance)
+        calibrate(subject.module, loader, samples=settings["samples"], progress=advance)
     write_weights(subject.module, out)
     return _diagnose(subject, loader, settings, batch, screen, quiet)
 
 
-def _write_page(report: "Report", path: Path) -> None:
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder: --html must name a file in one that exists")
-    report.save_html(path)
+def recalibrate(
+    model: Name,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File for the weights: .safetensors or .pt.")],
+    weights: Weights = None,
+    data: Annotated[
+        str | None, typer.Option(help="A data set of ours, or module:loader; default: the run's own.")
+    ] = None,
+    split: Annotated[
+        str, typer.Option(help="test or train; test data should not be used for this.")
+    ] = "train",
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 256,
+    samples: Annotated[int, typer.Option(min=0, help="Samples to use, in whole batches; 0: all.")] = 0,
+    mode: Annotated[
+        str, typer.Option(help="joint: one pass; in-order: one pass a layer, exact for any batch size.")
+    ] = "joint",
+    device: Device = "auto",
+    quiet: Quiet = False,
+    json: Json = False,
+) -> None:
+    """Replace the running statistics by the exact mean and variance over a data set.
+
+    The model's own files stay as they are.
+    """
+    from ..graph.layers import batch_norm_layers
+    from ..stats.recalibrate import recalibrate as calibrate
+
+    if mode not in ("joint", "in-order"):
+        raise UsageError(f"unknown mode {mode!r}: choose joint or in-order")
+    subject = find_model(model, weights, device)
+    loader = load_batches(subject, data, split, batch)
+    if loader is None:
+        raise UsageError("recalibration needs data: name a data set or module:loader with --data")
+    screen = console(json)
+    count = sample_count(loader, samples or None, batch)
+    seen: list[int] = []
+    clock = time.perf_counter()
+    total = count if mode == "joint" else None
+    with bar(screen, "recalibrating", total, quiet=quiet or json) as advance, running(model):
+
+        def advanced(size: int) -> None:
+            seen.append(size)
+            advance(size)
+
+        calibrate(
+            subject.module,
+            loader,
+            samples=samples or None,
+            mode=mode,  # type: ignore[arg-type]
+            progress=advanced,
+        )
+    seconds = time.perf_counter() - clock
+    write_weights(subject.module, out)
+    layers = len(batch_norm_layers(subject.module))
+    if json:
+        document = {"out": str(out), "layers": layers, "samples": sum(seen), "mode": mode}
+        print_json({**document, "seconds": round(seconds, 4)})
+    elif not quiet:
+        screen.print(
+            f"{layers} layers recalibrated from {sum(seen):,} samples in {seconds:.2f} s: {out}", markup=False
+        )

@@ -13,7 +13,6 @@ from .output import Json, console, print_json
 if TYPE_CHECKING:
     from torch import nn
 
-    from ..export import Preprocessing
     from ..folding import FoldReport
     from ..train.load import Trained
 
@@ -86,15 +85,9 @@ def export(
 
     found = find_model(model, weights, "cpu", best=best)
     example = example_input(found, shape)
-    classes = found.trained.run.info.network.classes if found.trained else None
+    described = _described(found.trained) if found.trained else {}
     folder = Path(model) if found.trained else Path()
-    report = export_onnx(
-        found.module.eval(),
-        out or folder / "model.onnx",
-        example,
-        classes=classes,
-        preprocessing=_preprocessing(found.trained) if found.trained else None,
-    )
+    report = export_onnx(found.module.eval(), out or folder / "model.onnx", example, **described)
     if json:
         print_json({"model": model, **report.to_dict()})
         return
@@ -108,16 +101,13 @@ def export(
     )
 
 
-def _preprocessing(trained: Trained) -> Preprocessing:
+def _described(trained: Trained) -> dict[str, Any]:
+    """Return what an ONNX file says of its classes and its input."""
     from ..data import picture_style
     from ..export import Preprocessing
 
-    network = trained.run.info.network
-    return Preprocessing(
-        network.channels,
-        network.height,
-        network.width,
-        tuple(network.pixel_mean),
-        tuple(network.pixel_scale),
-        picture_style(trained.run.info.data, network.channels),
-    )
+    network, scaling = trained.run.info.network, trained.scaling
+    shape = (network.channels, network.height, network.width)
+    style = picture_style(trained.run.info.data, network.channels)
+    preprocessing = Preprocessing(*shape, scaling.mean, scaling.scale, style)
+    return {"classes": network.classes, "preprocessing": preprocessing}

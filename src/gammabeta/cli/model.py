@@ -49,11 +49,7 @@ class Model:
 
 
 def find_model(name: str, weights: Path | None = None, device: str = "auto", *, best: bool = False) -> Model:
-    """Open a run folder, or import ``module:factory`` from here; then load the weights, if a file is given.
-
-    Raises:
-        RunError, WeightsError, UsageError: What cannot be opened, read or imported, and what to do.
-    """
+    """Open a run folder, or import ``module:factory`` from here; then load weights, if a file is named."""
     from ..train.world import resolve_device
 
     place = resolve_device(device)
@@ -67,7 +63,7 @@ def find_model(name: str, weights: Path | None = None, device: str = "auto", *, 
     else:
         raise UsageError(f"{name} is neither a run folder nor module:factory")
     if weights is not None:
-        from ..train.files import fit_weights
+        from ..files import fit_weights
 
         fit_weights(found.module, read_weights(weights), weights)
     return found
@@ -127,15 +123,11 @@ def imported(name: str) -> Any:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from a torch file read without running any code in it.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or holds something else.
-    """
+    """A state dict from safetensors, or from a torch file, of which no code is run; else ``WeightsError``."""
     import torch
     from torch import Tensor
 
-    from ..train.files import load_weights
+    from ..files import load_weights
 
     if path.suffix == ".safetensors":
         return load_weights(path)[0]
@@ -158,15 +150,20 @@ def write_weights(model: nn.Module, path: Path) -> None:
     """Save the model's state dict: as safetensors by that suffix, else as a torch file."""
     import torch
 
-    from ..train.files import serialize, write_atomically
+    from ..files import serialize, write_atomically
 
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is not a folder: --out must name a file in one that exists")
+    check_folder(path, "--out")
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
         write_atomically(path, serialize(state))
     else:
         torch.save(state, path)
+
+
+def check_folder(path: Path, option: str) -> None:
+    """Raise ``UsageError`` unless the file that an option names would be in a folder that exists."""
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is not a folder: {option} must name a file in one that exists")
 
 
 class ArrayLoader:
@@ -237,14 +234,9 @@ def running(what: str) -> Iterator[None]:
 @contextmanager
 def bar(console: Console, title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show a progress bar over samples; gives the function that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-    )
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)

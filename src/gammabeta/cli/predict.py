@@ -31,20 +31,23 @@ def predict(
     json: Json = False,
 ) -> None:
     """Name the class of each picture, and how probable it is; an ONNX file needs no torch."""
-    wanted = _style(style)
+    if style not in (None, "digit", "object", "plain"):
+        raise UsageError(f"unknown style {style!r}: choose digit, object or plain")
+    wanted = cast("Style | None", style)
     if run.suffix == ".onnx":
         classes, probabilities = _from_onnx(run, images, wanted)
     else:
         classes, probabilities = _from_run(run, images, wanted, device, best)
-    guesses = [_likeliest(row, classes, top) for row in probabilities]
+    predictions = []
+    for path, row in zip(images, probabilities, strict=True):
+        likeliest = sorted(zip(classes, row, strict=True), key=lambda guess: -guess[1])[:top]
+        if not json:
+            shown = ", ".join(f"{name} {probability:.1%}" for name, probability in likeliest)
+            console().print(f"{path}: {shown}", markup=False)
+        named = [{"class": name, "probability": probability} for name, probability in likeliest]
+        predictions.append({"image": str(path), "predictions": named})
     if json:
-        print_json(
-            {"run": str(run), "predictions": [_row(*pair) for pair in zip(images, guesses, strict=True)]}
-        )
-        return
-    for path, guess in zip(images, guesses, strict=True):
-        shown = ", ".join(f"{name} {probability:.1%}" for name, probability in guess)
-        console().print(f"{path}: {shown}", markup=False)
+        print_json({"run": str(run), "predictions": predictions})
 
 
 def _from_run(
@@ -77,19 +80,3 @@ def _from_onnx(
         for path in images
     ]
     return model.classes, model.probabilities(np.stack(pictures)).tolist()
-
-
-def _style(name: str | None) -> "Style | None":
-    if name in (None, "digit", "object", "plain"):
-        return cast("Style | None", name)
-    raise UsageError(f"unknown style {name!r}: choose digit, object or plain")
-
-
-def _likeliest(probabilities: list[float], classes: Sequence[str], top: int) -> list[tuple[str, float]]:
-    order = sorted(range(len(classes)), key=lambda i: -probabilities[i])
-    return [(classes[i], probabilities[i]) for i in order[:top]]
-
-
-def _row(path: Path, guess: list[tuple[str, float]]) -> dict[str, object]:
-    named = [{"class": name, "probability": probability} for name, probability in guess]
-    return {"image": str(path), "predictions": named}

@@ -2,15 +2,12 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..errors import UsageError
 from .output import Device, Json, Quiet, console, print_json
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def _complete_recipe() -> list[str]:
@@ -108,7 +105,14 @@ def train(
     elif quiet:
         screen.print(f"{result['test_accuracy']:.4f} {result['run']}")
     else:
-        _summarise(screen, result)
+        seconds = result["seconds"]
+        screen.print(
+            f"Trained on {result['images']:,} images in {seconds['train']:.2f} s "
+            f"({result['images_per_second']:,} images/s, {result['precision']}); "
+            f"recalibrated in {seconds['recalibrate']:.2f} s; evaluated in {seconds['evaluate']:.2f} s; "
+            f"{result['total_seconds']:.2f} s in all"
+        )
+        screen.print(f"The run is in {result['run']}", markup=False)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:
@@ -118,14 +122,3 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if not (height.isdecimal() and (width or height).isdecimal()):
         raise UsageError(f"{text!r} is not HxW, for example 32x32")
     return int(height), int(width or height)
-
-
-def _summarise(screen: "Console", result: dict[str, Any]) -> None:
-    seconds = result["seconds"]
-    screen.print(
-        f"Trained on {result['images']:,} images in {seconds['train']:.2f} s "
-        f"({result['images_per_second']:,} images/s, {result['precision']}); "
-        f"recalibrated in {seconds['recalibrate']:.2f} s; evaluated in {seconds['evaluate']:.2f} s; "
-        f"{result['total_seconds']:.2f} s in all"
-    )
-    screen.print(f"The run is in {result['run']}", markup=False)

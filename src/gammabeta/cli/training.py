@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -12,18 +12,11 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
 from ..data import Dataset
 from ..train.evaluate import Evaluation
-from ..train.fitting import Observer, Outcome, TrainingInterrupted
+from ..train.fitting import Observer, TrainingInterrupted
 from ..train.loop import Progress as Standing
 from ..train.recipe import load_recipe
 from ..train.run import Job, Run, default_path
@@ -67,49 +60,28 @@ def train(request: Request, screen: Console, *, quiet: bool) -> dict[str, Any] |
 
 
 def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict[str, Any]:
-    reporter, path = Reporter(screen, quiet), request.resume
-    if path is None:
+    begun = request.resume
+    if begun is None:
         recipe = load_recipe(request.recipe, request.overrides)
         resolve_device(world.device(request.device))
         job = Job(request.source, recipe, request.seed, request.holdout, request.size, request.device)
-        path = begun_before(request.out, job)
-        if path is None:
-            return _start(request, job, reporter, world)
-        result = Run.open(path).info.result
+        begun = begun_before(request.out, job)
+        result = None if begun is None else Run.open(begun).info.result
         if result is not None:
             world.broadcast(None)  # it was finished when torchrun restarted it: the others have nothing to do
-            return {**result, "run": str(path)}
-    return _resume(path, request, reporter, world)
-
-
-def _start(request: Request, job: Job, reporter: "Reporter", world: World) -> dict[str, Any]:
+            return {**result, "run": str(begun)}
+    if begun is not None:
+        job = Run.open(begun).job
+    reporter = Reporter(screen, quiet)
     dataset, loaded = reporter.load(job)
-    path = request.out or default_path(job.recipe.name, job.source)
+    path = begun or request.out or default_path(job.recipe.name, job.source)
+    options: dict[str, Any] = {"checkpoint_every": request.checkpoint_every, "world": world}
     with reporter.training(path):
-        run, outcome = train_run(
-            dataset,
-            job,
-            path,
-            reporter,
-            checkpoint_every=request.checkpoint_every,
-            tensorboard=request.tensorboard,
-            world=world,
-        )
-    return _result(run, outcome, loaded)
-
-
-def _resume(path: Path, request: Request, reporter: "Reporter", world: World) -> dict[str, Any]:
-    dataset, loaded = reporter.load(Run.open(path).job)
-    every = request.checkpoint_every
-    with reporter.training(path):
-        run, outcome = resume_run(
-            path, dataset, reporter, tell=reporter.tell, checkpoint_every=every, world=world
-        )
-    return _result(run, outcome, loaded)
-
-
-def _result(run: Run, outcome: Outcome, loaded: float) -> dict[str, Any]:
-    result = {**result_of(outcome), "run": str(run.path)}
+        if begun is None:
+            _, outcome = train_run(dataset, job, path, reporter, tensorboard=request.tensorboard, **options)
+        else:
+            _, outcome = resume_run(path, dataset, reporter, tell=reporter.tell, **options)
+    result = {**result_of(outcome), "run": str(path)}
     result["seconds"]["load"] = round(loaded, 4)
     return result
 
@@ -140,12 +112,10 @@ class StopSignal:
 def stop_on_signals() -> Iterator[StopSignal]:
     """Take Ctrl-C (SIGINT) and SIGTERM as a request to stop after this step, for a while."""
     stop = StopSignal()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            stack.callback(signal.signal, number, signal.signal(number, stop))
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Reporter(Observer):
@@ -156,11 +126,11 @@ class Reporter(Observer):
         self._stop = StopSignal()
         self._loss = self._train_accuracy = float("nan")
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            "{task.description}",
             BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}"),
-            TextColumn("{task.fields[speed]:,.0f} images/s"),
+            "{task.percentage:3.0f} %",
+            "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}",
+            "{task.fields[speed]:,.0f} images/s",
             TimeRemainingColumn(compact=True),
             console=screen,
             disable=quiet,

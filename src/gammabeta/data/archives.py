@@ -4,6 +4,7 @@ import gzip
 import tarfile
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, cast
 
 import numpy as np
@@ -12,33 +13,31 @@ import numpy.typing as npt
 from ..errors import DataError
 from .dataset import Dataset, Split
 from .idx import read_idx_stream
-from .npz import DAMAGED_ZIP
-from .stream import Stream, open_stream, reason, regular_file, unpacked_limit
+from .stream import Stream, open_stream, open_zip, reason, unpacked_limit
 
 CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR10_FOLDER = "cifar-10-batches-bin"
 #: One record: a label, then 32×32 of red, of green, of blue.
 _RECORD = 1 + 3 * 32 * 32
-_PER_BATCH = 10_000
 
 
-def read_cifar10(path: Path, *, per_batch: int = _PER_BATCH) -> Dataset:
+def read_cifar10(path: Path, *, per_batch: int = 10_000) -> Dataset:
     """Read CIFAR-10's binary version, ``cifar-10-binary.tar.gz`` (the "python" version is a pickle: code).
 
     Five training batches and a test batch of ``per_batch`` records each, (N, 3, 32, 32).
-
-    Raises:
-        DataError: no gzip or tar, a batch is missing or of another size, a label is above 9.
     """
     names = [f"data_batch_{number}.bin" for number in range(1, 6)] + ["test_batch.bin"]
     batches: dict[str, npt.NDArray[np.uint8]] = {}
     try:
-        with open_stream(path) as stream, _open_tar(limited := _Limited(stream)) as archive:
+        with (
+            open_stream(path) as stream,
+            tarfile.open(fileobj=cast("IO[bytes]", SimpleNamespace(read=stream.some)), mode="r|") as archive,
+        ):
             for member in archive:
                 folder, _, name = member.name.rpartition("/")
                 if member.isreg() and folder == CIFAR10_FOLDER and name in names:
                     batches[name] = _batch(archive, member, path, per_batch)
-            while limited.read(1 << 18):
+            while stream.some(1 << 18):
                 pass  # gzip's checksum stands at the very end
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{path}: not an intact tar file ({reason(error)}); download it again") from None
@@ -55,38 +54,10 @@ def read_emnist_letters(path: Path) -> Dataset:
 
     In the file each image is transposed and labels count from 1; here images are upright and labels count
     from 0.
-
-    Raises:
-        DataError: no zip, one of the four members is missing or damaged, labels and images do not match.
     """
-    regular_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            train, test = (_emnist_split(archive, path, part) for part in ("train", "test"))
-    except DataError:
-        raise
-    except DAMAGED_ZIP as error:
-        raise DataError(f"{path}: not an intact zip file ({reason(error)}); download it again") from None
+    with open_zip(path, "zip file", "download it again") as archive:
+        train, test = (_emnist_split(archive, path, part) for part in ("train", "test"))
     return Dataset("emnist-letters", train, test, tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-
-
-def _open_tar(limited: "_Limited") -> tarfile.TarFile:
-    return tarfile.open(fileobj=cast("IO[bytes]", limited), mode="r|")  # only its read() is called
-
-
-class _Limited:
-    """A stream as tarfile reads it: at most as many bytes as a file of its size may unpack to."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._left = stream.limit
-
-    def read(self, count: int) -> bytes:
-        content = self._stream.some(min(count, self._left + 1))
-        self._left -= len(content)
-        if self._left < 0:
-            raise DataError(f"{self._stream.path}: unpacks to more than a file of its size plausibly holds")
-        return content
 
 
 def _batch(
@@ -96,8 +67,7 @@ def _batch(
         raise DataError(
             f"{path}: {member.name} has {member.size} bytes, not {per_batch * _RECORD}; download it again"
         )
-    file = cast("IO[bytes]", archive.extractfile(member))
-    content = file.read()
+    content = cast("IO[bytes]", archive.extractfile(member)).read()
     if len(content) != member.size:
         raise DataError(f"{path}: {member.name} is cut short; download it again")
     return np.frombuffer(content, np.uint8).reshape(per_batch, _RECORD)

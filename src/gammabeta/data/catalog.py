@@ -18,17 +18,8 @@ from .folder import is_picture_folder, read_picture_folder
 from .idx import is_idx_folder, read_idx_folder
 from .npz import read_npz
 from .picture import Style
-from .stream import exists
 
 MNIST_FOLDER = Path(__file__).with_name("mnist")
-
-#: MD5 of MNIST's original IDX files, as published.
-MNIST_MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
 
 FASHION_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -38,19 +29,12 @@ KMNIST_CLASSES = tuple("おきすつなはまやれを")
 
 @dataclass(frozen=True)
 class Known:
-    """A data set that has a name.
+    """A data set that has a name."""
 
-    Attributes:
-        about: one line for a list.
-        style: how a picture is prepared for a network that learned it, see `load_picture`.
-        files: what is fetched; nothing for a data set inside the package.
-        read: from the folder with the files to the data set.
-    """
-
-    about: str
-    style: Style
-    files: tuple[RemoteFile, ...]
-    read: Callable[[Path], Dataset]
+    about: str  # one line for a list
+    style: Style  # how a picture is prepared for a network that learned it, see `load_picture`
+    files: tuple[RemoteFile, ...]  # what is fetched; nothing for a data set inside the package
+    read: Callable[[Path], Dataset]  # from the folder with the files
 
 
 def _everywhere(name: str, size: int, sha256: str, *places: str) -> RemoteFile:
@@ -114,7 +98,7 @@ def _named(folder: Path, name: str, classes: tuple[str, ...]) -> Dataset:
 KNOWN = {
     "mnist": Known(
         "handwritten digits, 60,000 + 10,000, grey 28×28, 10 classes; inside the package",
-        "digit", (), lambda _: read_idx_folder(MNIST_FOLDER, "mnist"),
+        "digit", (), lambda folder: read_idx_folder(folder, "mnist"),
     ),
     "fashion-mnist": Known(
         "clothing, 60,000 + 10,000, grey 28×28, 10 classes; 31 MB to download",
@@ -172,7 +156,9 @@ def load(
             download failed (the message says what to fetch by hand, and where to put it).
     """
     if isinstance(name_or_path, str) and name_or_path in KNOWN:
-        found = _load_known(name_or_path, progress)
+        known = KNOWN[name_or_path]
+        files = known.files
+        found = known.read(fetch(files, name_or_path, progress=progress) if files else MNIST_FOLDER)
     else:
         try:
             found = _load_path(Path(name_or_path), size)
@@ -188,14 +174,8 @@ def load(
     return found
 
 
-def _load_known(name: str, progress: Progress | None) -> Dataset:
-    known = KNOWN[name]
-    folder = fetch(known.files, name, progress=progress) if known.files else Path()
-    return known.read(folder)
-
-
 def _load_path(path: Path, size: tuple[int, int] | None) -> Dataset:
-    if not exists(path):
+    if not os.path.exists(path):  # noqa: PTH110 -- Path.exists raises where a name is too long
         raise DataError(f"{str(path)!r}: no such data set or path; names are {', '.join(KNOWN)}")
     name = path.resolve().stem if path.is_file() else path.resolve().name
     if path.is_dir():

@@ -110,13 +110,8 @@ def hold_out(whole: Split, keys: Sequence[str], where: str) -> tuple[Split, Spli
     Which ones is decided by the SHA-256 of each image's key (its path, or its number), so it depends
     neither on the machine nor on a seed, and an image keeps its side, nearly always, when others are added.
 
-    Args:
-        whole: all images.
-        keys: a text for each image, all different.
-        where: the file or folder, for the error.
-
-    Raises:
-        DataError: a class has one image only, which cannot both teach and test.
+    Each image has another key. A class with one image, which cannot both teach and test, is a `DataError`
+    that names the file or folder, ``where``.
     """
     digests = np.array([hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest() for key in keys])
     held = np.zeros(len(whole), bool)

@@ -33,6 +33,7 @@ SUFFIXES = (
 
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _SCALED = ("JPEG", "MPO")
+_ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GREY = ("1", "L", "LA", "La", *_DEEP)
 
 
@@ -44,17 +45,10 @@ def is_grey(picture: Image.Image) -> bool:
     return picture.mode in _GREY
 
 
-def has_alpha(picture: Image.Image) -> bool:
-    """Whether some of the picture may be transparent."""
-    return picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info
-
-
 def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     """Open a picture and check its header; its pixels stay in the file, which the caller closes.
 
-    Raises:
-        DataError: there is no plain file at ``path``, it is no picture in one of `FORMATS`, or the picture
-            is larger than `MAX_PIXELS` or `MAX_EDGE`.
+    `DataError` if it is no picture in one of `FORMATS`, or larger than `MAX_PIXELS` or `MAX_EDGE`.
     """
     path = Path(path)
     if regular_file(path) == 0:
@@ -95,13 +89,7 @@ def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = No
     Transparent parts become white under dark content and black under light content, so that what was drawn
     stands out. Samples of 16 bits keep their upper eight.
 
-    Args:
-        path: the file.
-        mode: ``"L"`` or ``"RGB"``.
-        at_least: a picture far larger than this in both directions may come out smaller, but not below it.
-
-    Raises:
-        DataError: as `open_picture`; or the pixels are cut short or damaged.
+    A picture far larger than ``at_least`` in both directions may come out smaller, but not below it.
     """
     path = Path(path)
     picture = open_picture(path)
@@ -117,17 +105,22 @@ def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = No
         raise DataError(f"{path}: damaged picture ({reason(error)}); save or copy it again") from None
 
 
+def planes(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    """The pixels of a picture in ``"L"`` or ``"RGB"``, (C, H, W)."""
+    pixels: npt.NDArray[np.uint8] = np.asarray(picture)
+    return pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
 def _convert(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode in _DEEP:
         return Image.fromarray(_eight_bits(np.asarray(picture))).convert(mode)
-    if not has_alpha(picture):
+    if picture.mode not in _ALPHA and "transparency" not in picture.info:
         return picture.convert(mode)
     if picture.mode not in ("LA", "RGBA"):
         picture = picture.convert("RGBA")
     alpha = picture.getchannel("A")
     seen = picture.convert(mode)
-    clear = ImageChops.invert(alpha)
-    seen.paste(_behind(seen, alpha), mask=clear)
+    seen.paste(_behind(seen, alpha), mask=ImageChops.invert(alpha))
     return seen
 
 

@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from ..errors import DataError
 from .stream import reason
@@ -78,14 +78,12 @@ def _fetch_one(
             try:
                 _retrieve(file, url, folder, download)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                failure = _why(error)
                 if isinstance(error, ValueError) and download.resumed:
                     download = _Download(file, folder, progress)  # the old beginning may be what was wrong
                     continue
-                failures.append(failure)
+                failures.append(_why(error))
                 break
-            else:
-                return
+            return
     # One line, and everything needed to mend it by hand.
     names = ", ".join(other.name for other in files)
     place = file.urls[0].rpartition("/")[0]
@@ -165,7 +163,9 @@ class _Download:
             headers["Range"] = f"bytes={have}-"
         request = urllib.request.Request(url, headers=headers)
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            if have and not _continues(answer, have):
+            begins = answer.headers.get("Content-Range", "")
+            continues = answer.status == http.client.PARTIAL_CONTENT and begins.startswith(f"bytes {have}-")
+            if not continues:
                 have = part.truncate(0)  # this server sends the whole file, whatever it is asked for
             part.seek(have)
             while piece := answer.read(_PIECE):
@@ -180,15 +180,9 @@ class _Download:
             raise OSError(f"the connection broke off after {have} of {size} bytes")
 
 
-def _continues(answer: http.client.HTTPResponse, start: int) -> bool:
-    """Whether an answer begins at byte ``start``, as it was asked to."""
-    found = answer.headers.get("Content-Range", "")
-    return answer.status == http.client.PARTIAL_CONTENT and found.startswith(f"bytes {start}-")
-
-
 def _open_part(part: Path) -> BinaryIO:
     """Open the unfinished file for this process alone; a second process gets a file of its own beside it."""
-    opened = cast("BinaryIO", open(part, "r+b", opener=_or_create))  # noqa: SIM115 the caller closes it
+    opened = part.open("a+b")  # what is written goes to the end
     try:
         import fcntl
 
@@ -199,7 +193,3 @@ def _open_part(part: Path) -> BinaryIO:
         opened.close()
         return part.with_name(f"{part.name}.{os.getpid()}").open("w+b")
     return opened
-
-
-def _or_create(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_CREAT, 0o644)

@@ -1,25 +1,21 @@
 """A folder of pictures, one subfolder per class."""
 
-from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ..errors import DataError
 from .dataset import MAX_SIDE, Dataset, Split, hold_out
-from .decode import SUFFIXES, decode, is_grey, open_picture
+from .decode import SUFFIXES, decode, is_grey, open_picture, planes
 from .stream import MAX_BYTES, listing
 
 _LITTER = {"thumbs.db", "desktop.ini"}
 _TEST = ("test", "val", "valid", "validation")
 
 
-@dataclass(frozen=True)
-class _Entry:
-    path: Path
-    label: int
+_Entry = tuple[Path, int]  # a picture and its class
 
 
 def read_picture_folder(folder: Path, name: str, *, size: tuple[int, int] | None = None) -> Dataset:
@@ -31,38 +27,36 @@ def read_picture_folder(folder: Path, name: str, *, size: tuple[int, int] | None
     colour (C = 3). Hidden files are passed over; any other file that is no picture is an error, because a
     picture left out in silence is worse.
 
-    Args:
-        folder: where the pictures are.
-        name: what to call the data set.
-        size: (H, W) of the images. A picture of another shape is cropped about its centre to these
-            proportions, then resized (Lanczos, with anti-aliasing). Without ``size`` all pictures must be
-            of one size, which is kept.
+    A picture of another shape than ``size`` (H, W) is cropped about its centre to these proportions, then
+    resized (Lanczos, with anti-aliasing). Without ``size`` all must be of one size, which is kept.
 
     Raises:
         DataError: no class folders, an empty class, a file that is no picture or is damaged, pictures of
             different sizes, classes in ``test`` that ``train`` lacks, or more pixels than fit in memory.
     """
-    train_root = folder / "train"
-    if not train_root.is_dir():
-        classes = _classes(folder)
-        entries = _entries(folder, classes)
-        whole = _read(folder, entries, _shape(folder, entries, size))
-        keys = [entry.path.relative_to(folder).as_posix() for entry in entries]
-        train, test = hold_out(whole, keys, str(folder))
-        return Dataset(name, train, test, tuple(classes))
-    test_root = next((folder / part for part in _TEST if (folder / part).is_dir()), None)
-    if test_root is None:
-        raise DataError(f"{folder}: has a folder train but no folder test; add one with the same classes")
-    classes = _classes(train_root)
-    strange = [found for found in _classes(test_root) if found not in classes]
-    if strange:
-        raise DataError(
-            f"{test_root}: class {strange[0]!r} is not in {train_root}; both need the same classes"
-        )
-    train_entries, test_entries = _entries(train_root, classes), _entries(test_root, classes)
-    shape = _shape(folder, train_entries + test_entries, size)
-    train, test = (_read(folder, entries, shape) for entries in (train_entries, test_entries))
-    return Dataset(name, train, test, tuple(classes))
+    roots = _roots(folder)
+    classes = _classes(roots[0])
+    for root in roots[1:]:
+        strange = [found for found in _classes(root) if found not in classes]
+        if strange:
+            raise DataError(f"{root}: class {strange[0]!r} is not in {roots[0]}; both need the same classes")
+    parts = [_entries(root, classes) for root in roots]
+    shape = _shape(folder, list(chain(*parts)), size)
+    splits = [_read(entries, shape) for entries in parts]
+    if len(splits) == 1:
+        keys = [path.relative_to(folder).as_posix() for path, _ in parts[0]]
+        splits = [*hold_out(splits[0], keys, str(folder))]
+    return Dataset(name, splits[0], splits[1], tuple(classes))
+
+
+def _roots(folder: Path) -> list[Path]:
+    """The folders that hold class folders: one for training and one for testing, or one for both."""
+    if not (folder / "train").is_dir():
+        return [folder]
+    for part in _TEST:
+        if (folder / part).is_dir():
+            return [folder / "train", folder / part]
+    raise DataError(f"{folder}: has a folder train but no folder test; add one with the same classes")
 
 
 def is_picture_folder(folder: Path) -> bool:
@@ -98,23 +92,23 @@ def _entries(root: Path, classes: list[str]) -> list[_Entry]:
         for path in found:
             if path.suffix.lower() not in SUFFIXES or path.is_dir():
                 raise DataError(f"{path}: not a picture; remove it, or save it as PNG or JPEG")
-            entries.append(_Entry(path, label))
+            entries.append((path, label))
     return entries
 
 
 def _shape(folder: Path, entries: list[_Entry], size: tuple[int, int] | None) -> tuple[int, int, int]:
     """(C, H, W), from the headers alone."""
     grey, first = True, None  # first: the first picture's path and (height, width)
-    for entry in entries:
-        with open_picture(entry.path) as picture:
+    for path, _ in entries:
+        with open_picture(path) as picture:
             grey = grey and is_grey(picture)
             width, height = _upright(picture)
         if size is None and first is not None and first[1] != (height, width):
             raise DataError(
-                f"{entry.path}: {height}×{width} pixels, but {first[0]} has {first[1][0]}×{first[1][1]}; "
+                f"{path}: {height}×{width} pixels, but {first[0]} has {first[1][0]}×{first[1][1]}; "
                 "state the size (height, width) that all are to be resized to"
             )
-        first = first or (entry.path, (height, width))
+        first = first or (path, (height, width))
     if first is None:
         raise DataError(f"{folder}: no pictures")
     height, width = size or first[1]
@@ -138,17 +132,12 @@ def _upright(picture: Image.Image) -> tuple[int, int]:
     return (height, width) if turned else (width, height)
 
 
-def _read(folder: Path, entries: list[_Entry], shape: tuple[int, int, int]) -> Split:
+def _read(entries: list[_Entry], shape: tuple[int, int, int]) -> Split:
     channels, height, width = shape
     images = np.empty((len(entries), *shape), np.uint8)
-    for image, entry in zip(images, entries, strict=True):
-        image[:] = _one(entry.path, channels, (width, height))
-    return Split(images, np.array([entry.label for entry in entries], np.int64))
-
-
-def _one(path: Path, channels: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    picture = decode(path, "L" if channels == 1 else "RGB", at_least=2 * max(size))
-    if picture.size != size:
-        picture = ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture)
-    return pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1)
+    for image, (path, _) in zip(images, entries, strict=True):
+        picture = decode(path, "L" if channels == 1 else "RGB", at_least=2 * max(height, width))
+        if picture.size != (width, height):
+            picture = ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+        image[:] = planes(picture)
+    return Split(images, np.array([label for _, label in entries], np.int64))

@@ -71,9 +71,6 @@ def read_idx_folder(folder: Path, name: str) -> Dataset:
     ``test-`` stands for ``t10k-`` too, a dot for the hyphen before ``idx``, and a prefix
     (``emnist-letters-``) may come first. If a file is there both raw and packed, the raw one is read. Class
     ``i`` is called ``str(i)``.
-
-    Raises:
-        DataError: a file is missing, there are two of a kind, `read_idx` refuses one, or labels do not fit.
     """
     train, test = (_split(folder, part) for part in ("train", "test"))
     count = int(train.labels.max()) + 1

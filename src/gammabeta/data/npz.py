@@ -9,7 +9,6 @@ import math
 import re
 import struct
 import zipfile
-import zlib
 from pathlib import Path
 from typing import cast
 
@@ -18,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .dataset import MAX_SIDE, Dataset, Split, hold_out
-from .stream import Stream, reason, regular_file, unpacked_limit
+from .stream import Stream, open_zip, regular_file, unpacked_limit
 
 MAGIC = b"\x93NUMPY"
 _HEADER = re.compile(
@@ -27,19 +26,6 @@ _HEADER = re.compile(
 )
 _INTEGERS = re.compile(r"[|<>=][ui][1248]")
 _TEXT = re.compile(r"[<>=|]U\d{1,4}")
-#: What zipfile and zlib raise on damaged input: RuntimeError is an encrypted member; struct.error,
-#: OverflowError and ValueError (a name that is no text) come from fields that zipfile does not check.
-DAMAGED_ZIP = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    EOFError,
-    NotImplementedError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    ValueError,
-)
 _KEYS = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -55,14 +41,8 @@ def read_npz(path: Path, name: str) -> Dataset:
         DataError: no zip, a key is missing, an array is of another type or shape (pickled objects are never
             opened), damaged, larger than the file plausibly holds, or the arrays do not fit together.
     """
-    size = regular_file(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read(_Archive(path, archive, unpacked_limit(size)), name)
-    except DataError:
-        raise
-    except DAMAGED_ZIP as error:
-        raise DataError(f"{path}: not an intact NPZ file ({reason(error)}); copy or save it again") from None
+    with open_zip(path, "NPZ file", "copy or save it again") as archive:
+        return _read(_Archive(path, archive, unpacked_limit(regular_file(path))), name)
 
 
 class _Archive:
@@ -105,14 +85,8 @@ def _read_npy(stream: Stream, wanted: re.Pattern[str], what: str) -> npt.NDArray
         hint = "; pickled objects are never read" if "O" in kind else ""
         raise DataError(f"{stream.path}: of type {kind!r}, but {what} are needed{hint}")
     shape = tuple(int(length) for length in header["shape"].decode().replace(",", " ").split())
-    return _items(stream, np.dtype(kind), shape, fortran=header["fortran"] == b"True", start=stream.taken)
-
-
-def _items(
-    stream: Stream, dtype: np.dtype[np.generic], shape: tuple[int, ...], *, fortran: bool, start: int
-) -> npt.NDArray[np.generic]:
-    count = math.prod(shape)
-    need = start + count * dtype.itemsize
+    dtype, count = np.dtype(kind), math.prod(shape)
+    need = stream.taken + count * dtype.itemsize
     if len(shape) > 4 or max(shape[1:], default=1) > MAX_SIDE or need != stream.limit:
         raise DataError(
             f"{stream.path}: its header states a shape of {shape}, but there are {stream.limit} bytes"
@@ -120,7 +94,7 @@ def _items(
     items = np.empty(count, dtype)
     stream.fill(items.view(np.uint8).data, "its items")
     stream.end()
-    return items.reshape(shape[::-1]).T if fortran else items.reshape(shape)
+    return items.reshape(shape[::-1]).T if header["fortran"] == b"True" else items.reshape(shape)
 
 
 def _read(archive: _Archive, name: str) -> Dataset:

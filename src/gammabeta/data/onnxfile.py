@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, UnavailableError
 from .picture import Style
+from .stream import reason
 
 METADATA = "gammabeta"  # the metadata entry that holds our JSON; the export writes it
 _BATCH = 256  # images per run: bounds the memory
@@ -56,10 +57,9 @@ class OnnxClassifier:
         try:
             session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes share no public base
-            raise DataError(
-                f"{file} is not an ONNX model that ONNX Runtime can load: {_line(error)}"
-            ) from None
-        return cls(file, session, *_described(file, session))
+            why = reason(error)[:200]
+            raise DataError(f"{file} is not an ONNX model that ONNX Runtime can load: {why}") from None
+        return cls(file, session, **_described(file, session))
 
     def logits(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Logits float32 (N, classes) of uint8 pictures (N, C, H, W)."""
@@ -69,13 +69,11 @@ class OnnxClassifier:
                 f"{self.path} takes uint8 pictures of {wanted}, not {pictures.dtype} {pictures.shape}"
             )
         name = self.session.get_inputs()[0].name
-        parts = [
-            self.session.run(None, {name: (pictures[i : i + _BATCH] - self.mean) * self.scale})[0]
-            for i in range(0, len(pictures), _BATCH)
-        ]
-        found: npt.NDArray[np.float32] = (
-            np.concatenate(parts) if parts else np.empty((0, len(self.classes)), "f4")
-        )
+        if not len(pictures):
+            return np.empty((0, len(self.classes)), np.float32)
+        batches = (pictures[i : i + _BATCH] for i in range(0, len(pictures), _BATCH))
+        parts = [self.session.run(None, {name: (part - self.mean) * self.scale})[0] for part in batches]
+        found: npt.NDArray[np.float32] = np.concatenate(parts)
         return found
 
     def probabilities(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -86,12 +84,8 @@ class OnnxClassifier:
         return shares
 
 
-def _described(
-    file: Path, session: Any
-) -> tuple[
-    tuple[str, ...], int, tuple[int, int], npt.NDArray[np.float32], npt.NDArray[np.float32], Style | None
-]:
-    """Read and check the metadata: classes, channels, size, mean, scale, style."""
+def _described(file: Path, session: Any) -> dict[str, Any]:
+    """Read the fields of a classifier from the metadata, and check them."""
     text = session.get_modelmeta().custom_metadata_map.get(METADATA)
     if text is None:
         raise DataError(f"{file} was not written by `gammabeta export`: it says nothing of classes and input")
@@ -109,9 +103,5 @@ def _described(
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1 or inputs[0].shape[1:] != [channels, height, width]:
         raise DataError(f"{file} does not take the pictures it describes")
-    return classes, channels, (height, width), mean, scale, style
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    described = {"classes": classes, "channels": channels, "size": (height, width)}
+    return {**described, "mean": mean, "scale": scale, "style": style}

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image, ImageFilter
 
 from ..errors import DataError
-from .decode import decode
+from .decode import decode, planes
 
 #: How a picture is prepared: ``digit`` as MNIST, ``object`` as Fashion-MNIST (cropped to fill the frame,
 #: light on dark), ``plain`` resized and nothing else.
@@ -75,15 +75,11 @@ def load_picture(
     ink = find_ink(np.asarray(grey, np.float32))
     if ink is None:
         raise DataError(f"{Path(path)}: nothing stands out from the background; is the picture blank?")
-    frame = _digit(ink, size) if style == "digit" else _object(ink, size)
-    return np.repeat(frame[np.newaxis], channels, axis=0)
+    return np.repeat(_framed(ink, size, style)[np.newaxis], channels, axis=0)
 
 
 def find_ink(grey: Array) -> Array | None:
-    """Separate ink from background.
-
-    Args:
-        grey: (H, W), 0 to 255; dark on light or light on dark.
+    """Separate ink, dark or light, from the background of ``grey`` (H, W), 0 to 255.
 
     Returns:
         (h, w), cropped to the ink: 0 where there is none, about 255 where it is full; None for a blank
@@ -114,8 +110,7 @@ def _plain(path: str | os.PathLike[str], channels: int, size: tuple[int, int]) -
     picture = decode(path, "L" if channels == 1 else "RGB", at_least=2 * max(size))
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    pixels = np.asarray(picture)
-    return np.array(pixels[np.newaxis] if channels == 1 else pixels.transpose(2, 0, 1), order="C")
+    return np.array(planes(picture), order="C")
 
 
 def _shrink(picture: Image.Image) -> Image.Image:
@@ -247,26 +242,19 @@ def _fit(ink: Array, height: float, width: float) -> Array:
     return np.asarray(np.clip(resized * (255.0 / full), 0, 255), np.float32)
 
 
-def _digit(ink: Array, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    height, width = size
-    small = _fit(_thicken(ink), _BOX * height, _BOX * width)
-    total = float(small.sum())
-    rows = float((small.sum(axis=1) * np.arange(small.shape[0])).sum()) / total
-    columns = float((small.sum(axis=0) * np.arange(small.shape[1])).sum()) / total
-    return _place(small, size, height / 2 - rows, width / 2 - columns)
-
-
-def _object(ink: Array, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    small = _fit(ink, *size)
-    return _place(small, size, (size[0] - small.shape[0]) / 2, (size[1] - small.shape[1]) / 2)
-
-
-def _place(small: Array, size: tuple[int, int], top: float, left: float) -> npt.NDArray[np.uint8]:
-    """Put ``small`` into a black frame at a rounded place, moved inwards if it would stick out."""
+def _framed(ink: Array, size: tuple[int, int], style: Style) -> npt.NDArray[np.uint8]:
+    """Put the ink into a black frame: a digit by its centre of mass, an object by the middle of its sides."""
+    if style == "digit":
+        small = _fit(_thicken(ink), _BOX * size[0], _BOX * size[1])
+        sums = small.sum(axis=1), small.sum(axis=0)
+        centre = [float((each * np.arange(len(each))).sum()) / float(small.sum()) for each in sums]
+    else:
+        small = _fit(ink, *size)
+        centre = [side / 2 for side in small.shape]
     frame = np.zeros(size, np.uint8)
-    y, x = (
-        min(max(round(at), 0), room - length)
-        for at, room, length in zip((top, left), size, small.shape, strict=True)
+    y, x = (  # rounded, and moved inwards if it would stick out
+        min(max(round(room / 2 - middle), 0), room - side)
+        for middle, room, side in zip(centre, size, small.shape, strict=True)
     )
     frame[y : y + small.shape[0], x : x + small.shape[1]] = np.rint(small)
     return frame

@@ -9,6 +9,8 @@ import gzip
 import io
 import os
 import stat
+import struct
+import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,13 +29,14 @@ MAX_RATIO = 100
 
 GZIP_MAGIC = b"\x1f\x8b"
 
+# RuntimeError (of which NotImplementedError is one) is an encrypted member; struct.error, OverflowError and
+# ValueError (a name that is no text) come from fields that zipfile does not check.
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, OSError,
+                OverflowError, RuntimeError, ValueError)  # fmt: skip
+
 
 def regular_file(path: Path) -> int:
-    """The size of ``path`` in bytes.
-
-    Raises:
-        DataError: ``path`` is missing, cannot be reached, or is no plain file (a folder, a pipe, a device).
-    """
+    """The size of ``path`` in bytes; `DataError` unless it is a plain file (no folder, pipe or device)."""
     try:
         found = path.stat()
     except FileNotFoundError:
@@ -43,14 +46,6 @@ def regular_file(path: Path) -> int:
     if not stat.S_ISREG(found.st_mode):
         raise DataError(f"{path}: not a plain file; give the file itself")
     return found.st_size
-
-
-def exists(path: Path) -> bool:
-    """Whether something can be reached at ``path``; a name that no file can have is nowhere."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
 
 
 def listing(folder: Path) -> list[Path]:
@@ -75,11 +70,8 @@ def reason(error: BaseException) -> str:
 class Stream:
     """A readable file that turns each way of being damaged into a `DataError` naming the file.
 
-    Attributes:
-        path: the file, for messages.
-        limit: how many bytes may be believed to come: a raw file's size, or what a packed one may unpack to.
-        packed: whether ``limit`` is such an upper bound instead of a size.
-        taken: how many bytes have been read.
+    ``limit`` is how many bytes may be believed to come: a raw file's size, or what a ``packed`` one may
+    unpack to. ``taken`` is how many have been read.
     """
 
     def __init__(self, path: Path, file: io.BufferedIOBase, limit: int, *, packed: bool) -> None:
@@ -109,13 +101,12 @@ class Stream:
             done += count
 
     def some(self, count: int) -> bytes:
-        """Up to ``count`` bytes; fewer only at the end of the file."""
-        buffer, done = bytearray(count), 0
-        while done < count:
-            got = self._readinto(memoryview(buffer)[done:])
-            if got == 0:
-                break
+        """Up to ``count`` bytes; fewer only at the end of the file; `DataError` past the limit."""
+        buffer, done = bytearray(min(count, self.limit - self.taken + 1)), 0
+        while got := self._readinto(memoryview(buffer)[done:]):
             done += got
+        if self.taken > self.limit:
+            raise DataError(f"{self.path}: unpacks to more than a file of its size plausibly holds")
         return bytes(buffer[:done])
 
     def end(self) -> None:
@@ -142,11 +133,7 @@ class Stream:
 
 @contextmanager
 def open_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
-    """Open ``path`` for reading; gzip is told by its first two bytes, not by the file's name.
-
-    Raises:
-        DataError: the file is missing, is no plain file, or may not be read.
-    """
+    """Open a plain file for reading; gzip is told by its first two bytes, not by the file's name."""
     path = Path(path)
     size = regular_file(path)
     try:
@@ -161,3 +148,16 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
                 yield Stream(path, unpacked, unpacked_limit(size), packed=True)
         else:
             yield Stream(path, raw, size, packed=False)
+
+
+@contextmanager
+def open_zip(path: Path, what: str, advice: str) -> Iterator[zipfile.ZipFile]:
+    """Open a zip; whatever is wrong with it, also while its members are read, is a `DataError`."""
+    regular_file(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except DataError:
+        raise
+    except _DAMAGED_ZIP as error:
+        raise DataError(f"{path}: not an intact {what} ({reason(error)}); {advice}") from None

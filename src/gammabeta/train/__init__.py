@@ -19,22 +19,15 @@ if TYPE_CHECKING:
     from .recipe import recipe_names as recipe_names
     from .run import Run as Run
 
-_NAMES = {
-    "DigitNetwork": ".network",
-    "LayerView": ".network",
-    "Observer": ".fitting",
-    "Outcome": ".fitting",
-    "Recipe": ".recipe",
-    "Run": ".run",
-    "Trained": ".load",
-    "TrainingInterrupted": ".fitting",
-    "build_network": ".fitting",
-    "fit": ".fitting",
-    "load_model": ".load",
-    "load_recipe": ".recipe",
-    "recipe_names": ".recipe",
+_MODULES = {
+    ".fitting": ("Observer", "Outcome", "TrainingInterrupted", "build_network", "fit"),
+    ".load": ("Trained", "load_model"),
+    ".network": ("DigitNetwork", "LayerView"),
+    ".recipe": ("Recipe", "load_recipe", "recipe_names"),
+    ".run": ("Run",),
 }
+_NAMES = {name: module for module, names in _MODULES.items() for name in names}
 
-__all__ = list(_NAMES)
+__all__ = sorted(_NAMES)
 
 __getattr__ = importer(__name__, _NAMES)

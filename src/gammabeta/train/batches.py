@@ -37,23 +37,18 @@ class Scaling:
 class DeviceImages:
     """A split of a data set held on a device as uint8; ``(N, C, H, W)``, labels int64 ``(N,)``.
 
-    Args:
-        split: Images and labels.
-        scaling: How a pixel becomes a number.
-        device: Where everything is held and computed.
-        shift: Largest random translation in pixels; the border is filled with the darkest value.
-        flip: Mirror half of the images at random.
+    ``shift``: largest random translation in pixels; the border is filled with the darkest value. ``flip``:
+    mirror half of the images at random.
     """
 
     def __init__(
         self, split: Split, scaling: Scaling, device: torch.device, *, shift: int = 0, flip: bool = False
     ) -> None:
         images = torch.from_numpy(split.images).to(device)
-        self.height, self.width = images.shape[-2:]
+        height, width = images.shape[-2:]
         if shift:
             images = torch.nn.functional.pad(images, (shift,) * 4)
-        self._windows = images.unfold(2, self.height, 1).unfold(3, self.width, 1)
-        self._images = images
+        self._windows = images.unfold(2, height, 1).unfold(3, width, 1)
         self._shift, self._flip = shift, flip
         self.labels = torch.from_numpy(split.labels).to(device)
         self._mean = torch.tensor(scaling.mean, device=device).view(-1, 1, 1)
@@ -73,24 +68,23 @@ class DeviceImages:
         With a generator the images are augmented; without one they are as they were read. With ``part`` only
         that part of the index is returned, augmented as it is within the whole.
         """
-        pixels = self._pick(index, generator, part)
-        if part is not None:
-            index = index[part]  # type: ignore[index]
+        if isinstance(index, slice):
+            pixels = self._windows[index, :, self._shift, self._shift]
+        else:
+            count, part = len(index), part or slice(None)
+            index = index[part]
+            pixels = self._pick(index, count, generator, part)
         x = (pixels.float() - self._mean).mul_(self._scale)
         return x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
-    def _pick(self, index: Tensor | slice, generator: torch.Generator | None, part: slice | None) -> Tensor:
-        count = 0 if isinstance(index, slice) else len(index)
-        if part is not None:
-            index = index[part]  # type: ignore[index]
-        if generator is None or isinstance(index, slice) or not (self._shift or self._flip):
-            middle = self._windows[:, :, self._shift, self._shift]
-            return middle[index] if isinstance(index, slice) else middle.index_select(0, index)
-        device, part = index.device, part or slice(None)
-        move = torch.randint(0, 2 * self._shift + 1, (2, count), generator=generator)[:, part].to(device)
-        pixels = self._windows[index, :, move[0], move[1]]
+    def _pick(self, index: Tensor, count: int, generator: torch.Generator | None, part: slice) -> Tensor:
+        if generator is None or not (self._shift or self._flip):
+            return self._windows[:, :, self._shift, self._shift].index_select(0, index)
+        # Numbers are drawn for all of the step's ``count`` images, so each part is as in the whole.
+        move = torch.randint(0, 2 * self._shift + 1, (2, count), generator=generator)[:, part]
+        pixels = self._windows[index, :, *move.to(index.device)]
         if self._flip:
-            mirrored = torch.rand(count, generator=generator)[part].to(device) < 0.5
+            mirrored = torch.rand(count, generator=generator)[part].to(index.device) < 0.5
             pixels = torch.where(mirrored.view(-1, 1, 1, 1), pixels.flip(-1), pixels)
         return pixels
 
@@ -102,9 +96,9 @@ class Order:
     """
 
     def __init__(self, count: int, recipe: Recipe, seed: int) -> None:
-        self._count, self._seed, self._batch = count, seed, recipe.batch_size
-        self._starts = batch_starts(count, recipe.batch_size)
-        self.steps_per_epoch = len(self._starts)
+        self._count, self._seed = count, seed
+        self._edges = [*batch_starts(count, recipe.batch_size), count]
+        self.steps_per_epoch = len(self._edges) - 1
         self.steps = max(1, round(recipe.epochs * self.steps_per_epoch))
         self._epoch, self._permutation = -1, torch.empty(0)
 
@@ -114,8 +108,7 @@ class Order:
         if epoch != self._epoch:
             self._permutation = torch.randperm(self._count, generator=generator_for(self._seed, epoch))
             self._epoch = epoch
-        end = self._starts[place + 1] if place + 1 < self.steps_per_epoch else self._count
-        return self._permutation[self._starts[place] : end]
+        return self._permutation[self._edges[place] : self._edges[place + 1]]
 
 
 def batch_starts(count: int, batch_size: int) -> list[int]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RunError, WeightsError
+from ..files import load_weights, make_folder, read_json, reporting, serialize, write_atomically
 from .evaluate import Evaluation
-from .files import load_weights, make_folder, read_json, serialize, write_atomically
 from .loop import State, Training
 from .run import Run
 
@@ -30,17 +30,14 @@ class Checkpoints:
         self._folder = run / "checkpoints"
 
     def save(self, state: State) -> None:
-        """Write a checkpoint of step ``state.values["step"]``, then drop those no longer needed.
-
-        Raises:
-            RunError: It cannot be written; the earlier ones are as they were.
-        """
+        """Write a checkpoint, then drop those no longer needed; a ``RunError`` leaves these as they were."""
         make_folder(self._folder)
         step = int(state.values["step"])
         content = serialize(state.tensors)
-        write_atomically(self._tensors(step), content)
+        tensors, document = self._files(step)
+        write_atomically(tensors, content)
         body = {"tensors_sha256": hashlib.sha256(content).hexdigest(), "values": state.values}
-        write_atomically(self._document(step), json.dumps({**body, "sha256": _digest(body)}).encode())
+        write_atomically(document, json.dumps({**body, "sha256": _digest(body)}).encode())
         self._drop_old()
 
     def load(self) -> tuple[State | None, list[str]]:
@@ -61,37 +58,27 @@ class Checkpoints:
         return sorted(int(match[1]) for match in found if match)
 
     def _read(self, step: int) -> State:
-        path = self._document(step)
+        tensors, path = self._files(step)
         document = read_json(path)
         claimed = document.pop("sha256", None) if isinstance(document, dict) else None
         if claimed is None or claimed != _digest(document):
             raise RunError(f"{path} does not match its checksum")
-        tensors = self._tensors(step)
-        try:
+        with reporting(f"read {tensors}"):
             digest = hashlib.sha256(tensors.read_bytes()).hexdigest()
-        except OSError as error:
-            raise RunError(f"cannot read {tensors}: {error.strerror}") from None
         if digest != document["tensors_sha256"]:
             raise RunError(f"{tensors} does not match its checksum")
         return State(load_weights(tensors)[0], document["values"])
 
     def _drop_old(self) -> None:
-        steps = self.steps()
-        for step in steps[:-_KEPT]:
-            for path in (self._document(step), self._tensors(step)):
-                with suppress(OSError):
-                    path.unlink()
-        alive = {self._tensors(step).name for step in self.steps()}
-        for path in self._folder.glob("step-*.safetensors"):  # left by a process killed between the two files
-            if path.name not in alive:
+        kept = {path for step in self.steps()[-_KEPT:] for path in self._files(step)}
+        for path in self._folder.glob("step-*"):  # a process killed between the two files leaves one of them
+            if path not in kept:
                 with suppress(OSError):
                     path.unlink()
 
-    def _tensors(self, step: int) -> Path:
-        return self._folder / f"step-{step}.safetensors"
-
-    def _document(self, step: int) -> Path:
-        return self._folder / f"step-{step}.json"
+    def _files(self, step: int) -> tuple[Path, Path]:
+        """The tensors of a step, and its document."""
+        return self._folder / f"step-{step}.safetensors", self._folder / f"step-{step}.json"
 
 
 def _digest(body: dict[str, Any]) -> str:
@@ -101,10 +88,8 @@ def _digest(body: dict[str, Any]) -> str:
 class Checkpointer:
     """Writes a training's checkpoints and its best weights into a run folder, and restores the training.
 
-    Args:
-        run: The folder, being written.
-        every: Seconds between checkpoints within an epoch; one is also written after every epoch.
-        state: The state to continue from; None: start anew.
+    ``every``: seconds between checkpoints within an epoch; one is also written after every epoch. ``state``:
+    the one to continue from; None: start anew.
     """
 
     def __init__(self, run: Run, every: float, state: State | None = None) -> None:

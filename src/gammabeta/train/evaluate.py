@@ -5,8 +5,8 @@ layer does on one batch; the percentiles of what enters each activation are thos
 figure 1 (b) and (c).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,27 +21,19 @@ from .batches import DeviceImages
 from .world import ALONE, Precision, World
 
 EVALUATION_BATCH = 500  # images per forward pass: large enough to be quick, small enough to stay in cache
-PERCENTILES = (15, 50, 85)
+LEVELS = (0.15, 0.5, 0.85)  # of the percentiles
 _MOST = 25_000  # values a percentile is taken from, to a hundredth of a deviation: a picture shows no more
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a model did on a split.
-
-    Attributes:
-        correct: Images classified rightly.
-        count: Images seen.
-        loss: Mean cross-entropy in nats.
-        confusion: int64 ``(classes, classes)``; row: true class, column: predicted class.
-        probabilities: float32 ``(count, classes)``, on the CPU, if they were asked for.
-    """
+    """How a model did on a split of ``count`` images, ``correct`` of them classified rightly."""
 
     correct: int
     count: int
-    loss: float
-    confusion: Tensor
-    probabilities: Tensor | None = None
+    loss: float  # mean cross-entropy in nats
+    confusion: Tensor  # int64 (classes, classes); row: true class, column: predicted class
+    probabilities: Tensor | None = None  # float32 (count, classes), on the CPU, if they were asked for
 
     @property
     def accuracy(self) -> float:
@@ -64,20 +56,13 @@ def evaluate(
     *,
     precision: Precision = "fp32",
     keep_probabilities: bool = False,
-    advance: Callable[[int], None] | None = None,
     world: World = ALONE,
 ) -> Evaluation:
     """Evaluate the model on all images; parameters, buffers and modes stay as they are.
 
-    Args:
-        model: Maps ``(N, C, H, W)`` float32 to logits ``(N, classes)``.
-        data: The images and labels.
-        classes: Number of classes.
-        precision: Of convolutions and matrix products.
-        keep_probabilities: Return each image's class probabilities too.
-        advance: Called with the number of images done since the last call.
-        world: The ranks that divide the batches among them; each gets the whole result, but only the
-            probabilities of its own batches.
+    The model maps ``(N, C, H, W)`` float32 to logits ``(N, classes)``. ``precision`` is that of convolutions
+    and matrix products. The ranks of ``world`` divide the batches among them; each gets the whole result, but
+    only the probabilities of its own batches.
     """
     device = data.labels.device
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
@@ -91,8 +76,6 @@ def evaluate(
             confusion += torch.bincount(y * classes + log_p.argmax(1), minlength=classes * classes)
             if keep_probabilities:
                 kept.append(log_p.exp().cpu())
-            if advance is not None:
-                advance(len(y))
     world.all_reduce(confusion), world.all_reduce(loss)
     table = confusion.view(classes, classes).cpu()
     return Evaluation(
@@ -108,20 +91,16 @@ def evaluate(
 class LayerStatistics:
     """One layer on one batch; scalars are means over the channels unless said otherwise.
 
-    Attributes:
-        mean: Of the batch, per channel.
-        var: Biased variance of the batch, per channel.
-        mean_distance: Root mean square over the channels of batch mean − running mean, in running standard
-            deviations; None without running statistics.
-        var_distance: The same of ln(batch variance, unbiased / running variance).
-        percentiles: 15th, 50th and 85th percentile of what enters the activation: γ x̂ + β.
+    ``mean_distance``: root mean square over the channels of batch mean − running mean, in running standard
+    deviations; None without running statistics. ``var_distance``: the same of ln(batch variance, unbiased /
+    running variance).
     """
 
     mean: float
-    var: float
+    var: float  # biased
     mean_distance: float | None
     var_distance: float | None
-    percentiles: tuple[float, float, float]
+    percentiles: tuple[float, float, float]  # 15th, 50th and 85th, of what enters the activation: γ x̂ + β
 
 
 def layer_statistics(
@@ -133,19 +112,14 @@ def layer_statistics(
     def measure(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
         found.setdefault(name, _measure(layer, inputs[0].detach()))
 
-    layers = batch_norm_layers(model)
-    handles = [layer.register_forward_pre_hook(partial(measure, name)) for name, layer in layers.items()]
-    try:
-        with (
-            preserved(model),
-            torch.no_grad(),
-            torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
-        ):
-            model.train()
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for name, layer in batch_norm_layers(model).items():
+            stack.enter_context(layer.register_forward_pre_hook(partial(measure, name)))
+        stack.enter_context(preserved(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"))
+        model.train()
+        model(x)
     return found
 
 
@@ -159,7 +133,8 @@ def _measure(layer: _BatchNorm, x: Tensor) -> LayerStatistics:
         normal = normal * layer.weight.detach().float()
     if layer.bias is not None:
         normal = normal + layer.bias.detach().float()
-    return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, _percentiles(normal))
+    low, middle, high = normal.flatten().quantile(torch.tensor(LEVELS, device=normal.device)).tolist()
+    return LayerStatistics(float(mean.mean()), float(var.mean()), *distances, (low, middle, high))
 
 
 def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tuple[float | None, float | None]:
@@ -170,9 +145,3 @@ def _distances(layer: _BatchNorm, mean: Tensor, var: Tensor, count: int) -> tupl
     unbiased = var * (count / max(count - 1, 1))
     ratio = ((unbiased + layer.eps) / spread.square()).log()
     return float(shift.square().mean().sqrt()), float(ratio.square().mean().sqrt())
-
-
-def _percentiles(values: Tensor) -> tuple[float, float, float]:
-    levels = torch.tensor([level / 100 for level in PERCENTILES], device=values.device)
-    low, middle, high = values.flatten().quantile(levels).tolist()
-    return low, middle, high

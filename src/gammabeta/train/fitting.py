@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,11 +143,12 @@ def fit(
                 work.recalibrate()
             if last or recipe.evaluate == "epoch":
                 classes = len(dataset.classes)
-                on_train = work.evaluate(epoch, "train", images, classes)
-                on_test = work.evaluate(epoch, "test", test, classes)
-                results = on_train, on_test
+                results = (
+                    work.evaluate(epoch, "train", images, classes),
+                    work.evaluate(epoch, "test", test, classes),
+                )
                 if checkpointer is not None:
-                    checkpointer.save_if_best(training, on_test)
+                    checkpointer.save_if_best(training, results[1])
             if checkpointer is not None and not last:
                 checkpointer.save(training, work.seconds["train"], now=True)
     return Outcome(model, scaling, precision, training.progress(), *results, work.seconds)
@@ -179,11 +180,7 @@ class _Fitting:
                 training.restore(state)
 
     def train_epoch(self) -> None:
-        """Take the steps to the end of the epoch or of the training.
-
-        Raises:
-            TrainingInterrupted: The observer of some rank asked to stop.
-        """
+        """Take the steps to the end of the epoch, unless the observer of some rank asks to stop."""
         training, every = self._training, self._watch_every
         end = min(training.steps, (training.epoch + 1) * training.order.steps_per_epoch)
         while training.step < end:
@@ -242,24 +239,21 @@ class _Fitting:
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Keep the objects that exist already from the garbage collector: it would visit all in mid-step."""
-    if gc.get_freeze_count():  # the caller has frozen them, and will unfreeze them
+    with ExitStack() as stack:
+        if not gc.get_freeze_count():  # else the caller has frozen them, and will unfreeze them
+            stack.callback(gc.unfreeze)
+            gc.freeze()
         yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager
 def quick(model: nn.Module, *, alone: bool = True) -> Iterator[None]:
     """Leave out work that takes time and changes nothing; ranks that average gradients need all of them."""
-    if not alone:
-        with quick_layers(model):
-            yield
-        return
-    with without_redundant_biases(model), one_stem(model), quick_layers(model):
+    with ExitStack() as stack:
+        if alone:
+            stack.enter_context(without_redundant_biases(model))
+            stack.enter_context(one_stem(model))
+        stack.enter_context(quick_layers(model))
         yield
 
 
@@ -277,11 +271,8 @@ def redundant_biases(model: nn.Module) -> list[Tensor]:
 @contextmanager
 def without_redundant_biases(model: nn.Module) -> Iterator[None]:
     """Leave out the gradients of ``redundant_biases`` for a while."""
-    biases = [bias for bias in redundant_biases(model) if bias.requires_grad]
-    for bias in biases:
-        bias.requires_grad_(False)
-    try:
+    with ExitStack() as stack:
+        for bias in redundant_biases(model):
+            stack.callback(bias.requires_grad_, bias.requires_grad)
+            bias.requires_grad_(False)
         yield
-    finally:
-        for bias in biases:
-            bias.requires_grad_(True)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import Dataset, Split
+from ..data import Split
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
 from .evaluate import Evaluation, evaluate, evaluating
@@ -72,17 +72,11 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
 
 
 def load_split(trained: Trained, source: str | None, split: str) -> Split:
-    """Return the ``test`` or ``train`` split of a data set that fits the network; default: the run's own."""
+    """Return the ``test`` or ``train`` split of a data set (default: the run's), if it fits the network."""
     if split not in ("test", "train"):
         raise UsageError(f"unknown split {split!r}: choose test or train")
     job = trained.run.job
     dataset = (job if source is None else replace(job, source=source, holdout=0)).load()
-    check_fit(trained, dataset)
-    return dataset.test if split == "test" else dataset.train
-
-
-def check_fit(trained: Trained, dataset: Dataset) -> None:
-    """Raise ``DataError`` unless the images and classes are those the network takes."""
     network = trained.run.info.network
     wanted, found = (network.channels, network.height, network.width), dataset.train.images.shape[1:]
     if wanted != found:
@@ -91,3 +85,4 @@ def check_fit(trained: Trained, dataset: Dataset) -> None:
         raise DataError(
             f"{dataset.name} has {len(dataset.classes)} classes, the network {len(network.classes)}"
         )
+    return dataset.test if split == "test" else dataset.train

@@ -1,7 +1,5 @@
 """The notebook's convolutional network, for any channels, image size and number of classes."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,15 +105,13 @@ class DigitNetwork(nn.Sequential):
     def trace(self, x: Tensor) -> dict[str, tuple[int, ...]]:
         """Return the shape of every intermediate value for ``x``, in order, and change nothing."""
         shapes: dict[str, tuple[int, ...]] = {}
-        with (
-            preserved(self),
-            torch.no_grad(),
-            _watching(self, lambda n, _, out: shapes.update({n: tuple(out.shape)})),
-        ):
-            self.eval()
-            self(x)
         renamed = {"bn1": "h1", "bn2": "h2", "bn3": "h3", "fc2": "output"}
-        return {renamed.get(name, name): shape for name, shape in shapes.items()}
+        with preserved(self), torch.no_grad():
+            self.eval()
+            for name, layer in self.named_children():
+                x = layer(x)
+                shapes[renamed.get(name, name)] = tuple(x.shape)
+        return shapes
 
     def inspect(self, x: Tensor) -> list[LayerView]:
         """Return what each layer does to the batch ``x``: the notebook's ``debug=True``.
@@ -124,45 +120,22 @@ class DigitNetwork(nn.Sequential):
         The model, its mode and its buffers are left as they were, also in training mode.
         """
         views: list[LayerView] = []
-        layers = dict(self.named_children())
-        running = {name: _running_statistics(layer) for name, layer in layers.items()}
-
-        def look(name: str, inputs: Tensor, output: Tensor) -> None:
-            if name != "flat":
-                views.append(_view(name, layers[name], inputs, output, running[name]))
-
-        with preserved(self), torch.no_grad(), _watching(self, look):
-            self(x)
+        with preserved(self), torch.no_grad():
+            for name, layer in self.named_children():
+                statistics = _statistics(layer, x)
+                x = layer(x)
+                if name != "flat":
+                    views.append(LayerView(name, tuple(x.shape), x.clone(), *statistics))
         return views
 
 
-def _running_statistics(layer: nn.Module) -> tuple[Tensor | None, Tensor | None]:
-    mean, var = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
-    return (None if mean is None else mean.clone(), None if var is None else var.clone())
-
-
-def _view(
-    name: str, layer: nn.Module, inputs: Tensor, output: Tensor, running: tuple[Tensor | None, Tensor | None]
-) -> LayerView:
-    shape, detached = tuple(output.shape), output.detach().clone()
+def _statistics(layer: nn.Module, x: Tensor) -> tuple[Tensor | None, ...]:
+    """The batch's mean and biased variance, and the running ones as they are before ``x``; else nothing."""
     if not isinstance(layer, nn.modules.batchnorm._BatchNorm):
-        return LayerView(name, shape, detached)
-    axes = [axis for axis in range(inputs.dim()) if axis != 1]
-    var, mean = torch.var_mean(inputs.detach().float(), axes, correction=0)
-    return LayerView(name, shape, detached, mean, var, *running)
-
-
-@contextmanager
-def _watching(model: nn.Module, look: Callable[[str, Tensor, Tensor], None]) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _module, inputs, output: look(name, inputs[0], output)
-
-    handles = [child.register_forward_hook(hook(name)) for name, child in model.named_children()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        return ()
+    var, mean = torch.var_mean(x.float(), [axis for axis in range(x.dim()) if axis != 1], correction=0)
+    running = (layer.running_mean, layer.running_var)
+    return mean, var, *(None if value is None else value.clone() for value in running)
 
 
 def initialize_like_notebook(model: nn.Module, generator: torch.Generator) -> None:

@@ -22,26 +22,25 @@ def versions() -> dict[str, str]:
     """Return the versions of gammabeta, Python and the packages that compute, those installed only."""
     found = {"gammabeta": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
 def processor() -> str:
     """Return the processor's name as the system tells it."""
-    try:
+    with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    except OSError:
-        pass
     return platform.processor() or platform.machine()
 
 
 def machine() -> dict[str, Any]:
     """Return the machine: system, processor, cores, instruction set, memory and GPUs."""
+    memory = None
+    with suppress(AttributeError, OSError, ValueError):
+        memory = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     info: dict[str, Any] = {
         "system": f"{platform.system()} {platform.release()}",
         "processor": processor(),
@@ -49,20 +48,13 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "computes_bf16": computes_bf16(torch.device("cpu")),
-        "memory_gib": _memory_gib(),
+        "memory_gib": memory,
         "gpus": [],
     }
     if torch.cuda.is_available():
         info["gpus"] = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         info["cuda"] = torch.version.cuda
     return info
-
-
-def _memory_gib() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def commit() -> str | None:

@@ -25,17 +25,11 @@ class Recipe(BaseModel):
 
     name: str = Field(description="What the recipe is called.")
     epochs: float = Field(gt=0, le=10_000, description="Passes over the training images; may be a fraction.")
-    batch_size: int = Field(
-        ge=2, le=1 << 20, description="Images per step. One image has no batch statistics."
-    )
+    batch_size: int = Field(ge=2, le=1 << 20, description="Images per step; one has no batch statistics.")
     loss: Literal["sum", "mean"] = Field(description="How the loss of a batch is reduced.")
-    label_smoothing: float = Field(
-        ge=0, lt=1, description="Weight of the uniform distribution in the target."
-    )
+    label_smoothing: float = Field(ge=0, lt=1, description="Weight of equal shares in the target.")
     learning_rate: float = Field(gt=0, description="The highest learning rate of the schedule.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(
-        description="How the learning rate falls after the warm-up."
-    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(description="Its fall after the warm-up.")
     warmup: Fraction = Field(description="Share of the steps in which the learning rate rises linearly.")
     final_learning_rate: Fraction = Field(description="Last learning rate, as a share of the highest.")
     momentum: float = Field(ge=0, lt=1, description="Momentum of stochastic gradient descent.")
@@ -46,17 +40,12 @@ class Recipe(BaseModel):
     )
     hidden_bias: bool = Field(description="A bias before batch normalization, which cancels it.")
     batch_norm: bool = Field(description="False trains the twin without batch normalization.")
-    batch_norm_momentum: float = Field(
-        gt=0, le=1, description="Weight of the new value in running statistics."
-    )
+    batch_norm_momentum: float = Field(gt=0, le=1, description="Weight of the batch in running statistics.")
     batch_norm_eps: float = Field(gt=0, description="Added to the variance.")
     running_statistics: Literal["exponential", "first-batch"] = Field(
         description="Start the running statistics from 0 and 1, or from the first batch."
     )
-    recalibrate: int = Field(
-        ge=0,
-        description="Training images for exact statistics after the last step; 0: keep the running ones.",
-    )
+    recalibrate: int = Field(ge=0, description="Images for exact statistics at the end; 0: running ones.")
     pixels: Literal["unit", "standardized"] = Field(
         description="unit: pixels / 255; standardized: zero mean and unit variance over the training images."
     )
@@ -91,15 +80,10 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
     """
     settings = _read(str(name_or_path), seen=())
     settings.update(_parse(overrides) if not isinstance(overrides, Mapping) else overrides)
-    return validate(settings, str(name_or_path))
-
-
-def validate(settings: Mapping[str, Any], source: str) -> Recipe:
-    """Turn settings into a recipe, or raise a one-line ``UsageError`` that names ``source``."""
     try:
         return Recipe.model_validate(settings)
     except ValidationError as error:
-        raise UsageError(f"recipe {source}: {_first_complaint(error)}") from None
+        raise UsageError(f"recipe {name_or_path}: {_first_complaint(error)}") from None
 
 
 def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
@@ -16,7 +17,15 @@ from .. import data
 from ..data import Dataset, Split
 from ..data.download import Progress
 from ..errors import RunError, UnavailableError, UsageError
-from .files import fit_weights, load_weights, read_json, serialize, write_atomically
+from ..files import (
+    fit_weights,
+    load_weights,
+    make_folder,
+    read_json,
+    reporting,
+    serialize,
+    write_atomically,
+)
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
 
@@ -28,23 +37,14 @@ Status = Literal["running", "finished", "interrupted", "failed"]
 
 @dataclass(frozen=True)
 class Job:
-    """What to train.
+    """What to train."""
 
-    Attributes:
-        source: Name or path of the data set.
-        recipe: The settings.
-        seed: Of initialisation, order and augmentation.
-        holdout: How many of the last training images are used in place of the test images; 0: none.
-        size: ``(H, W)`` to which a folder's pictures are resized; None: as they are.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
-    """
-
-    source: str
+    source: str  # name or path of the data set
     recipe: Recipe
-    seed: int = 0
-    holdout: int = 0
-    size: tuple[int, int] | None = None
-    device: str = "auto"
+    seed: int = 0  # of initialisation, order and augmentation
+    holdout: int = 0  # how many of the last training images are used in place of the test images
+    size: tuple[int, int] | None = None  # (H, W) to which a folder's pictures are resized; None: as they are
+    device: str = "auto"  # or cpu, cuda, cuda:<index>
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
@@ -116,24 +116,15 @@ class Run:
     def __init__(self, path: Path, info: RunInfo, recipe: Recipe) -> None:
         self.path, self.info, self.recipe = path, info, recipe
         self.events: Events | None = None
-        self._lock: FileLock | None = None
+        self._lock = FileLock(path / _LOCK)
         self._metrics: TextIO | None = None
 
     @classmethod
     def create(cls, path: Path, info: dict[str, Any], recipe: Recipe) -> Self:
-        """Make the folder and lock it for this process.
-
-        Raises:
-            RunError: The folder holds something already, is in use, or cannot be written.
-        """
+        """Make the folder and lock it; ``RunError`` if it holds something or cannot be written."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise RunError(f"{path} is there already: choose another folder with --out")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"cannot make {path}: {error.strerror}; choose another folder with --out"
-            ) from None
+        make_folder(path)
         created = RunInfo(status="running", created=_now(), provenance=provenance(), **info)
         run = cls(path, created, recipe)
         run._acquire()
@@ -151,7 +142,7 @@ class Run:
         self._acquire()
         self.info = Run.open(self.path).info  # another process may have written it since
         if self.info.status == "finished":
-            self._release()
+            self._lock.release()
             raise RunError(f"{self.path} is finished: there is nothing to resume")
         self.info = self.info.model_copy(update={"status": "running", "finished": None})
         self._save_info()
@@ -171,29 +162,15 @@ class Run:
         return (self.path / _METRICS).stat().st_size
 
     def _acquire(self) -> None:
-        lock = FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise RunError(f"{self.path} is being written by another process") from None
-        except OSError as error:
-            raise RunError(
-                f"cannot write to {self.path}: {error.strerror}; choose another folder with --out"
-            ) from None
-        self._lock = lock
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        with reporting(f"write to {self.path}", "; choose another folder with --out"):
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise RunError(f"{self.path} is being written by another process") from None
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Open a run folder for reading.
-
-        Raises:
-            RunError: There is no such folder, it is not a run, or its documents are damaged.
-        """
+        """Open a run folder for reading; ``RunError`` if it is missing, not a run, or damaged."""
         folder = Path(path)
         if not folder.is_dir():
             raise RunError(f"there is no run folder {folder}: `gammabeta train --out {folder}` makes one")
@@ -216,11 +193,9 @@ class Run:
             raise RunError(f"{self.path} was opened for reading")
         if self.events is not None:
             self.events.record(kind, values)
-        try:
+        with reporting(f"write {self.path / _METRICS}"):
             self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
             self._metrics.flush()
-        except OSError as error:
-            raise RunError(f"cannot write {self.path / _METRICS}: {error.strerror}") from None
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
@@ -244,11 +219,7 @@ class Run:
         write_atomically(self._weights(best), serialize(dict(model.state_dict()), metadata))
 
     def load_model(self, model: nn.Module, *, best: bool = False) -> nn.Module:
-        """Read the weights, the last or the best, into a network built from ``info.network``.
-
-        Raises:
-            WeightsError: The file is missing or damaged, or does not fit the network.
-        """
+        """Read the last or best weights into a network; ``WeightsError`` if damaged or for another one."""
         tensors, _ = load_weights(self._weights(best))
         return fit_weights(model, tensors, self._weights(best))
 
@@ -263,7 +234,7 @@ class Run:
         try:
             self._save_info()
         finally:
-            self._release()
+            self._lock.release()
 
     def _save_info(self) -> None:
         write_atomically(self.path / _INFO, (self.info.model_dump_json(indent=2) + "\n").encode())
@@ -330,11 +301,8 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def default_path(recipe: str, data: str) -> Path:
     """Return a fresh folder name under ``runs/``."""
     stem = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}-{Path(data).stem or 'data'}"
-    path, number = Path("runs") / stem, 1
-    while path.exists():
-        number += 1
-        path = Path("runs") / f"{stem}-{number}"
-    return path
+    names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
+    return next(path for name in names if not (path := Path("runs") / name).exists())
 
 
 def _now() -> str:

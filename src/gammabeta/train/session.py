@@ -38,21 +38,11 @@ def train_run(
     tensorboard: bool = False,
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
-    """Train the digit network on a data set into a new run folder.
+    """Train the digit network on a data set, which ``job.load()`` gave, into a new run folder ``path``.
 
-    Args:
-        dataset: What ``job.load()`` gave.
-        job: What to train.
-        path: The folder to make.
-        observer: Is called as the training goes on, and may ask it to stop.
-        checkpoint_every: Seconds between checkpoints within an epoch.
-        tensorboard: Write TensorBoard events too.
-        world: The processes that train together; this one is rank 0, and the others ``follow``.
-
-    Raises:
-        UnavailableError: TensorBoard is asked for and not installed.
-        RunError: The folder cannot be made or written.
-        TrainingInterrupted: The observer asked to stop; the folder holds a checkpoint and the weights so far.
+    ``checkpoint_every``: seconds between checkpoints within an epoch. This process is rank 0 of ``world``,
+    and the others ``follow``. After a ``TrainingInterrupted``, because the observer asked to stop, the folder
+    holds a checkpoint and the weights so far.
     """
     place = resolve_device(world.device(job.device))
     network = build_network(job.recipe, dataset, job.seed)
@@ -84,19 +74,9 @@ def resume_run(
 ) -> tuple[Run, Outcome]:
     """Continue an interrupted run: the weights become bitwise those of a run without the interruption.
 
-    That holds on the same machine with the same number of threads.
-
-    Args:
-        path: The run folder.
-        dataset: What the ``job`` of the run loads.
-        observer: Is called as the training goes on, and may ask it to stop.
-        tell: Is called with messages: the step it continues from, a damaged checkpoint, other threads.
-        checkpoint_every: Seconds between checkpoints within an epoch.
-        world: As for ``train_run``; the number of processes may differ from before.
-
-    Raises:
-        RunError: It is not a run, is finished or in use.
-        DataError: The data have changed.
+    That holds on the same machine with the same number of threads. ``tell`` is called with messages: the step
+    it continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
+    ``RunError`` if it is not a run, is finished or in use; ``DataError`` if the data have changed.
     """
     run = Run.open(path)
     if run.info.data_sha256 != dataset_sha256(dataset):
@@ -116,21 +96,10 @@ def resume_run(
     return run, _fit_and_record(run, network, dataset, observer, checkpointer, world)
 
 
-class _Follower(Observer):
-    def __init__(self, stop: Callable[[], bool]) -> None:
-        self.stop_requested = stop  # type: ignore[method-assign]
-
-
 def follow(world: World, stop: Callable[[], bool]) -> None:
     """Train as a rank other than 0, which says what to train; write nothing.
 
-    Args:
-        world: The processes that train together.
-        stop: Is asked whether all shall stop after this step.
-
-    Raises:
-        DataError: This rank has other data than rank 0.
-        TrainingInterrupted: Some rank was asked to stop.
+    ``stop`` is asked after each step whether all shall stop. ``DataError`` if rank 0 has other data.
     """
     orders: tuple[Job, str] | None = world.broadcast(None)
     if orders is None:
@@ -139,16 +108,15 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
     dataset = job.load()
     if dataset_sha256(dataset) != sha256:
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
-    fit(
-        build_network(job.recipe, dataset, job.seed),
-        dataset,
-        job.recipe,
-        device=job.device,
-        seed=job.seed,
-        observer=_Follower(stop),
-        watch_points=WATCH_POINTS,
-        world=world,
-    )
+    observer = Observer()
+    observer.stop_requested = stop  # type: ignore[method-assign]
+    network = build_network(job.recipe, dataset, job.seed)
+    _fit(job, network, dataset, observer=observer, world=world)
+
+
+def _fit(job: Job, network: nn.Module, dataset: Dataset, **options: Any) -> Outcome:
+    options |= {"device": job.device, "seed": job.seed, "watch_points": WATCH_POINTS}
+    return fit(network, dataset, job.recipe, **options)
 
 
 def begun_before(out: Path | None, job: Job) -> Path | None:
@@ -156,11 +124,8 @@ def begun_before(out: Path | None, job: Job) -> Path | None:
 
     When a worker dies, ``torchrun --max-restarts`` starts all of them again with the same command line. A run
     folder says which job of torchrun began it. So a restarted job continues its own interrupted run, and no
-    other one.
-
-    Args:
-        out: The folder asked for; None: look through ``runs/``.
-        job: What to train; the run must have the same recipe, data, seed and held-out images.
+    other one, and only if recipe, data, seed and held-out images are the same. ``out`` is the folder asked
+    for; None: look through ``runs/``.
     """
     mine = torchrun_job()
     if mine is None:
@@ -198,17 +163,8 @@ def _fit_and_record(
         job = replace(job, device=job.device.partition(":")[0])
     try:
         world.broadcast((job, run.info.data_sha256))
-        outcome = fit(
-            network,
-            dataset,
-            run.recipe,
-            device=job.device,
-            seed=job.seed,
-            observer=_Recorder(run, len(dataset.train.labels), observer),
-            checkpointer=checkpointer,
-            watch_points=WATCH_POINTS,
-            world=world,
-        )
+        recorder = _Recorder(run, len(dataset.train.labels), observer)
+        outcome = _fit(job, network, dataset, observer=recorder, checkpointer=checkpointer, world=world)
         run.save_model(outcome.model)
         draw_curves(run)
         run.finish("finished", result_of(outcome))

@@ -39,9 +39,7 @@ def resolve_device(name: str = "auto") -> torch.device:
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        why = (
-            "this PyTorch was built without CUDA" if torch.version.cuda is None else "no usable GPU was found"
-        )
+        why = "no usable GPU was found" if torch.version.cuda else "this PyTorch was built without CUDA"
         raise UnavailableError(f"device {name} is not available: {why}; use --device cpu")
     if int(index or 0) >= torch.cuda.device_count():
         raise UnavailableError(f"device {name} does not exist: there are {torch.cuda.device_count()} GPUs")
@@ -58,11 +56,9 @@ def computes_bf16(device: torch.device) -> bool:
 
 def resolve_precision(wanted: str, device: torch.device) -> Precision:
     """Return the precision for ``auto`` (bf16 where the device computes in it), ``fp32`` or ``bf16``."""
-    if wanted == "auto":
-        return "bf16" if computes_bf16(device) else "fp32"
-    if wanted not in ("fp32", "bf16"):
+    if wanted not in ("auto", "fp32", "bf16"):
         raise UsageError(f"unknown precision {wanted!r}: choose auto, fp32 or bf16")
-    return "bf16" if wanted == "bf16" else "fp32"
+    return "bf16" if wanted == "bf16" or (wanted == "auto" and computes_bf16(device)) else "fp32"
 
 
 def place_model(model: nn.Module, device: torch.device) -> nn.Module:
@@ -78,19 +74,12 @@ class AnotherFailed(Exception):  # noqa: N818 -- not an error of this process
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of a training, or this process alone.
+    """The ranks of a training, or this process alone."""
 
-    Attributes:
-        rank: This process, from 0.
-        size: Number of processes on all machines.
-        local_rank: This process on its machine, from 0: the number of its GPU.
-        store: Where the ranks leave notes for each other, also when no collective works any more.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    store: Any = None
+    rank: int = 0  # this process
+    size: int = 1  # number of processes on all machines
+    local_rank: int = 0  # this process on its machine: the number of its GPU
+    store: Any = None  # where the ranks leave notes for each other, also when no collective works any more
 
     @property
     def writes(self) -> bool:
@@ -102,11 +91,7 @@ class World:
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def device(self, name: str) -> str:
-        """The device for this rank, of ``auto``, ``cpu`` or ``cuda``: the GPU of its local rank.
-
-        Raises:
-            UsageError: One GPU was named for all.
-        """
+        """The device of this rank for ``auto``, ``cpu`` or ``cuda``, which is its local rank's GPU."""
         if self.size == 1 or name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
             return name
         if name not in ("auto", "cuda"):
@@ -159,9 +144,6 @@ ALONE = World()
 def joined(device: str) -> Iterator[World]:
     """Join the processes that ``torchrun`` has started, if there are any, and leave them at the end.
 
-    Args:
-        device: ``auto``, ``cpu`` or ``cuda``.
-
     Raises:
         UsageError: The environment names other processes, but not this one among them.
         GammabetaError: Whatever was raised inside, on the rank where it happened first.
@@ -171,14 +153,13 @@ def joined(device: str) -> Iterator[World]:
     if size < 2:
         yield ALONE
         return
-    for name in ("RANK", "LOCAL_RANK"):
-        _number(name)
+    rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
     names: Any = dist  # whose type stubs leave out two public names
     rendezvous = names.rendezvous("env://")
     # torchrun's store outlives the workers: addresses of those that died must not be found in it.
     attempt = f"gammabeta/{_number('TORCHELASTIC_RESTART_COUNT', 0)}/{size}"
     store = names.PrefixStore(attempt, next(rendezvous)[0])
-    world = World(_number("RANK"), size, _number("LOCAL_RANK"), store)
+    world = World(rank, size, local_rank, store)
     try:
         place = resolve_device(world.device(device))
         _set_up(place)
@@ -189,18 +170,15 @@ def joined(device: str) -> Iterator[World]:
         if not world.first_to_fail():
             raise AnotherFailed from None
         raise type(error)(f"rank {world.rank}: {error}") from None
-    except RuntimeError as error:
-        lost = _is_lost_connection(error)
-        if not world.first_to_fail() and lost:
-            raise AnotherFailed from None
-        if not lost:
+    except Exception as error:
+        first = world.first_to_fail()
+        in_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+        if not (in_gloo or isinstance(error, dist.DistError)):
             raise
-        raise RunError(
-            f"rank {world.rank}: the connection to another process is lost; has it died?"
-        ) from None
-    except Exception:
-        world.first_to_fail()
-        raise
+        if not first:
+            raise AnotherFailed from None
+        lost = f"rank {world.rank}: the connection to another process is lost; has it died?"
+        raise RunError(lost) from None
     dist.destroy_process_group()
 
 
@@ -229,8 +207,3 @@ def _set_up(place: torch.device) -> None:
         loopback = [name for _, name in socket.if_nameindex() if name in ("lo", "lo0")]
         if loopback:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Whether a collective failed because another process has gone."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()

@@ -3,7 +3,8 @@
 import json
 import os
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,59 +12,54 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..errors import RunError, WeightsError
+from .errors import GammabetaError, RunError, WeightsError
 
 _LARGEST_JSON = 64 << 20  # bytes; a run's own documents are a thousand times smaller
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+@contextmanager
+def reporting(attempt: str, advice: str = "", error: type[GammabetaError] = RunError) -> Iterator[None]:
+    """Turn an ``OSError`` into one line: what cannot be done, the system's reason, what to do about it."""
+    try:
+        yield
+    except OSError as cause:
+        raise error(f"cannot {attempt}: {cause.strerror}{advice}") from None
+
+
+def write_atomically(path: Path, content: bytes, error: type[GammabetaError] = RunError) -> None:
     """Write a file so that at any moment either the old content or the new is there, whole.
 
-    Raises:
-        RunError: It cannot be written (no space, no permission); the old file is as it was.
+    ``error`` is raised if it cannot be written (no space, no permission); the old file is then as it was.
     """
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror}; free space or choose another folder"
-        ) from None
-    finally:
-        if temporary is not None:
-            with suppress(FileNotFoundError):
-                Path(temporary).unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every system can open a folder
-        descriptor = os.open(folder, os.O_RDONLY)
+    with reporting(f"write {path}", "; free space or choose another folder", error):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+        temporary = Path(name)
         try:
-            os.fsync(descriptor)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            temporary.replace(path)
         finally:
-            os.close(descriptor)
+            temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # not every system can open a folder
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON document of ours.
-
-    Raises:
-        RunError: It is missing, too large or not JSON.
-    """
-    try:
+    """Read a JSON document of ours; ``RunError`` if it is missing, too large or not JSON."""
+    with reporting(f"read {path}"):
         if path.stat().st_size > _LARGEST_JSON:
             raise RunError(f"{path} is larger than any run's; it was not written by gammabeta")
-        return json.loads(path.read_text("utf-8"))
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from None
-    except (UnicodeDecodeError, ValueError, RecursionError):
+        content = path.read_bytes()
+    try:
+        return json.loads(content.decode("utf-8"))
+    except (ValueError, RecursionError):
         raise RunError(f"{path} is damaged: it is not valid JSON") from None
 
 
@@ -73,11 +69,7 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: tensors by name, and its metadata.
-
-    Raises:
-        WeightsError: It is missing, truncated or not safetensors.
-    """
+    """Read tensors by name, and metadata; ``WeightsError`` if it is missing, damaged or not safetensors."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
@@ -106,8 +98,6 @@ def fit_weights(model: nn.Module, tensors: dict[str, Tensor], source: object) ->
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents; ``RunError`` if that cannot be."""
-    try:
+    """Make a folder for a run or for pictures, and its parents; ``RunError`` if that cannot be."""
+    with reporting(f"make the folder {path}", "; choose another folder with --out"):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"cannot make the folder {path}: {error.strerror}") from None
