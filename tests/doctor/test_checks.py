@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gammabeta.doctor.checks import CHECKS
-from gammabeta.doctor.checks.dropout import predicted_shift
+from gammabeta.doctor.checks.drift import predicted_shift
 from gammabeta.doctor.checks.settings import misplaced_weight
 from gammabeta.doctor.checks.updates import measured_share
 from gammabeta.doctor.evidence import Evidence, Gap, Layer, LoaderShape, Optimizer, Ranks, Surroundings

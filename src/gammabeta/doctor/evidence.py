@@ -163,6 +163,13 @@ class Gap:
     output_change: float
     output_noise: float
 
+    @property
+    def losses(self) -> tuple[float, float, float] | None:
+        """The losses that batch normalization accounts for: ``bn_train``, ``population``, ``evaluation``."""
+        if self.bn_train is None or self.population is None or self.evaluation is None:
+            return None
+        return self.bn_train, self.population, self.evaluation
+
 
 @dataclass(frozen=True)
 class LoaderShape:
@@ -171,6 +178,12 @@ class LoaderShape:
     samples: int
     batch_size: int
     drop_last: bool
+
+    @property
+    def leaves_one(self) -> bool:
+        """Whether the last batch is a single sample, after larger ones."""
+        several = not self.drop_last and 1 < self.batch_size < self.samples
+        return several and self.samples % self.batch_size == 1
 
 
 @dataclass(frozen=True)

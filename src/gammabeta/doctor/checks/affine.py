@@ -8,13 +8,13 @@ from torch import Tensor
 
 from ..evidence import Evidence, Layer
 from ..finding import Finding, Severity
-from .registry import check
+from .registry import check, check_layers
 
 PEERS, ABSOLUTE, SIGMAS, FEW = 1e-3, 1e-6, 4.0, 0.1
 
 
-@check
-def dead_gamma(evidence: Evidence) -> Iterator[Finding]:
+@check_layers()
+def dead_gamma(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Channels that γ and β switch off.
 
     Symptom: channels that cost time and memory, and have no effect.
@@ -27,33 +27,28 @@ def dead_gamma(evidence: Evidence) -> Iterator[Finding]:
     the last layer of a residual branch) and never learned.
     Source: Liu et al. (2017), "Network slimming": small γ marks a channel without effect.
     """
-    for layer in evidence.layers:
-        if layer.weight is None:
-            continue
-        size = layer.weight.abs()
-        usual = float(size.median())
-        dead = size <= (ABSOLUTE if usual <= ABSOLUTE else PEERS * usual)
-        count = int(dead.sum())
-        if count:
-            yield Finding(
-                "dead-gamma",
-                layer.name,
-                _severity(count, layer.channels),
-                f"γ is almost 0 in {count} of {layer.channels} channels (median {usual:.1e})",
-                "weight decay or a sparsity penalty on γ; or γ = 0 at the start and never learned",
-                "prune the channels, or exempt γ from weight decay",
-                {"channels": count},
-            )
-        if layer.bias is not None and evidence.around(layer).relu_after:
-            yield from _relus(layer, (layer.bias / size.clamp(min=1e-30))[~dead])
+    if layer.weight is None:
+        return
+    size = layer.weight.abs()
+    usual = float(size.median())
+    dead = size <= (ABSOLUTE if usual <= ABSOLUTE else PEERS * usual)
+    count = int(dead.sum())
+    if count:
+        yield Finding(
+            _severity(count, layer.channels),
+            f"γ is almost 0 in {count} of {layer.channels} channels (median {usual:.1e})",
+            "weight decay or a sparsity penalty on γ; or γ = 0 at the start and never learned",
+            "prune the channels, or exempt γ from weight decay",
+            {"channels": count},
+        )
+    if layer.bias is not None and evidence.around(layer).relu_after:
+        yield from _relus(layer, (layer.bias / size.clamp(min=1e-30))[~dead])
 
 
 def _relus(layer: Layer, ratio: Tensor) -> Iterator[Finding]:
     off, on = int((ratio < -SIGMAS).sum()), int((ratio > SIGMAS).sum())
     if off:
         yield Finding(
-            "dead-gamma",
-            layer.name,
             _severity(off, layer.channels),
             f"β is more than {SIGMAS:g}·|γ| below zero in {off} of {layer.channels} channels:"
             " the ReLU after it is always off",
@@ -63,8 +58,6 @@ def _relus(layer: Layer, ratio: Tensor) -> Iterator[Finding]:
         )
     if on:
         yield Finding(
-            "dead-gamma",
-            layer.name,
             "note",
             f"β is more than {SIGMAS:g}·|γ| above zero in {on} of {layer.channels} channels:"
             " the ReLU after it does nothing",
@@ -93,17 +86,16 @@ def weight_decay_on_affine(evidence: Evidence) -> Iterator[Finding]:
         return
     for name, which in evidence.optimizer.decayed.items():
         yield Finding(
-            "weight-decay-on-affine",
-            name,
             "note",
             f"{' and '.join(which)} in a group with weight decay {evidence.optimizer.weight_decay:g}",
             "one parameter group for everything",
             "put one-dimensional parameters in a group without weight decay",
+            layer=name,
         )
 
 
-@check
-def redundant_bias(evidence: Evidence) -> Iterator[Finding]:
+@check_layers()
+def redundant_bias(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """A bias that has no effect, because the normalization after it subtracts it.
 
     Symptom: none in the results; it costs memory and time, and its gradient is zero up to rounding.
@@ -113,14 +105,11 @@ def redundant_bias(evidence: Evidence) -> Iterator[Finding]:
     Fix: ``bias=False`` before batch normalization; β replaces it.
     Source: Ioffe and Szegedy (2015), section 3.2.
     """
-    for layer in evidence.layers:
-        around = evidence.around(layer)
-        if around.producer_bias and not layer.frozen:
-            yield Finding(
-                "redundant-bias",
-                layer.name,
-                "note",
-                f"the bias of {around.producer} goes directly into this layer",
-                "subtracting the batch mean removes any constant",
-                "create it with bias=False",
-            )
+    around = evidence.around(layer)
+    if around.producer_bias and not layer.frozen:
+        yield Finding(
+            "note",
+            f"the bias of {around.producer} goes directly into this layer",
+            "subtracting the batch mean removes any constant",
+            "create it with bias=False",
+        )

@@ -31,24 +31,23 @@ def tiny_batch(evidence: Evidence) -> Iterator[Finding]:
         return
     images = median(evidence.batch_images)
     if images < FEW_IMAGES:
-        yield _finding("", f"the loader's batches have {images:g} samples", images)
+        yield _finding(f"the loader's batches have {images:g} samples", images)
         return
     for layer in learning:
         seen = evidence.seen(layer)
         values = median(size.values for size in seen.sizes.elements()) if seen is not None else FEW_VALUES
         if values < FEW_VALUES:
-            yield _finding(layer.name, f"{values:g} values per channel in a batch", values)
+            yield _finding(f"{values:g} values per channel in a batch", values, layer.name)
 
 
-def _finding(name: str, evidence: str, count: float) -> Finding:
+def _finding(evidence: str, count: float, name: str = "") -> Finding:
     return Finding(
-        "tiny-batch",
-        name,
         "warning",
         evidence,
         "a batch size chosen for memory; if this loader is only for evaluation, ignore this",
         "larger batches, synchronised or frozen statistics",
         {"count": count},
+        layer=name,
     )
 
 
@@ -64,25 +63,23 @@ def last_batch_of_one(evidence: Evidence) -> Iterator[Finding]:
     Fix: ``drop_last=True``, or a batch size that leaves another remainder.
     Source: ``torch.nn.functional.batch_norm``.
     """
-    shape, sizes = evidence.loader, evidence.batch_images
-    declared = shape is not None and not shape.drop_last and 1 < shape.batch_size < shape.samples
-    left = declared and shape is not None and shape.samples % shape.batch_size == 1
-    if not left and not (len(sizes) > 1 and sizes[-1] == 1 and max(sizes) > 1):
-        return
-    if not evidence.layers:
+    loader, sizes = evidence.loader, evidence.batch_images
+    if loader is not None and loader.leaves_one:
+        found = f"{loader.samples} samples in batches of {loader.batch_size} leaves one sample"
+    elif sizes and sizes[-1] == 1 and max(sizes) > 1:
+        found = "the last batch leaves one sample"
+    else:
         return
     bare = [layer.label for layer in evidence.layers if _one_value_per_sample(evidence, layer)]
-    count = (
-        f"{shape.samples} samples in batches of {shape.batch_size}" if left and shape else "the last batch"
-    )
-    yield Finding(
-        "last-batch-of-one",
-        "",
-        "warning" if bare else "note",
-        f"{count} leaves one sample" + (f"; one value per channel in {', '.join(bare[:3])}" if bare else ""),
-        "the number of samples is one more than a multiple of the batch size",
-        "use drop_last=True in training",
-    )
+    if bare:
+        found += f"; one value per channel in {', '.join(bare[:3])}"
+    if evidence.layers:
+        yield Finding(
+            "warning" if bare else "note",
+            found,
+            "the number of samples is one more than a multiple of the batch size",
+            "use drop_last=True in training",
+        )
 
 
 def _one_value_per_sample(evidence: Evidence, layer: Layer) -> bool:
@@ -121,13 +118,12 @@ def non_iid_batches(evidence: Evidence) -> Iterator[Finding]:
     if ratios and max(ratios.values()) > RATIO:
         name = max(ratios, key=lambda key: ratios[key])
         yield Finding(
-            "non-iid-batches",
-            name,
             "warning",
             f"the means of batches vary {ratios[name]:.1f} times as much as in batches drawn at random",
             "data in order of class, of recording or of source; no shuffling",
             "shuffle the training data; if this loader is only for evaluation, ignore this",
             {"ratio": ratios[name]},
+            layer=name,
         )
 
 

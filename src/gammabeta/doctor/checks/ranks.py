@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
-from ..evidence import Evidence
+from ..evidence import Evidence, Layer
 from ..finding import Finding
-from .registry import check
+from .registry import check, check_layers
 
 ENOUGH = 16
 
@@ -27,17 +27,16 @@ def rank_divergence(evidence: Evidence) -> Iterator[Finding]:
         return
     for name in evidence.ranks.diverging:
         yield Finding(
-            "rank-divergence",
-            name,
             "warning",
             f"buffers differ between the {evidence.ranks.world_size} processes",
             "each process averages its own batches, and the averages were not made equal afterwards",
             "recalibrate on all processes together, or broadcast the buffers",
+            layer=name,
         )
 
 
-@check
-def unsynchronized_replicas(evidence: Evidence) -> Iterator[Finding]:
+@check_layers()
+def unsynchronized_replicas(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Each process normalises by its own small batch.
 
     Symptom: distributed training that is worse than the same total batch on one device.
@@ -48,19 +47,14 @@ def unsynchronized_replicas(evidence: Evidence) -> Iterator[Finding]:
     Fix: ``gammabeta.convert(model, to="sync")``.
     Source: Wu and He (2018), "Group normalization", table 2; Peng et al. (2018), "MegDet".
     """
-    if evidence.ranks is None:
+    if evidence.ranks is None or layer.synchronized or layer.frozen:
         return
     local = median(evidence.batch_images) if evidence.batch_images else None
-    if local is not None and local >= ENOUGH:
-        return
-    for layer in evidence.layers:
-        if not layer.synchronized and not layer.frozen:
-            size = "an unknown number of" if local is None else f"{local:g}"
-            yield Finding(
-                "unsynchronized-replicas",
-                layer.name,
-                "note" if local is None else "warning",
-                f"{evidence.ranks.world_size} processes normalise by {size} samples each",
-                "DistributedDataParallel averages gradients, not statistics",
-                'use gammabeta.convert(model, to="sync")',
-            )
+    if local is None or local < ENOUGH:
+        size = "an unknown number of" if local is None else f"{local:g}"
+        yield Finding(
+            "note" if local is None else "warning",
+            f"{evidence.ranks.world_size} processes normalise by {size} samples each",
+            "DistributedDataParallel averages gradients, not statistics",
+            'use gammabeta.convert(model, to="sync")',
+        )

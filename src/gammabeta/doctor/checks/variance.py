@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..evidence import Evidence
+from ..evidence import Evidence, Layer
 from ..finding import Finding
-from .registry import check
+from .registry import check_layers
 
 FEW = 0.1
 
 
-@check
-def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
+@check_layers(Evidence.stored)
+def collapsed_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Running variances under ``eps``.
 
     Symptom: channels that carry no signal; or whose smallest change is magnified by up to 1/sqrt(eps), about
@@ -24,24 +24,21 @@ def collapsed_variance(evidence: Evidence) -> Iterator[Finding]:
     Fix: prune the channels, repair the initialisation before them, or scale the input.
     Source: Ioffe and Szegedy (2015), algorithm 1: eps is there for stability, not to set the scale.
     """
-    for layer in evidence.stored():
-        _, var = layer.running
-        dead = int(((var >= 0) & (var < layer.eps)).sum())
-        if dead:
-            yield Finding(
-                "collapsed-variance",
-                layer.name,
-                "warning" if dead >= FEW * layer.channels else "note",
-                f"{dead} of {layer.channels} running variances are under eps {layer.eps:g},"
-                f" the least {float(var.min()):.1e}",
-                "inputs that never change, weights near zero, or statistics damaged by hand",
-                "check whether the channels are constant in the data, too; prune or re-initialise them",
-                {"channels": dead},
-            )
+    _, var = layer.running
+    dead = int(((var >= 0) & (var < layer.eps)).sum())
+    if dead:
+        yield Finding(
+            "warning" if dead >= FEW * layer.channels else "note",
+            f"{dead} of {layer.channels} running variances are under eps {layer.eps:g},"
+            f" the least {float(var.min()):.1e}",
+            "inputs that never change, weights near zero, or statistics damaged by hand",
+            "check whether the channels are constant in the data, too; prune or re-initialise them",
+            {"channels": dead},
+        )
 
 
-@check
-def dead_input(evidence: Evidence) -> Iterator[Finding]:
+@check_layers()
+def dead_input(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Channels whose input is constant on every batch.
 
     Symptom: channels that carry nothing; the layer passes on β alone.
@@ -51,26 +48,23 @@ def dead_input(evidence: Evidence) -> Iterator[Finding]:
     Fix: look at what produces the channel: zero weights, a ReLU that is always off, an empty input plane.
     Source: Ioffe and Szegedy (2015), algorithm 1.
     """
-    for layer in evidence.layers:
-        seen = evidence.seen(layer)
-        dead = int(seen.dead.sum()) if seen is not None else 0
-        if dead:
-            yield Finding(
-                "dead-input",
-                layer.name,
-                "warning" if dead >= FEW * layer.channels else "note",
-                f"{dead} of {layer.channels} channels are constant (variance under eps) on every batch",
-                "zero weights, a ReLU that is always off, or an empty plane of the input",
-                "repair or prune what produces these channels",
-                {"channels": dead},
-            )
+    seen = evidence.seen(layer)
+    dead = int(seen.dead.sum()) if seen is not None else 0
+    if dead:
+        yield Finding(
+            "warning" if dead >= FEW * layer.channels else "note",
+            f"{dead} of {layer.channels} channels are constant (variance under eps) on every batch",
+            "zero weights, a ReLU that is always off, or an empty plane of the input",
+            "repair or prune what produces these channels",
+            {"channels": dead},
+        )
 
 
 LARGEST_HALF, DECADES = 65504.0, 1e6
 
 
-@check
-def exploding_variance(evidence: Evidence) -> Iterator[Finding]:
+@check_layers(Evidence.stored)
+def exploding_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Running variances that half precision cannot hold, or far above those of the other channels.
 
     Symptom: infinity as soon as the model is cast to float16; one channel of the layer's input hides the
@@ -83,23 +77,20 @@ def exploding_variance(evidence: Evidence) -> Iterator[Finding]:
     Fix: scale the input, find the layer that diverges, keep statistics in float32, recalibrate.
     Source: IEEE 754 binary16.
     """
-    for layer in evidence.stored():
-        _, var = layer.running
-        finite = var[var.isfinite()]
-        if not finite.numel():
-            continue
-        largest, usual = float(finite.max()), float(finite.median())
-        beyond_half = int((finite > LARGEST_HALF).sum())
-        beyond_peers = int((finite > DECADES * usual).sum()) if usual > layer.eps else 0
-        if beyond_half or beyond_peers:
-            what = "beyond float16" if beyond_half else "a million times the median or more"
-            yield Finding(
-                "exploding-variance",
-                layer.name,
-                "warning",
-                f"{max(beyond_half, beyond_peers)} of {layer.channels} running variances are {what}:"
-                f" largest {largest:.2e}, median {usual:.2e}",
-                "unscaled input, a diverging layer before this one, or one batch of outliers",
-                "scale the input or recalibrate; keep this layer in float32",
-                {"largest": largest, "median": usual},
-            )
+    _, var = layer.running
+    finite = var[var.isfinite()]
+    if not finite.numel():
+        return
+    largest, usual = float(finite.max()), float(finite.median())
+    beyond_half = int((finite > LARGEST_HALF).sum())
+    beyond_peers = int((finite > DECADES * usual).sum()) if usual > layer.eps else 0
+    if beyond_half or beyond_peers:
+        what = "beyond float16" if beyond_half else "a million times the median or more"
+        yield Finding(
+            "warning",
+            f"{max(beyond_half, beyond_peers)} of {layer.channels} running variances are {what}:"
+            f" largest {largest:.2e}, median {usual:.2e}",
+            "unscaled input, a diverging layer before this one, or one batch of outliers",
+            "scale the input or recalibrate; keep this layer in float32",
+            {"largest": largest, "median": usual},
+        )
