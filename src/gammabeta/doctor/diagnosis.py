@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from ..stats import batches
-from ..stats.preserve import RandomState, preserved, same_bits
+from ..stats.preserve import preserved, remember_random_state, same_bits
 from . import static, trace
 from .checks import run_checks
 from .collect import Collector, LossFn
@@ -89,7 +89,8 @@ def diagnose(
         if example is not None:
             _examine_example(inner, forward, batches.move(example, *batches.placement(inner)), evidence)
         if again is not None:
-            _examine_data(Collector(inner, again, forward, loss, samples, progress), evidence)
+            reported = progress or (lambda size: None)
+            _examine_data(Collector(inner, again, forward, loss, samples, reported), evidence)
     return Report(evidence, run_checks(evidence))
 
 
@@ -100,10 +101,10 @@ def _repeatable(loader: Iterable[Any] | None, samples: int | None) -> Callable[[
     if isinstance(loader, Iterator):
         held = list(batches.batches(loader, samples, (torch.device("cpu"), None)))
         return lambda: held
-    start = RandomState.of(loader)
+    put_back_random_state = remember_random_state(loader)
 
     def again() -> Iterable[Any]:
-        start.restore()
+        put_back_random_state()
         return loader
 
     return again
@@ -164,7 +165,7 @@ def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, e
     """Evaluate the same samples twice, then in smaller batches; their outputs must not change."""
     everyone = torch.arange(min(COMPARED_SAMPLES, total))
     model.eval()
-    start = RandomState.of()
+    put_back_random_state = remember_random_state()
 
     def outputs(index: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
@@ -179,7 +180,7 @@ def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, e
     together = first(everyone)
     with preserved(model):
         outputs(everyone)
-        start.restore()
+        put_back_random_state()
         evidence.repeats_differ = _largest_change(together, outputs(everyone))
     if len(everyone) > 1:
         parts = [first(index) for index in torch.split(everyone, 2 if len(everyone) > 3 else 1)]
