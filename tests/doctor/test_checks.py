@@ -24,7 +24,6 @@ def layer(name: str = "bn", **changes) -> Layer:
         "frozen_class": False,
         "tracks": True,
         "synchronized": False,
-        "aliases": (),
         "mean": torch.randn(20, dtype=torch.float64, generator=generator),
         "var": torch.rand(20, dtype=torch.float64, generator=generator) + 0.5,
         "buffer_dtype": torch.float32,

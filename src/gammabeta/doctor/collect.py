@@ -22,7 +22,7 @@ from ..errors import UsageError
 from ..graph.layers import batch_norm_layers, frozen_layers
 from ..stats import batches
 from ..stats.moments import Moments, batch_moments
-from ..stats.preserve import observed, restore, same_bits, set_modes
+from ..stats.preserve import observed, overwrite, same_bits, set_modes
 from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap
 from .trace import tensors
 
@@ -180,13 +180,12 @@ class Collector:
             moments = self.activity[name].population
             mean, var = layer.running_mean, layer.running_var
             if name not in self.frozen and mean is not None and var is not None and moments.count > 1:
-                for buffer, value in ((mean, moments.mean), (var, moments.unbiased_variance)):
-                    with torch.inference_mode(buffer.is_inference()):
-                        buffer.copy_(value)
+                overwrite(mean, moments.mean)
+                overwrite(var, moments.unbiased_variance)
 
     def _restore_buffers(self) -> None:
         for tensor, copy in self.buffers:
-            restore(tensor, copy)
+            overwrite(tensor, copy)
 
     def _record_population(self, images: int, first: bool, name: str, layer: Any, x: Tensor) -> None:
         activity, batch = self.activity[name], batch_moments(x).whole

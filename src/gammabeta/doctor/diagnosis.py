@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ def diagnose(
     )
     with preserved(inner, loader), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of training: they are not about this diagnosis
-        again = _repeatable(loader, samples)
+        again = None if loader is None else _repeatable(loader, samples)
         if example is None and again is not None:
             example = next(iter(again()), None)
         if example is not None:
@@ -94,10 +95,8 @@ def diagnose(
     return Report(evidence, run_checks(evidence))
 
 
-def _repeatable(loader: Iterable[Any] | None, samples: int | None) -> Callable[[], Iterable[Any]] | None:
+def _repeatable(loader: Iterable[Any], samples: int | None) -> Callable[[], Iterable[Any]]:
     """A function that gives the same batches each time it is called."""
-    if loader is None:
-        return None
     if isinstance(loader, Iterator):
         held = list(batches.batches(loader, samples, (torch.device("cpu"), None)))
         return lambda: held
@@ -128,17 +127,30 @@ def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, e
         return forward(model, batches.take(batch, index, total))
 
     few = partial(run, torch.arange(min(TRACED_SAMPLES, total)))
-    probes = {
-        "tracing": partial(_trace, model, few, evidence),
-        "the gradient probe": partial(_probe_backward, model, few, evidence),
-        "comparing a sample alone and with others": partial(_compare, model, run, total, evidence),
-    }
-    for what, probe in probes.items():
-        try:
-            with preserved(model):
-                probe()
-        except Exception as error:  # the model's own code: anything may come out of it
-            evidence.not_examined.append(_failed(what, error))
+    with _probe("tracing", model, evidence):
+        model.eval()
+        evidence.surroundings |= trace.surroundings(model, few)
+    with _probe("the gradient probe", model, evidence):
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
+            evidence.not_examined.append(
+                "the gradient probe: parameters have hooks of their own, which it would run"
+            )
+        else:
+            model.train()
+            evidence.updated_in_backward = trace.updated_in_backward(model, few)
+    with _probe("comparing a sample alone and with others", model, evidence):
+        model.eval()
+        _compare(model, run, total, evidence)
+
+
+@contextmanager
+def _probe(what: str, model: nn.Module, evidence: Evidence) -> Iterator[None]:
+    """Leave the model as it was; note what fails in the report."""
+    try:
+        with preserved(model):
+            yield
+    except Exception as error:  # the model's own code: anything may come out of it
+        evidence.not_examined.append(_failed(what, error))
 
 
 def _failed(what: str, error: Exception) -> str:
@@ -146,25 +158,9 @@ def _failed(what: str, error: Exception) -> str:
     return f"{what}: {type(error).__name__}: {first_line}"
 
 
-def _trace(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
-    model.eval()
-    evidence.surroundings = evidence.surroundings | trace.surroundings(model, run)
-
-
-def _probe_backward(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
-        evidence.not_examined.append(
-            "the gradient probe: parameters have hooks of their own, which it would run"
-        )
-        return
-    model.train()
-    evidence.updated_in_backward = trace.updated_in_backward(model, run)
-
-
 def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, evidence: Evidence) -> None:
     """Evaluate the same samples twice, then in smaller batches; their outputs must not change."""
     everyone = torch.arange(min(COMPARED_SAMPLES, total))
-    model.eval()
     put_back_random_state = remember_random_state()
 
     def outputs(index: torch.Tensor) -> list[torch.Tensor]:

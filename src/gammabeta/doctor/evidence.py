@@ -33,7 +33,6 @@ class Layer:
     frozen_class: bool
     tracks: bool
     synchronized: bool
-    aliases: tuple[str, ...]
     mean: Tensor | None
     var: Tensor | None
     buffer_dtype: torch.dtype | None

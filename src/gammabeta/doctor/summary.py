@@ -14,6 +14,7 @@ from .evidence import Evidence, Layer
 from .finding import SEVERITIES, Finding, Severity
 
 SCHEMA = "gammabeta.doctor/1"
+GAP = ("train", "bn_train", "population", "evaluation", "output_change", "output_noise")  # fields shown
 
 
 @dataclass(frozen=True)
@@ -84,21 +85,14 @@ class Summary:
         layers = len(self.evidence.layers)
         if not layers and not self.findings:
             return "No batch normalization found."
-        looked = f"{layers} batch-normalization layer{'s' * (layers != 1)}"
+        looked = _counted(layers, "batch-normalization layer")
         if self.evidence.samples:
             looked += f" on {self.evidence.samples} samples"
+        counts = [_counted(self.count(kind), kind) for kind in SEVERITIES if self.count(kind)]
         if self.healthy:
-            return f"Healthy: no error or warning in {looked}{self._notes()}."
-        counts = [
-            f"{self.count(severity)} {severity}{'s' * (self.count(severity) != 1)}"
-            for severity in SEVERITIES
-            if self.count(severity)
-        ]
-        return f"{_sentence(counts)} in {looked}."
-
-    def _notes(self) -> str:
-        notes = self.count("note")
-        return f", {notes} note{'s' * (notes != 1)}" if notes else ""
+            return ", ".join([f"Healthy: no error or warning in {looked}", *counts]) + "."
+        *others, last = counts
+        return f"{', '.join(others)} and {last} in {looked}." if others else f"{last} in {looked}."
 
     def exit_code(self, severity: Severity = "warning") -> int:
         """For a command line: 1 with findings of this severity or above, else 0."""
@@ -106,6 +100,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; the schema is documented and versioned (see ``SCHEMA``)."""
+        gap = self.evidence.gap
         row: dict[str, Any] = _finite(
             {
                 "schema": SCHEMA,
@@ -115,7 +110,7 @@ class Summary:
                 "counts": {severity: self.count(severity) for severity in SEVERITIES},
                 "findings": [asdict(finding) for finding in self.findings],
                 "layers": [self.layer_row(layer) for layer in self.evidence.layers],
-                "gap": self._gap(),
+                "gap": None if gap is None else {key: getattr(gap, key) for key in GAP},
                 "samples": self.evidence.samples,
                 "not_examined": self.evidence.not_examined,
             }
@@ -146,19 +141,12 @@ class Summary:
             "worst": min(severities, key=SEVERITIES.index, default=None),
         }
 
-    def _gap(self) -> dict[str, Any] | None:
-        gap = self.evidence.gap
-        if gap is None:
-            return None
-        keys = ("train", "bn_train", "population", "evaluation", "output_change", "output_noise")
-        return {key: getattr(gap, key) for key in keys}
-
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
 
-def _sentence(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _finite(value: Any) -> Any:

@@ -51,7 +51,7 @@ def preserved(model: nn.Module, loader: Any = None) -> Iterator[None]:
         for values, hidden_before in plain:
             values.update(hidden_before)
         for tensor, copy in saved:
-            restore(tensor, copy)
+            overwrite(tensor, copy)
 
 
 def _dictionaries(model: nn.Module) -> Iterator[dict[Any, Any]]:
@@ -69,12 +69,11 @@ def set_modes(model: nn.Module, *, training: bool) -> None:
         module.training = training
 
 
-def restore(tensor: Tensor, copy: Tensor) -> None:
-    """Write ``copy`` back into ``tensor``, where it differs (comparing bits, so that NaN equals NaN)."""
-    if same_bits(tensor, copy):
-        return
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        tensor.copy_(copy)
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Write ``values`` into ``tensor`` in place, if they differ (comparing bits, so that NaN equals NaN)."""
+    if not same_bits(tensor, values):
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            tensor.copy_(values)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

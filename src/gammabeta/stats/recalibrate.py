@@ -37,7 +37,7 @@ from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unw
 from ..nn import SyncBatchNorm
 from .batches import ForwardFn, batches, call, placement, size
 from .moments import Moments, Ranks, batch_moments, current_ranks
-from .preserve import observed, preserved, set_modes
+from .preserve import observed, overwrite, preserved, set_modes
 
 Mode = Literal["joint", "in-order"]
 
@@ -246,8 +246,7 @@ def _checked(name: str, layer: Any, moments: Moments) -> Statistics:
 
 def _write(layer: Any, mean: Tensor, var: Tensor, batches: int) -> None:
     """Store the statistics, in place."""
-    with torch.inference_mode(layer.running_mean.is_inference()), torch.no_grad():
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(var)
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.clamp_(min=batches)
+    overwrite(layer.running_mean, mean)
+    overwrite(layer.running_var, var)
+    if layer.num_batches_tracked is not None:
+        overwrite(layer.num_batches_tracked, layer.num_batches_tracked.clamp(min=batches))

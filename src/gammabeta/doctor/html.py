@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 from html import escape
 
-from ..summary import Group, Summary
 from .plots import plots
+from .summary import Group, Summary
 from .terminal import cells
 
 STYLE = """

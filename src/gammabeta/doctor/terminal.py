@@ -11,8 +11,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..finding import Severity
-from ..summary import Group, Summary
+from .finding import Severity
+from .summary import Group, Summary
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 NAMED, ROWS = 4, 40
