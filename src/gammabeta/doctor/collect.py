@@ -6,8 +6,6 @@ on those exact statistics, then evaluation as is. The random state is put back b
 a shuffled or augmented loader gives the same batches again.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -65,10 +63,9 @@ class Collector:
     def __post_init__(self) -> None:
         self.layers = batch_norm_layers(self.model)
         self.modes = {module: module.training for module in self.model.modules()}
-        self.started_in_training = self.model.training
         self.frozen = frozen_layers(self.model)
         self.buffers = [(tensor, tensor.clone()) for tensor in self.model.buffers()]
-        self.activity = {name: Activity.empty(layer.num_features) for name, layer in self.layers.items()}
+        self.activity = {name: Activity(layer.num_features) for name, layer in self.layers.items()}
         self.losses: dict[str, dict[int, float]] = {mode: {} for mode in MODES}  # by mode and batch
         self.change, self.noise = _Distance(), _Distance()
         self.images: list[int] = []
@@ -161,7 +158,7 @@ class Collector:
 
     def _training_mode(self) -> None:
         """As the owner trains: the modes it came with, or ``train()`` with the frozen layers held still."""
-        if self.started_in_training:
+        if self.modes[self.model]:
             for module, training in self.modes.items():
                 module.training = training
         else:

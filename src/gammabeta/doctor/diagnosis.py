@@ -1,7 +1,5 @@
 """``diagnose``: gather the evidence, leave the model as it was, run the checks, report."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

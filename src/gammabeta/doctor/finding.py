@@ -1,7 +1,5 @@
 """What a check says: one finding about one layer, or about the model as a whole."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 

@@ -1,7 +1,5 @@
 """The report as one self-contained page: no script, no font, no picture from anywhere else."""
 
-from __future__ import annotations
-
 import base64
 from html import escape
 

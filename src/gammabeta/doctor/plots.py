@@ -1,7 +1,5 @@
 """The report's plots, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Iterator
@@ -48,7 +46,7 @@ def plots(report: Summary) -> Iterator[tuple[str, str, str]]:
 Compared = list[tuple[Layer, Activity]]
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -60,7 +58,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -69,7 +67,7 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _gap_figure(train: float | None, bn_train: float, population: float, evaluation: float) -> Figure:
+def _gap_figure(train: float | None, bn_train: float, population: float, evaluation: float) -> "Figure":
     """One bar per mode; the last is stacked from the one with batch statistics."""
     figure, axes = _figure(7.5, 2.3)
     axis: Axes = axes[0, 0]
@@ -103,7 +101,7 @@ def _gap_figure(train: float | None, bn_train: float, population: float, evaluat
     return figure
 
 
-def _statistics_figure(compared: Compared) -> Figure:
+def _statistics_figure(compared: Compared) -> "Figure":
     figure, axes = _figure(9.5, 4.6, rows=2)
     upper: Axes = axes[0, 0]
     lower: Axes = axes[1, 0]
@@ -136,7 +134,7 @@ def _statistics_figure(compared: Compared) -> Figure:
     return figure
 
 
-def _histogram_figure(compared: Compared, report: Summary) -> Figure:
+def _histogram_figure(compared: Compared, report: Summary) -> "Figure":
     def severity(pair: tuple[Layer, Activity]) -> float:
         row = report.layer_row(pair[0])
         return -((row["drift_mean"] or 0.0) + (row["drift_log_variance"] or 0.0))

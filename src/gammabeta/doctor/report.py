@@ -3,8 +3,6 @@
 The summary is plain data and knows no rendering; the renderings read it; this class puts the two together.
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

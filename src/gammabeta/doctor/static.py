@@ -1,7 +1,5 @@
 """Facts that need no data: modules, buffers, the optimiser, the loader's own description."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sized
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """``Summary``: the findings with the evidence they rest on, as data that every rendering reads."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

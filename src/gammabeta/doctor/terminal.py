@@ -1,7 +1,5 @@
 """The report in a terminal: the verdict first, then findings by severity, then a table of layers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """One small forward pass, recorded: what stands around each layer, and what the backward updates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

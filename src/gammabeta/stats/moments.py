@@ -7,8 +7,6 @@ two-pass algorithm) and 2.1 (pooling). Everything pooled is float64 and lives on
 grow with the number of batches.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,12 +37,12 @@ class Moments:
     batches: int = 0
 
     @classmethod
-    def empty(cls, channels: int) -> Moments:
+    def empty(cls, channels: int) -> "Moments":
         """The moments of nothing: pooling with them changes nothing."""
         return cls(0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
 
     @classmethod
-    def of_rows(cls, rows: Tensor) -> Moments:
+    def of_rows(cls, rows: Tensor) -> "Moments":
         """The moments of (K, C) rows, each row one observation."""
         rows = rows.detach().to("cpu", torch.float64)
         if rows.shape[0] == 0:
@@ -52,7 +50,7 @@ class Moments:
         mean = rows.mean(0)
         return cls(rows.shape[0], mean, (rows - mean).square().sum(0), batches=1)
 
-    def pool(self, other: Moments) -> None:
+    def pool(self, other: "Moments") -> None:
         """Take in ``other`` (Chan et al., equation 2.1)."""
         if other.count == 0:
             return

@@ -1,7 +1,5 @@
 """Run a model without leaving a trace: everything a forward pass may change is put back."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager

@@ -21,10 +21,8 @@ the literature distinguishes:
     it is measured itself.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
@@ -124,7 +122,7 @@ Statistics = tuple[Tensor, Tensor, int]  # running mean, unbiased running varian
 
 
 class _ReachedLayer(BaseException):
-    """The layer being measured has been called: the rest of the forward pass is of no use.
+    """The layer being measured has got its input: the rest of the forward pass is of no use.
 
     Not an ``Exception``, so that a model's own error handling does not take it for one.
     """
@@ -142,7 +140,7 @@ class _Passes:
     ranks: Ranks
 
     def measure(self, layers: dict[str, BatchNormLayer], *, stop: bool) -> dict[str, Statistics]:
-        """New statistics of each layer that the data reaches; ``stop`` ends each forward after its layer."""
+        """New statistics of each layer that the data reaches; ``stop`` ends each forward at its layer."""
         found = {name: Moments.empty(layer.num_features) for name, layer in layers.items()}
         stored = {
             name: (layer.running_mean, layer.running_var, layer.track_running_stats)
@@ -157,13 +155,17 @@ class _Passes:
                 layer.running_mean, layer.running_var, _ = stored[name]
                 _use_pooled(layer, found[name])
             found[name].pool(batch)
+            if stop:
+                raise _ReachedLayer
 
         failure: Exception | None = None
         try:
-            with observed(layers, pool), ExitStack() as hooks:
-                for layer in layers.values() if stop else ():
-                    hooks.enter_context(layer.register_forward_hook(_end_forward))
-                self._run()
+            with observed(layers, pool):
+                for batch in batches(self.loader, self.samples, placement(self.model)):
+                    with suppress(_ReachedLayer):
+                        self.forward_fn(self.model, batch)
+                    if self.progress is not None:
+                        self.progress(size(batch))
         except Exception as error:
             failure = error
         for name, layer in layers.items():
@@ -171,13 +173,6 @@ class _Passes:
             layer.training = False
         merged = self.ranks.merge(found, failure)
         return {name: _checked(name, layers[name], m) for name, m in merged.items() if m.batches}
-
-    def _run(self) -> None:
-        for batch in batches(self.loader, self.samples, placement(self.model)):
-            with suppress(_ReachedLayer):
-                self.forward_fn(self.model, batch)
-            if self.progress is not None:
-                self.progress(size(batch))
 
     def measure_in_order(self, layers: dict[str, BatchNormLayer]) -> dict[str, Statistics]:
         """New statistics of each layer, measured after the layers before it have got theirs."""
@@ -204,10 +199,6 @@ class _Passes:
         except Exception as error:
             failure = error
         return self.ranks.agree(calls, failure)
-
-
-def _end_forward(_layer: nn.Module, _inputs: Any, _output: Any) -> None:
-    raise _ReachedLayer
 
 
 def _use_batch(layer: Any) -> None:

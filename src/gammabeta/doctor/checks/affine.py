@@ -1,7 +1,5 @@
 """γ and β, and a bias before the layer that has no effect."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from torch import Tensor

@@ -1,6 +1,4 @@
-"""What the running statistics themselves show: never updated, untracked, not finite, too coarse."""
-
-from __future__ import annotations
+"""The buffers themselves: never updated, untracked, not finite, too coarse, unlike on other processes."""
 
 from collections.abc import Iterator
 
@@ -8,7 +6,7 @@ import torch
 
 from ..evidence import Evidence, Layer
 from ..finding import Finding
-from .registry import check_layers
+from .registry import check, check_layers
 
 
 @check_layers(Evidence.stored)
@@ -118,4 +116,27 @@ def half_precision_buffers(layer: Layer, evidence: Evidence) -> Iterator[Finding
             "the whole model was cast to half precision, or created so",
             "keep this layer in float32 with .float(), then recalibrate",
             {"stall": stall},
+        )
+
+
+@check
+def rank_divergence(evidence: Evidence) -> Iterator[Finding]:
+    """The processes hold different running statistics.
+
+    Symptom: validation that depends on the process; a checkpoint that holds one process's statistics only.
+    Computation: a digest of every layer's buffers, compared over the processes.
+    Threshold: any bit.
+    Fix: recalibrate on all processes together, or broadcast the buffers from one.
+    Source: ``torch.nn.parallel.DistributedDataParallel``: ``broadcast_buffers`` copies rank 0's at the next
+    forward.
+    """
+    if evidence.ranks is None:
+        return
+    for name in evidence.ranks.diverging:
+        yield Finding(
+            "warning",
+            f"buffers differ between the {evidence.ranks.world_size} processes",
+            "each process averages its own batches, and the averages were not made equal afterwards",
+            "recalibrate on all processes together, or broadcast the buffers",
+            layer=name,
         )

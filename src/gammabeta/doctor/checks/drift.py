@@ -1,7 +1,5 @@
 """Running statistics that are not those of evaluation: drifted, or taken behind dropout."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple

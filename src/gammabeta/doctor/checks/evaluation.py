@@ -1,7 +1,5 @@
 """Evaluation: its loss against training's; and that it neither changes the model nor mixes samples."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from statistics import fmean, stdev

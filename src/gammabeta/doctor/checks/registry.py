@@ -1,7 +1,5 @@
 """How a function becomes a check."""
 
-from __future__ import annotations
-
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """How a layer is set: ``eps``, ``momentum``, and what of it is frozen."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

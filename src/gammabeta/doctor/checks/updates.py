@@ -1,7 +1,5 @@
 """How often the running statistics were updated: too few times, twice per step, not all alike."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from statistics import median
 

@@ -1,7 +1,5 @@
 """Channels whose variance is almost 0, or far too large."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from ..evidence import Evidence, Layer
