@@ -221,16 +221,16 @@ def _allow_single_sample(size: int) -> Iterator[None]:
 
 def _histograms(x: Tensor, batch: Moments, layer: Any) -> tuple[Tensor, Tensor]:
     """Counts of the input standardised by the running statistics, and by the batch's own."""
-    x = x[:32]
-    own = _histogram(x, batch.mean, batch.variance, layer.eps)
+    x = x[:32].double().cpu()
+    view = (1, -1, *[1] * (x.dim() - 2))
+
+    def counts(mean: Tensor, var: Tensor) -> Tensor:
+        scale = (var.double().cpu() + layer.eps).clamp(min=1e-30).rsqrt()
+        values = (x - mean.double().cpu().view(view)) * scale.view(view)
+        values = values.nan_to_num(nan=-REACH, posinf=REACH, neginf=-REACH).clamp(-REACH, REACH)
+        return torch.histc(values, BINS, -REACH, REACH)
+
+    own = counts(batch.mean, batch.variance)
     if layer.running_mean is None or layer.running_var is None:
         return own, own
-    return _histogram(x, layer.running_mean, layer.running_var, layer.eps), own
-
-
-def _histogram(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    view = (1, -1, *[1] * (x.dim() - 2))
-    scale = (var.double() + eps).clamp(min=1e-30).rsqrt()
-    values = (x.double().cpu() - mean.double().cpu().view(view)) * scale.cpu().view(view)
-    values = values.nan_to_num(nan=-REACH, posinf=REACH, neginf=-REACH).clamp(-REACH, REACH)
-    return torch.histc(values, BINS, -REACH, REACH)
+    return counts(layer.running_mean, layer.running_var), own

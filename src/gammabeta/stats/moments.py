@@ -130,7 +130,7 @@ def _sums(deviation: Tensor, spatial: list[int]) -> tuple[Tensor, Tensor]:
 class Ranks:
     """The processes that pool their moments; one alone needs no communication."""
 
-    world_size: int = 1
+    world_size: int
 
     def merge(self, found: dict[str, Moments], failure: Exception | None) -> dict[str, Moments]:
         """Pool ``found`` over the ranks, in their order, so that all get identical results.
@@ -164,10 +164,3 @@ class Ranks:
                 f"rank {failed[0]} failed while measuring; the model is unchanged on every rank"
             )
         return [found for found, _ in everyone]
-
-
-def current_ranks() -> Ranks:
-    """The ranks of the default process group, or this process alone."""
-    if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_world_size())
-    return Ranks()

@@ -25,10 +25,8 @@ def preserved(model: nn.Module, loader: Any = None) -> Iterator[None]:
     dictionary of the module, count as buffers: statistics written by hand often live there. ``loader`` may
     bring random generators of its own.
     """
-    attributes = [
-        (module, {key: module.__dict__[key] for key in _ATTRIBUTES if key in module.__dict__})
-        for module in model.modules()
-    ]
+    modules = [module.__dict__ for module in model.modules()]
+    attributes = [(values, {key: values[key] for key in _ATTRIBUTES if key in values}) for values in modules]
     buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     plain = [
         (values, {key: value for key, value in values.items() if isinstance(value, Tensor)})
@@ -41,13 +39,11 @@ def preserved(model: nn.Module, loader: Any = None) -> Iterator[None]:
         yield
     finally:
         put_back_random_state()
-        for module, values in attributes:
-            module.__dict__.update(values)
-        for current, before in buffers:
-            current.clear()
-            current.update(before)
-        for values, hidden_before in plain:
-            values.update(hidden_before)
+        for tensors, before in buffers:
+            tensors.clear()
+            tensors.update(before)
+        for values, kept in (*attributes, *plain):
+            values.update(kept)
         for tensor, copy in saved:
             overwrite(tensor, copy)
 

@@ -28,13 +28,14 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unwrap
 from ..nn import SyncBatchNorm
 from .batches import ForwardFn, batches, call, placement, size
-from .moments import Moments, Ranks, batch_moments, current_ranks
+from .moments import Moments, Ranks, batch_moments
 from .preserve import observed, overwrite, preserved, set_modes
 
 Mode = Literal["joint", "in-order"]
@@ -107,9 +108,9 @@ def recalibrate(
         raise SurgeryError(
             "no batch normalization with running statistics to recalibrate, or all of it is frozen"
         )
-    passes = _Passes(
-        inner, loader, samples, forward_fn or call, progress, current_ranks() if merge_ranks else Ranks()
-    )
+    several = merge_ranks and dist.is_available() and dist.is_initialized()
+    ranks = Ranks(dist.get_world_size() if several else 1)
+    passes = _Passes(inner, loader, samples, forward_fn or call, progress, ranks)
     with preserved(inner, loader), torch.no_grad():
         set_modes(inner, training=False)
         new = passes.measure(layers, stop=False) if mode == "joint" else passes.measure_in_order(layers)

@@ -1,4 +1,4 @@
-"""How a layer is set: ``eps``, ``momentum``, and what of it is frozen."""
+"""How a layer is set up: ``eps``, ``momentum``, what of it is frozen or decays, a bias before it."""
 
 from collections.abc import Iterator
 
@@ -151,4 +151,48 @@ def partly_frozen(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "in evaluation mode inside a model in training; γ and β still learn",
             "eval() does not freeze parameters",
             "call requires_grad_(False), too; or train() to train it with the others",
+        )
+
+
+@check
+def weight_decay_on_affine(evidence: Evidence) -> Iterator[Finding]:
+    """Weight decay on γ or β.
+
+    Symptom: usually none; sometimes channels that fade, and a slightly worse optimum.
+    Computation: the optimiser's groups.
+    Threshold: any positive weight decay; a note, since opinions and measurements differ.
+    Fix: a second parameter group without weight decay for all one-dimensional parameters.
+    Source: Goyal et al. (2017), "Accurate, large minibatch SGD", section 5.1; He et al. (2019), "Bag of
+    tricks", section 3.1 ("no bias decay").
+    """
+    if evidence.optimizer is None:
+        return
+    for name, which in evidence.optimizer.decayed.items():
+        yield Finding(
+            "note",
+            f"{' and '.join(which)} in a group with weight decay {evidence.optimizer.weight_decay:g}",
+            "one parameter group for everything",
+            "put one-dimensional parameters in a group without weight decay",
+            layer=name,
+        )
+
+
+@check_layers()
+def redundant_bias(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
+    """A bias that has no effect, because the normalization after it subtracts it.
+
+    Symptom: none in the results; it costs memory and time, and its gradient is zero up to rounding.
+    Computation: a convolution or linear layer with a bias whose output goes unchanged into the layer; found
+    by tracing, or in ``nn.Sequential``.
+    Threshold: none; a note. Not for frozen layers, which subtract a constant: there the bias has an effect.
+    Fix: ``bias=False`` before batch normalization; β replaces it.
+    Source: Ioffe and Szegedy (2015), section 3.2.
+    """
+    around = evidence.around(layer)
+    if around.producer_bias and not layer.frozen:
+        yield Finding(
+            "note",
+            f"the bias of {around.producer} goes directly into this layer",
+            "subtracting the batch mean removes any constant",
+            "create it with bias=False",
         )

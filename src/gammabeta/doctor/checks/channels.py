@@ -1,12 +1,76 @@
-"""Channels whose variance is almost 0, or far too large."""
+"""Single channels: switched off, constant, almost without variance, or with far too much."""
 
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from ..evidence import Evidence, Layer
-from ..finding import Finding
+from ..finding import Finding, Severity
 from .registry import check_layers
 
 FEW = 0.1
+
+
+def _severity(count: int, layer: Layer) -> Severity:
+    """A note where few of the layer's channels are concerned."""
+    return "warning" if count >= FEW * layer.channels else "note"
+
+
+PEERS, ABSOLUTE, SIGMAS = 1e-3, 1e-6, 4.0
+
+
+@check_layers()
+def dead_gamma(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
+    """Channels that γ and β switch off.
+
+    Symptom: channels that cost time and memory, and have no effect.
+    Computation: |γ| below a thousandth of the layer's median, or the whole layer below 1e-6; and, where a
+    ReLU follows, β/|γ| below -4 (always off) or above 4 (always on: the ReLU does nothing).
+    Threshold: a thousandth is below half precision's resolution (2^-11) of its peers. A normal variable
+    exceeds four standard deviations once in 30000 values. A note under 10 % of the channels, since weight
+    decay and sparsity penalties do this on purpose; a warning from there. Always on is a note.
+    Fix: prune the channels; check weight decay on γ; for whole layers, check whether γ started at 0 (as in
+    the last layer of a residual branch) and never learned.
+    Source: Liu et al. (2017), "Network slimming": small γ marks a channel without effect.
+    """
+    if layer.weight is None:
+        return
+    size = layer.weight.abs()
+    usual = float(size.median())
+    dead = size <= (ABSOLUTE if usual <= ABSOLUTE else PEERS * usual)
+    count = int(dead.sum())
+    if count:
+        yield Finding(
+            _severity(count, layer),
+            f"γ is almost 0 in {count} of {layer.channels} channels (median {usual:.1e})",
+            "weight decay or a sparsity penalty on γ; or γ = 0 at the start and never learned",
+            "prune the channels, or exempt γ from weight decay",
+            {"channels": count},
+        )
+    if layer.bias is not None and evidence.around(layer).relu_after:
+        yield from _relus(layer, (layer.bias / size.clamp(min=1e-30))[~dead])
+
+
+def _relus(layer: Layer, ratio: Tensor) -> Iterator[Finding]:
+    off, on = int((ratio < -SIGMAS).sum()), int((ratio > SIGMAS).sum())
+    if off:
+        yield Finding(
+            _severity(off, layer),
+            f"β is more than {SIGMAS:g}·|γ| below zero in {off} of {layer.channels} channels:"
+            " the ReLU after it is always off",
+            "a learning rate so large that β moved far away, or inputs that have changed",
+            "prune the channels, or restart them with β = 0",
+            {"off": off},
+        )
+    if on:
+        yield Finding(
+            "note",
+            f"β is more than {SIGMAS:g}·|γ| above zero in {on} of {layer.channels} channels:"
+            " the ReLU after it does nothing",
+            "channels that pass a linear signal on",
+            "nothing",
+            {"on": on},
+        )
 
 
 @check_layers(Evidence.stored)
@@ -26,7 +90,7 @@ def collapsed_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     dead = int(((var >= 0) & (var < layer.eps)).sum())
     if dead:
         yield Finding(
-            "warning" if dead >= FEW * layer.channels else "note",
+            _severity(dead, layer),
             f"{dead} of {layer.channels} running variances are under eps {layer.eps:g},"
             f" the least {float(var.min()):.1e}",
             "inputs that never change, weights near zero, or statistics damaged by hand",
@@ -50,7 +114,7 @@ def dead_input(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     dead = int(seen.dead.sum()) if seen is not None else 0
     if dead:
         yield Finding(
-            "warning" if dead >= FEW * layer.channels else "note",
+            _severity(dead, layer),
             f"{dead} of {layer.channels} channels are constant (variance under eps) on every batch",
             "zero weights, a ReLU that is always off, or an empty plane of the input",
             "repair or prune what produces these channels",
