@@ -8,7 +8,7 @@ grow with the number of batches.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -72,14 +72,8 @@ class Moments:
         return self.m2 / max(self.count - 1, 1)
 
 
-@dataclass
-class BatchMoments:
-    """The moments of one batch, and the means of its single images.
-
-    Attributes:
-        whole: over images and positions.
-        image_means: (N, C) float64 on the CPU, the mean of each image over its positions.
-    """
+class BatchMoments(NamedTuple):
+    """The moments of one batch, over images and positions; (N, C) float64 means of each image, on the CPU."""
 
     whole: Moments
     image_means: Tensor
