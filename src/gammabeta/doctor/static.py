@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sized
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,11 +69,8 @@ def read_sequences(model: nn.Module) -> dict[str, Surroundings]:
 
 
 def _in_sequence(children: list[tuple[str, nn.Module]], index: int, path: str) -> Surroundings:
-    dropout = 0.0
-    for _, module in reversed(children[:index]):
-        if isinstance(module, (BatchNormLayer, *DROPOUTS)):
-            dropout = 0.0 if isinstance(module, BatchNormLayer) else module.p
-            break
+    earlier = (module for _, module in reversed(children[:index]))
+    last = next((module for module in earlier if isinstance(module, (BatchNormLayer, *DROPOUTS))), None)
     name, before = children[index - 1] if index else ("", None)
     producer = before if isinstance(before, WEIGHTED) else None
     after = children[index + 1][1] if index + 1 < len(children) else None
@@ -82,7 +78,7 @@ def _in_sequence(children: list[tuple[str, nn.Module]], index: int, path: str) -
         producer=None if producer is None else f"{path}.{name}".lstrip("."),
         producer_bias=producer is not None and producer.bias is not None,
         relu_after=isinstance(after, RELUS),
-        dropout=dropout,
+        dropout=last.p if isinstance(last, DROPOUTS) else 0.0,
         dropout_direct=isinstance(before, DROPOUTS),
     )
 
@@ -127,10 +123,8 @@ def read_ranks(model: nn.Module) -> Ranks | None:
     mine = {name: _digest(layer) for name, layer in batch_norm_layers(model).items()}
     everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, mine)
-    differing = {
-        name for one, other in pairwise(everyone) for name in mine if one.get(name) != other.get(name)
-    }
-    return Ranks(len(everyone), tuple(name for name in mine if name in differing))
+    differing = tuple(name for name in mine if len({buffers.get(name) for buffers in everyone}) > 1)
+    return Ranks(len(everyone), differing)
 
 
 def _digest(layer: nn.Module) -> str:

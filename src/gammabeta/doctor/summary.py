@@ -17,19 +17,13 @@ GAP = ("train", "bn_train", "population", "evaluation", "output_change", "output
 
 @dataclass(frozen=True)
 class Group:
-    """Findings of one check that share severity, cause and fix: one entry with several layers."""
+    """Findings of one check that share severity, cause and fix: the first speaks for all their layers.
 
-    findings: tuple[Finding, ...]
+    A layer is "(model)" where the model as a whole is meant.
+    """
 
-    @property
-    def first(self) -> Finding:
-        """The finding that speaks for the group."""
-        return self.findings[0]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers, "(model)" where the model as a whole is meant."""
-        return tuple(finding.layer or "(model)" for finding in self.findings)
+    first: Finding
+    layers: list[str]
 
     def names(self, most: int) -> str:
         """The layers in one line, of which at most ``most`` are named."""
@@ -45,12 +39,7 @@ class Group:
 
 
 class Summary:
-    """Findings and evidence: counts, verdict, groups, rows of the table of layers, JSON.
-
-    Attributes:
-        findings: the most severe first.
-        evidence: what the checks looked at.
-    """
+    """Findings and evidence: counts, verdict, groups, rows of the table of layers, JSON."""
 
     def __init__(self, evidence: Evidence, findings: list[Finding]) -> None:
         self.evidence, self.findings = evidence, findings
@@ -71,11 +60,11 @@ class Summary:
     @property
     def groups(self) -> list[Group]:
         """The findings, those of one check with the same severity, cause and fix together."""
-        together: dict[tuple[str, ...], list[Finding]] = {}
+        together: dict[tuple[str, ...], Group] = {}
         for finding in self.findings:
             key = (finding.check, finding.severity, finding.cause, finding.fix)
-            together.setdefault(key, []).append(finding)
-        return [Group(tuple(findings)) for findings in together.values()]
+            together.setdefault(key, Group(finding, [])).layers.append(finding.layer or "(model)")
+        return list(together.values())
 
     @property
     def verdict(self) -> str:
