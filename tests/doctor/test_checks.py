@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from gammabeta.doctor.checks import CHECKS
-from gammabeta.doctor.checks.dropout import predicted_shift
+from gammabeta.doctor.checks import CHECKS, run_checks
+from gammabeta.doctor.checks.drift import predicted_shift
 from gammabeta.doctor.checks.settings import misplaced_weight
 from gammabeta.doctor.checks.updates import measured_share
 from gammabeta.doctor.evidence import Evidence, Gap, Layer, LoaderShape, Optimizer, Ranks, Surroundings
@@ -24,7 +24,6 @@ def layer(name: str = "bn", **changes) -> Layer:
         "frozen_class": False,
         "tracks": True,
         "synchronized": False,
-        "aliases": (),
         "mean": torch.randn(20, dtype=torch.float64, generator=generator),
         "var": torch.rand(20, dtype=torch.float64, generator=generator) + 0.5,
         "buffer_dtype": torch.float32,
@@ -98,6 +97,35 @@ CASES = [
 @pytest.mark.parametrize(("check", "changes", "expected"), CASES)
 def test_thresholds_from_the_layer_alone(check, changes, expected):
     assert fired(check, layer(**changes)) == expected
+
+
+def test_findings_name_their_check_and_their_layer():
+    without = layer("head", mean=None, var=None, tracks=False)
+    layers = [layer("b.0"), layer("b.1"), layer("b.2", updates=500, eps=0.0), without]
+    seen = run_checks(
+        Evidence(
+            layers,
+            {},
+            optimizer=Optimizer(None, {"b.0": ("weight",)}, 0.1),
+            changed_in_eval=("b.1.running_mean",),
+            batch_dependence=1.0,
+            ranks=Ranks(2, ("b.1",)),
+            batch_images=(8, 1),
+        )
+    )
+    expected = {
+        ("batch-dependence", "head"),
+        ("eps", "b.2"),
+        ("eps", ""),
+        ("eval-mutates", "b.1"),
+        ("last-batch-of-one", ""),
+        ("rank-divergence", "b.1"),
+        ("tiny-batch", ""),
+        ("unequal-updates", "b.2"),
+        ("weight-decay-on-affine", "b.0"),
+        *(("unsynchronized-replicas", each.name) for each in layers),
+    }
+    assert {(finding.check, finding.layer) for finding in seen} == expected
 
 
 def test_partly_frozen_in_a_model_in_training():

@@ -6,9 +6,6 @@ on those exact statistics, then evaluation as is. The random state is put back b
 a shuffled or augmented loader gives the same batches again.
 """
 
-from __future__ import annotations
-
-import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,13 +20,11 @@ from ..errors import UsageError
 from ..graph.layers import batch_norm_layers, frozen_layers
 from ..stats import batches
 from ..stats.moments import Moments, batch_moments
-from ..stats.preserve import restore, same_bits, set_modes
+from ..stats.preserve import observed, overwrite, same_bits, set_modes
 from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap
 from .trace import tensors
 
 LossFn = Callable[[Any, Any], Any]
-# Records what a layer's input shows: its activity so far, the layer, the input, how many calls came before.
-Record = Callable[[Activity, Any, Tensor, int], None]
 MODES = ("train", "bn_train", "population", "evaluation")
 
 
@@ -54,26 +49,23 @@ class _Distance:
         return self.squared / self.spread
 
 
+@dataclass
 class Collector:
     """Runs ``model`` over the batches of ``again()`` in each mode. The caller restores the model."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        again: Callable[[], Iterable[Any]],
-        forward_fn: batches.ForwardFn,
-        loss: LossFn | None,
-        samples: int | None,
-        progress: Callable[[int], object] | None,
-    ) -> None:
-        self.model, self.again, self.forward_fn, self.loss = model, again, forward_fn, loss
-        self.samples, self.progress = samples, progress
-        self.layers = batch_norm_layers(model)
-        self.modes = {module: module.training for module in model.modules()}
-        self.started_in_training = model.training
-        self.frozen = frozen_layers(model)
-        self.buffers = [(tensor, tensor.clone()) for tensor in model.buffers()]
-        self.activity = {name: Activity.empty(layer.num_features) for name, layer in self.layers.items()}
+    model: nn.Module
+    again: Callable[[], Iterable[Any]]
+    forward_fn: batches.ForwardFn
+    loss: LossFn | None
+    samples: int | None
+    progress: Callable[[int], object]
+
+    def __post_init__(self) -> None:
+        self.layers = batch_norm_layers(self.model)
+        self.modes = {module: module.training for module in self.model.modules()}
+        self.frozen = frozen_layers(self.model)
+        self.buffers = [(tensor, tensor.clone()) for tensor in self.model.buffers()]
+        self.activity = {name: Activity(layer.num_features) for name, layer in self.layers.items()}
         self.losses: dict[str, dict[int, float]] = {mode: {} for mode in MODES}  # by mode and batch
         self.change, self.noise = _Distance(), _Distance()
         self.images: list[int] = []
@@ -94,14 +86,14 @@ class Collector:
             size = batches.size(batch)
             self.images.append(size)
             with _allow_single_sample(size):
-                with self._observe(partial(_record_population, size, index == 0)):
+                with observed(self.layers, partial(self._record_population, size, index == 0)):
                     self._batch_mode()
                     self._forward(batch, index, "bn_train")
-                with self._observe(_record_as_trained):
+                with observed(self.layers, self._record_as_trained):
                     self._training_mode()
                     self._forward(batch, index, "train")
             self._restore_buffers()
-            self._tick(size)
+            self.progress(size)
 
     def _second_pass(self) -> tuple[str, ...]:
         """Return the names of the buffers that evaluation changed."""
@@ -118,12 +110,12 @@ class Collector:
             self._restore_buffers()
             self._evaluation_mode()
             before = [(name, b, b.clone()) for name, b in self.model.named_buffers()] if index == 0 else []
-            with self._observe(_record_evaluation):
+            with observed(self.layers, partial(self._record_evaluation, set())):
                 output = self._forward(batch, index, "evaluation")
             changed += tuple(name for name, buffer, copy in before if not same_bits(buffer, copy))
             self._restore_buffers()
             self.change.add(output, exact)
-            self._tick(size)
+            self.progress(size)
         return changed
 
     def _gap(self) -> Gap:
@@ -158,10 +150,6 @@ class Collector:
             self.losses[mode][index] = float(self.loss(output, batches.target(batch)))
         return output
 
-    def _tick(self, size: int) -> None:
-        if self.progress is not None:
-            self.progress(size)
-
     def _batch_mode(self) -> None:
         """Batch normalization in training; everything else, and frozen layers, in evaluation."""
         set_modes(self.model, training=False)
@@ -170,7 +158,7 @@ class Collector:
 
     def _training_mode(self) -> None:
         """As the owner trains: the modes it came with, or ``train()`` with the frozen layers held still."""
-        if self.started_in_training:
+        if self.modes[self.model]:
             for module, training in self.modes.items():
                 module.training = training
         else:
@@ -189,35 +177,36 @@ class Collector:
             moments = self.activity[name].population
             mean, var = layer.running_mean, layer.running_var
             if name not in self.frozen and mean is not None and var is not None and moments.count > 1:
-                for buffer, value in ((mean, moments.mean), (var, moments.unbiased_variance)):
-                    with torch.inference_mode(buffer.is_inference()):
-                        buffer.copy_(value)
+                overwrite(mean, moments.mean)
+                overwrite(var, moments.unbiased_variance)
 
     def _restore_buffers(self) -> None:
         for tensor, copy in self.buffers:
-            restore(tensor, copy)
+            overwrite(tensor, copy)
 
-    @contextmanager
-    def _observe(self, record: Record) -> Iterator[None]:
-        """Give ``record`` every input of every layer."""
-        handles = [
-            layer.register_forward_pre_hook(_hook(record, self.activity[name]), with_kwargs=True)
-            for name, layer in self.layers.items()
-        ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def _record_population(self, images: int, first: bool, name: str, layer: Any, x: Tensor) -> None:
+        activity, batch = self.activity[name], batch_moments(x).whole
+        if batch.count == 0:
+            return
+        activity.sizes[BatchSize(images, batch.count)] += 1
+        activity.population.pool(batch)
+        activity.batch_means.pool(Moments.of_rows(batch.mean[None]))
+        activity.batch_variances.pool(Moments.of_rows(batch.variance[None]))
+        activity.dead &= batch.variance < layer.eps
+        if first and activity.histogram is None:
+            activity.histogram = _histograms(x, batch, layer)
 
+    def _record_as_trained(self, name: str, _layer: Any, x: Tensor) -> None:
+        self.activity[name].as_trained.pool(batch_moments(x).whole)
 
-def _hook(record: Record, activity: Activity) -> Callable[..., None]:
-    calls = itertools.count()
-
-    def hook(layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        record(activity, layer, inputs[0] if inputs else next(iter(keywords.values())), next(calls))
-
-    return hook
+    def _record_evaluation(self, reached: set[str], name: str, _layer: Any, x: Tensor) -> None:
+        if name in reached:  # a later call of a reused layer has another distribution
+            return
+        reached.add(name)
+        activity, means = self.activity[name], Moments.of_rows(batch_moments(x).image_means)
+        activity.image_means.pool(means)
+        activity.image_means_within = activity.image_means_within + means.m2
+        activity.eval_batches += 1
 
 
 @contextmanager
@@ -230,46 +219,18 @@ def _allow_single_sample(size: int) -> Iterator[None]:
             raise
 
 
-def _record_population(
-    images: int, first: bool, activity: Activity, layer: Any, x: Tensor, _call: int
-) -> None:
-    batch = batch_moments(x).whole
-    if batch.count == 0:
-        return
-    activity.sizes[BatchSize(images, batch.count)] += 1
-    activity.population.pool(batch)
-    activity.batch_means.pool(Moments.of_rows(batch.mean[None]))
-    activity.batch_variances.pool(Moments.of_rows(batch.variance[None]))
-    activity.dead &= batch.variance < layer.eps
-    if first and activity.histogram is None:
-        activity.histogram = _histograms(x, batch, layer)
-
-
-def _record_as_trained(activity: Activity, _layer: Any, x: Tensor, _call: int) -> None:
-    activity.as_trained.pool(batch_moments(x).whole)
-
-
-def _record_evaluation(activity: Activity, _layer: Any, x: Tensor, call: int) -> None:
-    if call > 0:  # a later call of a reused layer has another distribution
-        return
-    means = Moments.of_rows(batch_moments(x).image_means)
-    activity.image_means.pool(means)
-    activity.image_means_within = activity.image_means_within + means.m2
-    activity.eval_batches += 1
-
-
 def _histograms(x: Tensor, batch: Moments, layer: Any) -> tuple[Tensor, Tensor]:
     """Counts of the input standardised by the running statistics, and by the batch's own."""
-    x = x[:32]
-    own = _histogram(x, batch.mean, batch.variance, layer.eps)
+    x = x[:32].double().cpu()
+    view = (1, -1, *[1] * (x.dim() - 2))
+
+    def counts(mean: Tensor, var: Tensor) -> Tensor:
+        scale = (var.double().cpu() + layer.eps).clamp(min=1e-30).rsqrt()
+        values = (x - mean.double().cpu().view(view)) * scale.view(view)
+        values = values.nan_to_num(nan=-REACH, posinf=REACH, neginf=-REACH).clamp(-REACH, REACH)
+        return torch.histc(values, BINS, -REACH, REACH)
+
+    own = counts(batch.mean, batch.variance)
     if layer.running_mean is None or layer.running_var is None:
         return own, own
-    return _histogram(x, layer.running_mean, layer.running_var, layer.eps), own
-
-
-def _histogram(x: Tensor, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    view = (1, -1, *[1] * (x.dim() - 2))
-    scale = (var.double() + eps).clamp(min=1e-30).rsqrt()
-    values = (x.double().cpu() - mean.double().cpu().view(view)) * scale.cpu().view(view)
-    values = values.nan_to_num(nan=-REACH, posinf=REACH, neginf=-REACH).clamp(-REACH, REACH)
-    return torch.histc(values, BINS, -REACH, REACH)
+    return counts(layer.running_mean, layer.running_var), own

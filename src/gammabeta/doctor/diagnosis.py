@@ -1,9 +1,8 @@
 """``diagnose``: gather the evidence, leave the model as it was, run the checks, report."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from torch import nn
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from ..stats import batches
-from ..stats.preserve import RandomState, preserved, same_bits
+from ..stats.preserve import preserved, remember_random_state, same_bits
 from . import static, trace
 from .checks import run_checks
 from .collect import Collector, LossFn
@@ -83,27 +82,26 @@ def diagnose(
     )
     with preserved(inner, loader), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of training: they are not about this diagnosis
-        again = _repeatable(loader, samples)
+        again = None if loader is None else _repeatable(loader, samples)
         if example is None and again is not None:
             example = next(iter(again()), None)
         if example is not None:
             _examine_example(inner, forward, batches.move(example, *batches.placement(inner)), evidence)
         if again is not None:
-            _examine_data(Collector(inner, again, forward, loss, samples, progress), evidence)
+            reported = progress or (lambda size: None)
+            _examine_data(Collector(inner, again, forward, loss, samples, reported), evidence)
     return Report(evidence, run_checks(evidence))
 
 
-def _repeatable(loader: Iterable[Any] | None, samples: int | None) -> Callable[[], Iterable[Any]] | None:
+def _repeatable(loader: Iterable[Any], samples: int | None) -> Callable[[], Iterable[Any]]:
     """A function that gives the same batches each time it is called."""
-    if loader is None:
-        return None
     if isinstance(loader, Iterator):
         held = list(batches.batches(loader, samples, (torch.device("cpu"), None)))
         return lambda: held
-    start = RandomState.of(loader)
+    put_back_random_state = remember_random_state(loader)
 
     def again() -> Iterable[Any]:
-        start.restore()
+        put_back_random_state()
         return loader
 
     return again
@@ -127,17 +125,30 @@ def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, e
         return forward(model, batches.take(batch, index, total))
 
     few = partial(run, torch.arange(min(TRACED_SAMPLES, total)))
-    probes = {
-        "tracing": partial(_trace, model, few, evidence),
-        "the gradient probe": partial(_probe_backward, model, few, evidence),
-        "comparing a sample alone and with others": partial(_compare, model, run, total, evidence),
-    }
-    for what, probe in probes.items():
-        try:
-            with preserved(model):
-                probe()
-        except Exception as error:  # the model's own code: anything may come out of it
-            evidence.not_examined.append(_failed(what, error))
+    with _probe("tracing", model, evidence):
+        model.eval()
+        evidence.surroundings |= trace.surroundings(model, few)
+    with _probe("the gradient probe", model, evidence):
+        if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
+            evidence.not_examined.append(
+                "the gradient probe: parameters have hooks of their own, which it would run"
+            )
+        else:
+            model.train()
+            evidence.updated_in_backward = trace.updated_in_backward(model, few)
+    with _probe("comparing a sample alone and with others", model, evidence):
+        model.eval()
+        _compare(model, run, total, evidence)
+
+
+@contextmanager
+def _probe(what: str, model: nn.Module, evidence: Evidence) -> Iterator[None]:
+    """Leave the model as it was; note what fails in the report."""
+    try:
+        with preserved(model):
+            yield
+    except Exception as error:  # the model's own code: anything may come out of it
+        evidence.not_examined.append(_failed(what, error))
 
 
 def _failed(what: str, error: Exception) -> str:
@@ -145,26 +156,10 @@ def _failed(what: str, error: Exception) -> str:
     return f"{what}: {type(error).__name__}: {first_line}"
 
 
-def _trace(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
-    model.eval()
-    evidence.surroundings = evidence.surroundings | trace.surroundings(model, run)
-
-
-def _probe_backward(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
-    if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
-        evidence.not_examined.append(
-            "the gradient probe: parameters have hooks of their own, which it would run"
-        )
-        return
-    model.train()
-    evidence.updated_in_backward = trace.updated_in_backward(model, run)
-
-
 def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, evidence: Evidence) -> None:
     """Evaluate the same samples twice, then in smaller batches; their outputs must not change."""
     everyone = torch.arange(min(COMPARED_SAMPLES, total))
-    model.eval()
-    start = RandomState.of()
+    put_back_random_state = remember_random_state()
 
     def outputs(index: torch.Tensor) -> list[torch.Tensor]:
         with torch.no_grad():
@@ -179,7 +174,7 @@ def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, e
     together = first(everyone)
     with preserved(model):
         outputs(everyone)
-        start.restore()
+        put_back_random_state()
         evidence.repeats_differ = _largest_change(together, outputs(everyone))
     if len(everyone) > 1:
         parts = [first(index) for index in torch.split(everyone, 2 if len(everyone) > 3 else 1)]

@@ -1,10 +1,7 @@
 """Everything the checks look at, gathered beforehand, so that each check is a pure function of it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -33,7 +30,6 @@ class Layer:
     frozen_class: bool
     tracks: bool
     synchronized: bool
-    aliases: tuple[str, ...]
     mean: Tensor | None
     var: Tensor | None
     buffer_dtype: torch.dtype | None
@@ -63,8 +59,6 @@ class Layer:
     @property
     def trivial(self) -> bool:
         """Whether the statistics are exactly those a new layer starts with: mean 0, variance 1."""
-        if not self.stored:
-            return False
         mean, var = self.running
         return bool((mean == 0).all() and (var == 1).all())
 
@@ -93,7 +87,6 @@ class BatchSize(NamedTuple):
     values: int
 
 
-@dataclass
 class Activity:
     """What a layer's input did over the data.
 
@@ -110,23 +103,17 @@ class Activity:
         histogram: counts of the first batch's input, standardised by the running statistics and by its own.
     """
 
-    population: Moments
-    as_trained: Moments
-    batch_means: Moments
-    batch_variances: Moments
-    image_means: Moments
-    image_means_within: Tensor
-    dead: Tensor
-    eval_batches: int = 0
-    sizes: Counter[BatchSize] = field(default_factory=Counter)
-    histogram: tuple[Tensor, Tensor] | None = None
-
-    @classmethod
-    def empty(cls, channels: int) -> Activity:
-        """No data yet."""
-        none = partial(Moments.empty, channels)
-        within, dead = torch.zeros(channels, dtype=torch.float64), torch.ones(channels, dtype=torch.bool)
-        return cls(none(), none(), none(), none(), none(), within, dead)
+    def __init__(self, channels: int) -> None:
+        self.population = Moments.empty(channels)
+        self.as_trained = Moments.empty(channels)
+        self.batch_means = Moments.empty(channels)
+        self.batch_variances = Moments.empty(channels)
+        self.image_means = Moments.empty(channels)
+        self.image_means_within = torch.zeros(channels, dtype=torch.float64)
+        self.eval_batches = 0
+        self.dead = torch.ones(channels, dtype=torch.bool)
+        self.sizes: Counter[BatchSize] = Counter()
+        self.histogram: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,6 +150,13 @@ class Gap:
     output_change: float
     output_noise: float
 
+    @property
+    def losses(self) -> tuple[float, float, float] | None:
+        """The losses that batch normalization accounts for: ``bn_train``, ``population``, ``evaluation``."""
+        if self.bn_train is None or self.population is None or self.evaluation is None:
+            return None
+        return self.bn_train, self.population, self.evaluation
+
 
 @dataclass(frozen=True)
 class LoaderShape:
@@ -171,6 +165,12 @@ class LoaderShape:
     samples: int
     batch_size: int
     drop_last: bool
+
+    @property
+    def leaves_one(self) -> bool:
+        """Whether the last batch is a single sample, after larger ones."""
+        several = not self.drop_last and 1 < self.batch_size < self.samples
+        return several and self.samples % self.batch_size == 1
 
 
 @dataclass(frozen=True)

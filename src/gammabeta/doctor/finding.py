@@ -1,7 +1,5 @@
 """What a check says: one finding about one layer, or about the model as a whole."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -14,7 +12,7 @@ class Finding:
     """One thing that is wrong, or worth knowing.
 
     Attributes:
-        check: identifier of the check, such as "statistics-drift".
+        check: identifier of the check, such as "statistics-drift"; ``run_checks`` sets it.
         layer: name of the module as ``model.named_modules()`` gives it; "" for the model as a whole.
         severity: "error": results are wrong or undefined; "warning": likely to cost accuracy or to break
             later; "note": harmless as it is.
@@ -24,8 +22,8 @@ class Finding:
         values: the measured numbers, by name, for programs.
     """
 
-    check: str
-    layer: str
+    check: str = field(default="", kw_only=True)
+    layer: str = field(default="", kw_only=True)
     severity: Severity
     evidence: str
     cause: str

@@ -1,16 +1,14 @@
 """``Report``: what ``diagnose`` returns, a summary that can show itself.
 
-The summary is plain data and knows no rendering; ``render/`` reads it; this class puts the two together.
+The summary is plain data and knows no rendering; the renderings read it; this class puts the two together.
 """
-
-from __future__ import annotations
 
 import io
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
 
-from .render import html, terminal
+from . import html, terminal
 from .summary import Summary
 
 

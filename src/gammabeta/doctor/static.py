@@ -1,10 +1,7 @@
 """Facts that need no data: modules, buffers, the optimiser, the loader's own description."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sized
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,16 +22,10 @@ RELUS = (nn.ReLU, nn.ReLU6)
 def read_layers(model: nn.Module) -> list[Layer]:
     """Every batch-normalization module of ``model``, once, in order of registration."""
     frozen = frozen_layers(model)
-    names: dict[int, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(id(module), []).append(name)
-    return [
-        _read(name, layer, name in frozen, tuple(names[id(layer)][1:]))
-        for name, layer in batch_norm_layers(model).items()
-    ]
+    return [_read(name, layer, name in frozen) for name, layer in batch_norm_layers(model).items()]
 
 
-def _read(name: str, layer: BatchNormLayer, frozen: bool, aliases: tuple[str, ...]) -> Layer:
+def _read(name: str, layer: BatchNormLayer, frozen: bool) -> Layer:
     if isinstance(layer.weight, nn.UninitializedParameter):
         raise UsageError(f"{name or 'the model'} is lazy and has no size yet: run it once, then diagnose it")
     affine = [p for p in (layer.weight, layer.bias) if p is not None]
@@ -50,7 +41,6 @@ def _read(name: str, layer: BatchNormLayer, frozen: bool, aliases: tuple[str, ..
         frozen_class=is_frozen_class(layer),
         tracks=layer.track_running_stats,
         synchronized=isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm),
-        aliases=aliases,
         mean=_copy(layer.running_mean),
         var=_copy(layer.running_var),
         buffer_dtype=None if layer.running_mean is None else layer.running_mean.dtype,
@@ -68,34 +58,28 @@ def _copy(tensor: Tensor | None) -> Tensor | None:
 
 def read_sequences(model: nn.Module) -> dict[str, Surroundings]:
     """Surroundings that ``nn.Sequential`` alone guarantees, for when nothing can be run."""
-    found: dict[str, Surroundings] = {}
-    first_name = {id(layer): name for name, layer in batch_norm_layers(model).items()}
-    for path, module in model.named_modules():
-        if isinstance(module, nn.Sequential):
-            children = list(module.named_children())
-            for index, (_, child) in enumerate(children):
-                if id(child) in first_name:
-                    found[first_name[id(child)]] = _in_sequence(children, index, path)
-    return found
+    first_name = {layer: name for name, layer in batch_norm_layers(model).items()}
+    return {
+        first_name[child]: _in_sequence(list(module.named_children()), index, path)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Sequential)
+        for index, child in enumerate(module.children())
+        if child in first_name
+    }
 
 
 def _in_sequence(children: list[tuple[str, nn.Module]], index: int, path: str) -> Surroundings:
-    before_name, before = children[index - 1] if index else ("", None)
+    earlier = (module for _, module in reversed(children[:index]))
+    last = next((module for module in earlier if isinstance(module, (BatchNormLayer, *DROPOUTS))), None)
+    name, before = children[index - 1] if index else ("", None)
     producer = before if isinstance(before, WEIGHTED) else None
-    dropout, direct = 0.0, False
-    for distance, (_, module) in enumerate(reversed(children[:index])):
-        if isinstance(module, BatchNormLayer):
-            break
-        if isinstance(module, DROPOUTS):
-            dropout, direct = module.p, distance == 0
-            break
     after = children[index + 1][1] if index + 1 < len(children) else None
     return Surroundings(
-        producer=None if producer is None else f"{path}.{before_name}".lstrip("."),
+        producer=None if producer is None else f"{path}.{name}".lstrip("."),
         producer_bias=producer is not None and producer.bias is not None,
         relu_after=isinstance(after, RELUS),
-        dropout=dropout,
-        dropout_direct=direct,
+        dropout=last.p if isinstance(last, DROPOUTS) else 0.0,
+        dropout_direct=isinstance(before, DROPOUTS),
     )
 
 
@@ -111,14 +95,14 @@ def read_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer | None) ->
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-    decayed = {}
+    decayed: dict[str, tuple[str, ...]] = {}
     strongest = 0.0
     for name, layer in batch_norm_layers(model).items():
-        decays = {key: decay.get(id(getattr(layer, key)), 0.0) for key in ("weight", "bias")}
-        which = tuple(key for key, value in decays.items() if value > 0)
-        if which:
-            decayed[name] = which
-            strongest = max(strongest, *decays.values())
+        for key in ("weight", "bias"):
+            strength = decay.get(id(getattr(layer, key)), 0.0)
+            if strength > 0:
+                decayed[name] = (*decayed.get(name, ()), key)
+                strongest = max(strongest, strength)
     return Optimizer(steps, decayed, strongest)
 
 
@@ -139,10 +123,8 @@ def read_ranks(model: nn.Module) -> Ranks | None:
     mine = {name: _digest(layer) for name, layer in batch_norm_layers(model).items()}
     everyone: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(everyone, mine)
-    differing = {
-        name for one, other in pairwise(everyone) for name in mine if one.get(name) != other.get(name)
-    }
-    return Ranks(len(everyone), tuple(name for name in mine if name in differing))
+    differing = tuple(name for name in mine if len({buffers.get(name) for buffers in everyone}) > 1)
+    return Ranks(len(everyone), differing)
 
 
 def _digest(layer: nn.Module) -> str:

@@ -1,7 +1,5 @@
 """``Summary``: the findings with the evidence they rest on, as data that every rendering reads."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator
@@ -14,23 +12,18 @@ from .evidence import Evidence, Layer
 from .finding import SEVERITIES, Finding, Severity
 
 SCHEMA = "gammabeta.doctor/1"
+GAP = ("train", "bn_train", "population", "evaluation", "output_change", "output_noise")  # fields shown
 
 
 @dataclass(frozen=True)
 class Group:
-    """Findings of one check that share severity, cause and fix: one entry with several layers."""
+    """Findings of one check that share severity, cause and fix: the first speaks for all their layers.
 
-    findings: tuple[Finding, ...]
+    A layer is "(model)" where the model as a whole is meant.
+    """
 
-    @property
-    def first(self) -> Finding:
-        """The finding that speaks for the group."""
-        return self.findings[0]
-
-    @property
-    def layers(self) -> tuple[str, ...]:
-        """The layers, "(model)" where the model as a whole is meant."""
-        return tuple(finding.layer or "(model)" for finding in self.findings)
+    first: Finding
+    layers: list[str]
 
     def names(self, most: int) -> str:
         """The layers in one line, of which at most ``most`` are named."""
@@ -46,12 +39,7 @@ class Group:
 
 
 class Summary:
-    """Findings and evidence: counts, verdict, groups, rows of the table of layers, JSON.
-
-    Attributes:
-        findings: the most severe first.
-        evidence: what the checks looked at.
-    """
+    """Findings and evidence: counts, verdict, groups, rows of the table of layers, JSON."""
 
     def __init__(self, evidence: Evidence, findings: list[Finding]) -> None:
         self.evidence, self.findings = evidence, findings
@@ -72,11 +60,11 @@ class Summary:
     @property
     def groups(self) -> list[Group]:
         """The findings, those of one check with the same severity, cause and fix together."""
-        together: dict[tuple[str, ...], list[Finding]] = {}
+        together: dict[tuple[str, ...], Group] = {}
         for finding in self.findings:
             key = (finding.check, finding.severity, finding.cause, finding.fix)
-            together.setdefault(key, []).append(finding)
-        return [Group(tuple(findings)) for findings in together.values()]
+            together.setdefault(key, Group(finding, [])).layers.append(finding.layer or "(model)")
+        return list(together.values())
 
     @property
     def verdict(self) -> str:
@@ -84,21 +72,14 @@ class Summary:
         layers = len(self.evidence.layers)
         if not layers and not self.findings:
             return "No batch normalization found."
-        looked = f"{layers} batch-normalization layer{'s' * (layers != 1)}"
+        looked = _counted(layers, "batch-normalization layer")
         if self.evidence.samples:
             looked += f" on {self.evidence.samples} samples"
+        counts = [_counted(self.count(kind), kind) for kind in SEVERITIES if self.count(kind)]
         if self.healthy:
-            return f"Healthy: no error or warning in {looked}{self._notes()}."
-        counts = [
-            f"{self.count(severity)} {severity}{'s' * (self.count(severity) != 1)}"
-            for severity in SEVERITIES
-            if self.count(severity)
-        ]
-        return f"{_sentence(counts)} in {looked}."
-
-    def _notes(self) -> str:
-        notes = self.count("note")
-        return f", {notes} note{'s' * (notes != 1)}" if notes else ""
+            return ", ".join([f"Healthy: no error or warning in {looked}", *counts]) + "."
+        *others, last = counts
+        return f"{', '.join(others)} and {last} in {looked}." if others else f"{last} in {looked}."
 
     def exit_code(self, severity: Severity = "warning") -> int:
         """For a command line: 1 with findings of this severity or above, else 0."""
@@ -106,6 +87,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; the schema is documented and versioned (see ``SCHEMA``)."""
+        gap = self.evidence.gap
         row: dict[str, Any] = _finite(
             {
                 "schema": SCHEMA,
@@ -115,7 +97,7 @@ class Summary:
                 "counts": {severity: self.count(severity) for severity in SEVERITIES},
                 "findings": [asdict(finding) for finding in self.findings],
                 "layers": [self.layer_row(layer) for layer in self.evidence.layers],
-                "gap": self._gap(),
+                "gap": None if gap is None else {key: getattr(gap, key) for key in GAP},
                 "samples": self.evidence.samples,
                 "not_examined": self.evidence.not_examined,
             }
@@ -146,19 +128,12 @@ class Summary:
             "worst": min(severities, key=SEVERITIES.index, default=None),
         }
 
-    def _gap(self) -> dict[str, Any] | None:
-        gap = self.evidence.gap
-        if gap is None:
-            return None
-        keys = ("train", "bn_train", "population", "evaluation", "output_change", "output_noise")
-        return {key: getattr(gap, key) for key in keys}
-
     def __iter__(self) -> Iterator[Finding]:
         return iter(self.findings)
 
 
-def _sentence(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _finite(value: Any) -> Any:

@@ -1,7 +1,5 @@
 """One small forward pass, recorded: what stands around each layer, and what the backward updates."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -81,24 +79,25 @@ def updated_in_backward(model: nn.Module, run: Callable[[], Any]) -> tuple[str, 
             outputs = [out for out in tensors(run()) if out.requires_grad]
             if not outputs:
                 return ()
-            layers = batch_norm_layers(model)
-            before = {name: _statistics(layer) for name, layer in layers.items()}
+            before = _statistics(model)
             torch.autograd.backward(torch.stack([out.float().square().mean() for out in outputs]).sum())
-            after = {name: _statistics(layer) for name, layer in layers.items()}
+            after = _statistics(model)
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-    return tuple(name for name in before if _differ(before[name], after[name]))
+    return tuple(
+        name
+        for name in before
+        if not all(same_bits(a, b) for a, b in zip(before[name], after[name], strict=True))
+    )
 
 
-def _statistics(layer: Any) -> list[Tensor]:
-    return [
-        t.clone() for t in (layer.running_mean, layer.running_var, layer.num_batches_tracked) if t is not None
-    ]
-
-
-def _differ(one: list[Tensor], other: list[Tensor]) -> bool:
-    return any(not same_bits(a, b) for a, b in zip(one, other, strict=True))
+def _statistics(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Copies of each layer's running statistics."""
+    return {
+        name: [t.clone() for t in (bn.running_mean, bn.running_var, bn.num_batches_tracked) if t is not None]
+        for name, bn in batch_norm_layers(model).items()
+    }
 
 
 def tensors(value: Any) -> list[Tensor]:

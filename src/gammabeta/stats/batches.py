@@ -1,7 +1,5 @@
 """How a batch of a loader reaches a model: what is input, what is target, on which device, in which dtype."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any

@@ -7,10 +7,8 @@ two-pass algorithm) and 2.1 (pooling). Everything pooled is float64 and lives on
 grow with the number of batches.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,33 +22,35 @@ CHUNK = 1 << 17
 
 @dataclass
 class Moments:
-    """Count, mean and summed squared deviations (``m2``) per channel; all three pool exactly.
+    """Count, mean and summed squared deviations (``m2``) per channel; all pool exactly.
 
     Attributes:
         count: values per channel, over every batch and position seen.
         mean: (C,) float64.
         m2: (C,) float64, the sum of squared deviations from ``mean``.
+        batches: batches that had any values.
     """
 
     count: int
     mean: Tensor
     m2: Tensor
+    batches: int = 0
 
     @classmethod
-    def empty(cls, channels: int) -> Moments:
+    def empty(cls, channels: int) -> "Moments":
         """The moments of nothing: pooling with them changes nothing."""
         return cls(0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
 
     @classmethod
-    def of_rows(cls, rows: Tensor) -> Moments:
+    def of_rows(cls, rows: Tensor) -> "Moments":
         """The moments of (K, C) rows, each row one observation."""
         rows = rows.detach().to("cpu", torch.float64)
         if rows.shape[0] == 0:
             return cls.empty(rows.shape[1])
         mean = rows.mean(0)
-        return cls(rows.shape[0], mean, (rows - mean).square().sum(0))
+        return cls(rows.shape[0], mean, (rows - mean).square().sum(0), batches=1)
 
-    def pool(self, other: Moments) -> None:
+    def pool(self, other: "Moments") -> None:
         """Take in ``other`` (Chan et al., equation 2.1)."""
         if other.count == 0:
             return
@@ -59,6 +59,7 @@ class Moments:
         self.mean = self.mean + delta * (other.count / total)
         self.m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / total)
         self.count = total
+        self.batches += other.batches
 
     @property
     def variance(self) -> Tensor:
@@ -71,14 +72,8 @@ class Moments:
         return self.m2 / max(self.count - 1, 1)
 
 
-@dataclass
-class BatchMoments:
-    """The moments of one batch, and the means of its single images.
-
-    Attributes:
-        whole: over images and positions.
-        image_means: (N, C) float64 on the CPU, the mean of each image over its positions.
-    """
+class BatchMoments(NamedTuple):
+    """The moments of one batch, over images and positions; (N, C) float64 means of each image, on the CPU."""
 
     whole: Moments
     image_means: Tensor
@@ -110,8 +105,7 @@ def batch_moments(x: Tensor) -> BatchMoments:
     correction = sums.sum(0)
     mean = shift64 + correction / count
     m2 = squares.sum(0) - correction.square() / count
-    whole = Moments(count, mean, m2.clamp_(min=0))
-    return BatchMoments(whole, shift64 + sums / positions)
+    return BatchMoments(Moments(count, mean, m2.clamp_(min=0), batches=1), shift64 + sums / positions)
 
 
 def _sums(deviation: Tensor, spatial: list[int]) -> tuple[Tensor, Tensor]:
@@ -125,37 +119,33 @@ def _sums(deviation: Tensor, spatial: list[int]) -> tuple[Tensor, Tensor]:
 
 # --- over ranks --------------------------------------------------------------------------------------------
 
-Measured = dict[str, tuple[Moments, int]]
-
 
 @dataclass(frozen=True)
 class Ranks:
     """The processes that pool their moments; one alone needs no communication."""
 
-    world_size: int = 1
+    world_size: int
 
-    def merge(self, found: Measured, failure: BaseException | None) -> Measured:
+    def merge(self, found: dict[str, Moments], failure: Exception | None) -> dict[str, Moments]:
         """Pool ``found`` over the ranks, in their order, so that all get identical results.
 
         Raises:
             SurgeryError: no rank had data, or another rank failed; a rank's own ``failure`` is raised as it
                 is.
         """
-        merged: Measured = {}
+        merged: dict[str, Moments] = {}
         for other in self._exchange(found, failure):
-            for name, (moments, batches) in other.items():
-                pooled, total = merged.setdefault(name, (Moments.empty(moments.mean.numel()), 0))
-                pooled.pool(moments)
-                merged[name] = (pooled, total + batches)
-        if not any(moments.count for moments, _ in merged.values()):
+            for name, moments in other.items():
+                merged.setdefault(name, Moments.empty(moments.mean.numel())).pool(moments)
+        if not any(moments.count for moments in merged.values()):
             raise SurgeryError("the loader gave no data that reaches a batch-normalization layer")
         return merged
 
-    def agree(self, order: list[tuple[str, int]], failure: BaseException | None) -> list[tuple[str, int]]:
-        """The order of layers as seen by the first rank that has data."""
-        return next((other for other in self._exchange(order, failure) if other), [])
+    def agree(self, calls: dict[str, int], failure: Exception | None) -> dict[str, int]:
+        """The calls of layers, in their order, as seen by the first rank that has data."""
+        return next((other for other in self._exchange(calls, failure) if other), {})
 
-    def _exchange(self, mine: Any, failure: BaseException | None) -> list[Any]:
+    def _exchange(self, mine: Any, failure: Exception | None) -> list[Any]:
         everyone: list[Any] = [(mine, failure is not None)]
         if self.world_size > 1:
             everyone = [None] * self.world_size
@@ -168,13 +158,3 @@ class Ranks:
                 f"rank {failed[0]} failed while measuring; the model is unchanged on every rank"
             )
         return [found for found, _ in everyone]
-
-
-ALONE = Ranks()
-
-
-def current_ranks() -> Ranks:
-    """The ranks of the default process group, or this process alone."""
-    if dist.is_available() and dist.is_initialized():
-        return Ranks(dist.get_world_size())
-    return ALONE

@@ -1,16 +1,16 @@
 """Run a model without leaving a trace: everything a forward pass may change is put back."""
 
-from __future__ import annotations
-
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ..graph.layers import BatchNormLayer
 
 # What a batch-normalization layer's forward reads from its attributes, and what we set while measuring.
 _ATTRIBUTES = ("training", "momentum", "track_running_stats")
@@ -25,30 +25,27 @@ def preserved(model: nn.Module, loader: Any = None) -> Iterator[None]:
     dictionary of the module, count as buffers: statistics written by hand often live there. ``loader`` may
     bring random generators of its own.
     """
-    attributes = [
-        (module, {key: module.__dict__[key] for key in _ATTRIBUTES if key in module.__dict__})
-        for module in model.modules()
+    modules = [module.__dict__ for module in model.modules()]
+    attributes = [(values, {key: values[key] for key in _ATTRIBUTES if key in values}) for values in modules]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    plain = [
+        (values, {key: value for key, value in values.items() if isinstance(value, Tensor)})
+        for values in _dictionaries(model)
     ]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
-    plain = [(values, dict(values)) for values in _dictionaries(model)]
-    hidden = [tensor for values, _ in plain for tensor in values.values() if isinstance(tensor, Tensor)]
+    hidden = [tensor for _, tensors in plain for tensor in tensors.values()]
     saved = [(tensor, tensor.detach().clone()) for tensor in (*model.buffers(), *hidden)]
-    randomness = RandomState.of(loader)
+    put_back_random_state = remember_random_state(loader)
     try:
         yield
     finally:
-        randomness.restore()
-        for module, values in attributes:
-            module.__dict__.update(values)
-        for module, tensors in buffers:
-            module._buffers.clear()
-            module._buffers.update(tensors)
-        for current, values in plain:
-            for key, value in values.items():
-                if isinstance(value, Tensor):
-                    current[key] = value
+        put_back_random_state()
+        for tensors, before in buffers:
+            tensors.clear()
+            tensors.update(before)
+        for values, kept in (*attributes, *plain):
+            values.update(kept)
         for tensor, copy in saved:
-            restore(tensor, copy)
+            overwrite(tensor, copy)
 
 
 def _dictionaries(model: nn.Module) -> Iterator[dict[Any, Any]]:
@@ -66,12 +63,11 @@ def set_modes(model: nn.Module, *, training: bool) -> None:
         module.training = training
 
 
-def restore(tensor: Tensor, copy: Tensor) -> None:
-    """Write ``copy`` back into ``tensor``, where it differs (comparing bits, so that NaN equals NaN)."""
-    if same_bits(tensor, copy):
-        return
-    with torch.inference_mode(tensor.is_inference()), torch.no_grad():
-        tensor.copy_(copy)
+def overwrite(tensor: Tensor, values: Tensor) -> None:
+    """Write ``values`` into ``tensor`` in place, if they differ (comparing bits, so that NaN equals NaN)."""
+    if not same_bits(tensor, values):
+        with torch.inference_mode(tensor.is_inference()), torch.no_grad():
+            tensor.copy_(values)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -84,36 +80,40 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(a.detach().contiguous().view(integer), b.detach().contiguous().view(integer))
 
 
-@dataclass(frozen=True)
-class RandomState:
-    """Every generator that a forward pass or a loader may draw from, as it stands."""
+def remember_random_state(loader: Any = None) -> Callable[[], None]:
+    """Remember every generator that a forward pass or a loader may draw from; the result puts them back.
 
-    torch_cpu: Tensor
-    torch_cuda: list[Tensor]
-    python: Any
-    numpy: Any
-    own: tuple[tuple[torch.Generator, Tensor], ...]
+    These are the global ones, and those that ``loader`` and its samplers bring along.
+    """
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 (the global one is what a loader's transforms use)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    holders = (loader, getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
+    generators = (getattr(holder, "generator", None) for holder in holders)
+    own = [(g, g.get_state()) for g in generators if isinstance(g, torch.Generator)]
 
-    @classmethod
-    def of(cls, loader: Any = None) -> RandomState:
-        """The global generators, and those that ``loader`` and its samplers bring along."""
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        holders = (loader, getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None))
-        own = {id(g): g for g in (getattr(holder, "generator", None) for holder in holders)}
-        return cls(
-            torch.get_rng_state(),
-            torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            random.getstate(),
-            np.random.get_state(),  # noqa: NPY002 (the global one is what a loader's transforms use)
-            tuple((g, g.get_state()) for g in own.values() if isinstance(g, torch.Generator)),
-        )
-
-    def restore(self) -> None:
-        """Put all of them back to this state."""
-        torch.set_rng_state(self.torch_cpu)
-        if self.torch_cuda:
-            torch.cuda.set_rng_state_all(self.torch_cuda)
-        random.setstate(self.python)
-        np.random.set_state(self.numpy)  # noqa: NPY002
-        for generator, state in self.own:
+    def put_back() -> None:
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        for generator, state in own:
             generator.set_state(state)
+
+    return put_back
+
+
+@contextmanager
+def observed(layers: dict[str, BatchNormLayer], record: Callable[[str, Any, Tensor], None]) -> Iterator[None]:
+    """Call ``record(name, layer, x)`` with every input ``x`` of these layers, before they see it."""
+
+    def hook(name: str, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        record(name, layer, inputs[0] if inputs else next(iter(keywords.values())))
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.enter_context(layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True))
+        yield

@@ -21,23 +21,22 @@ the literature distinguishes:
     it is measured itself.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unwrap
 from ..nn import SyncBatchNorm
-from .batches import ForwardFn, call, placement, size
-from .batches import batches as batches_of
-from .moments import ALONE, Moments, Ranks, batch_moments, current_ranks
-from .preserve import preserved, set_modes
+from .batches import ForwardFn, batches, call, placement, size
+from .moments import Moments, Ranks, batch_moments
+from .preserve import observed, overwrite, preserved, set_modes
 
 Mode = Literal["joint", "in-order"]
 
@@ -99,121 +98,108 @@ def recalibrate(
             "in-order recalibration passes over the data repeatedly: give a loader, not an iterator"
         )
     inner = unwrap(model)
-    layers = _layers_to_change(inner, include_frozen)
+    frozen = set() if include_frozen else frozen_layers(inner)
+    layers = {
+        name: layer
+        for name, layer in batch_norm_layers(inner).items()
+        if name not in frozen and layer.running_mean is not None and layer.running_var is not None
+    }
     if not layers:
         raise SurgeryError(
             "no batch normalization with running statistics to recalibrate, or all of it is frozen"
         )
-    group = current_ranks() if merge_ranks else ALONE
+    several = merge_ranks and dist.is_available() and dist.is_initialized()
+    ranks = Ranks(dist.get_world_size() if several else 1)
+    passes = _Passes(inner, loader, samples, forward_fn or call, progress, ranks)
     with preserved(inner, loader), torch.no_grad():
         set_modes(inner, training=False)
-        pass_over = _Pass(inner, loader, samples, forward_fn or call, progress, group)
-        results = pass_over.measure(layers, stop=False) if mode == "joint" else _in_order(pass_over, layers)
-    new = {name: _checked(name, layers[name], *result) for name, result in results.items()}
-    for name, (mean, var, batches) in new.items():
-        _write(layers[name], mean, var, batches)
+        new = passes.measure(layers, stop=False) if mode == "joint" else passes.measure_in_order(layers)
+    for name, statistics in new.items():
+        _write(layers[name], *statistics)
     return model
 
 
-def _layers_to_change(model: nn.Module, include_frozen: bool) -> dict[str, BatchNormLayer]:
-    frozen = set() if include_frozen else frozen_layers(model)
-    return {
-        name: layer
-        for name, layer in batch_norm_layers(model).items()
-        if name not in frozen and layer.running_mean is not None and layer.running_var is not None
-    }
+Statistics = tuple[Tensor, Tensor, int]  # running mean, unbiased running variance, number of batches
 
 
-class _Reached(BaseException):
-    """The layer being measured has been called: the rest of the forward pass is of no use.
+class _ReachedLayer(BaseException):
+    """The layer being measured has got its input: the rest of the forward pass is of no use.
 
     Not an ``Exception``, so that a model's own error handling does not take it for one.
     """
 
 
-class _Pass:
-    """One pass over the data that pools the moments of some layers' inputs."""
+@dataclass
+class _Passes:
+    """Passes over the data, each pooling the moments of some layers' inputs, over all ranks."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        samples: int | None,
-        forward_fn: ForwardFn,
-        progress: Callable[[int], object] | None,
-        ranks: Ranks,
-    ) -> None:
-        self.model, self.loader, self.samples = model, loader, samples
-        self.forward_fn, self.progress, self.ranks = forward_fn, progress, ranks
+    model: nn.Module
+    loader: Iterable[Any]
+    samples: int | None
+    forward_fn: ForwardFn
+    progress: Callable[[int], object] | None
+    ranks: Ranks
 
-    def measure(self, layers: dict[str, BatchNormLayer], *, stop: bool) -> dict[str, tuple[Moments, int]]:
-        """Moments and number of calls per layer, over every rank; ``stop`` ends each forward at its layer."""
-        found = {name: (Moments.empty(layer.num_features), 0) for name, layer in layers.items()}
-        handles: list[Any] = []
-        failure: BaseException | None = None
-        try:
-            for name, layer in layers.items():
-                handles += _measure_layer(name, layer, found, stop)
-            self._run()
-        except Exception as error:
-            failure = error
-        finally:
-            for handle in handles:
-                handle.remove()
-        return self.ranks.merge(found, failure)
+    def measure(self, layers: dict[str, BatchNormLayer], *, stop: bool) -> dict[str, Statistics]:
+        """New statistics of each layer that the data reaches; ``stop`` ends each forward at its layer."""
+        found = {name: Moments.empty(layer.num_features) for name, layer in layers.items()}
+        stored = {
+            name: (layer.running_mean, layer.running_var, layer.track_running_stats)
+            for name, layer in layers.items()
+        }
 
-    def _run(self) -> None:
-        for batch in batches_of(self.loader, self.samples, placement(self.model)):
-            with suppress(_Reached):
-                self.forward_fn(self.model, batch)
-            if self.progress is not None:
-                self.progress(size(batch))
+        def pool(name: str, layer: Any, x: Tensor) -> None:
+            batch = batch_moments(x).whole
+            if batch.count > 1:
+                _use_batch(layer)
+            else:
+                layer.running_mean, layer.running_var, _ = stored[name]
+                _use_pooled(layer, found[name])
+            found[name].pool(batch)
+            if stop:
+                raise _ReachedLayer
 
-    def order(self, layers: dict[str, BatchNormLayer]) -> list[tuple[str, int]]:
-        """The layers in the order in which the first batch reaches them, and how often it reaches each."""
-        calls: dict[str, int] = {}
-        handles = [layer.register_forward_pre_hook(_counter(calls, name)) for name, layer in layers.items()]
         failure: Exception | None = None
         try:
-            for batch in islice(batches_of(self.loader, 1, placement(self.model)), 1):
-                self.forward_fn(self.model, batch)
+            with observed(layers, pool):
+                for batch in batches(self.loader, self.samples, placement(self.model)):
+                    with suppress(_ReachedLayer):
+                        self.forward_fn(self.model, batch)
+                    if self.progress is not None:
+                        self.progress(size(batch))
         except Exception as error:
             failure = error
-        finally:
-            for handle in handles:
-                handle.remove()
-        return self.ranks.agree(list(calls.items()), failure)
+        for name, layer in layers.items():
+            layer.running_mean, layer.running_var, layer.track_running_stats = stored[name]
+            layer.training = False
+        merged = self.ranks.merge(found, failure)
+        return {name: _checked(name, layers[name], m) for name, m in merged.items() if m.batches}
 
+    def measure_in_order(self, layers: dict[str, BatchNormLayer]) -> dict[str, Statistics]:
+        """New statistics of each layer, measured after the layers before it have got theirs."""
+        results: dict[str, Statistics] = {}
+        for name, calls in self._calls(layers).items():
+            results |= self.measure({name: layers[name]}, stop=calls == 1)
+            _write(layers[name], *results[name])
+        if not results:
+            raise SurgeryError("the loader gave no data that reaches a batch-normalization layer")
+        return results
 
-def _counter(calls: dict[str, int], name: str) -> Callable[..., None]:
-    def count(_module: nn.Module, _inputs: Any) -> None:
-        calls[name] = calls.get(name, 0) + 1
+    def _calls(self, layers: dict[str, BatchNormLayer]) -> dict[str, int]:
+        """How often the first batch reaches each layer, in the order in which it reaches them."""
+        calls: dict[str, int] = {}
 
-    return count
+        def count(name: str, _layer: Any, _x: Tensor) -> None:
+            calls[name] = calls.get(name, 0) + 1
 
-
-def _measure_layer(
-    name: str, layer: BatchNormLayer, found: dict[str, tuple[Moments, int]], stop: bool
-) -> list[Any]:
-    """Hooks that pool ``layer``'s inputs and make it normalise each by itself, leaving its buffers alone."""
-    stored = (layer.running_mean, layer.running_var)
-
-    def before(module: Any, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        x = inputs[0] if inputs else next(iter(keywords.values()))
-        moments, calls = found[name]
-        whole = batch_moments(x).whole
-        if whole.count > 1:
-            _use_batch(module)
-        else:
-            _use_pooled(module, moments, stored)
-        moments.pool(whole)
-        found[name] = (moments, calls + bool(whole.count))
-
-    def after(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        if stop:
-            raise _Reached
-
-    return [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(after)]
+        failure: Exception | None = None
+        try:
+            with observed(layers, count):
+                for batch in islice(batches(self.loader, 1, placement(self.model)), 1):
+                    self.forward_fn(self.model, batch)
+        except Exception as error:
+            failure = error
+        return self.ranks.agree(calls, failure)
 
 
 def _use_batch(layer: Any) -> None:
@@ -228,57 +214,31 @@ def _use_batch(layer: Any) -> None:
         layer.training, layer.track_running_stats = True, False
 
 
-def _use_pooled(layer: Any, moments: Moments, stored: tuple[Tensor | None, Tensor | None]) -> None:
+def _use_pooled(layer: Any, moments: Moments) -> None:
     """Normalise by what has been pooled so far, or by the stored statistics when that is too little."""
     layer.training = False
-    layer.running_mean, layer.running_var = stored
     if moments.count > 1:
         like = layer.running_mean
         layer.running_mean = moments.mean.to(like.device, like.dtype)
         layer.running_var = moments.variance.to(like.device, like.dtype)
 
 
-def _in_order(pass_over: _Pass, layers: dict[str, BatchNormLayer]) -> dict[str, tuple[Moments, int]]:
-    results: dict[str, tuple[Moments, int]] = {}
-    for name, calls in pass_over.order(layers):
-        layer = layers[name]
-        buffers = layer.running_mean, layer.running_var, layer.track_running_stats
-        result = pass_over.measure({name: layer}, stop=calls == 1)[name]
-        layer.running_mean, layer.running_var, layer.track_running_stats = buffers
-        layer.training = False
-        mean, var, batches = _checked(name, layer, *result)
-        if batches:
-            _write(layer, mean, var, batches)
-            results[name] = result
-    if not results:
-        raise SurgeryError("the loader gave no data that reaches a batch-normalization layer")
-    return results
-
-
-def _checked(name: str, layer: BatchNormLayer, moments: Moments, batches: int) -> tuple[Tensor, Tensor, int]:
-    """The statistics as the layer stores them: mean, unbiased variance, number of batches."""
+def _checked(name: str, layer: Any, moments: Moments) -> Statistics:
+    """The moments as the layer stores them."""
     if moments.count == 1:
         raise SurgeryError(f"{name or 'the layer'} saw one value per channel in all: give it more data")
-    mean, var = layer.running_mean, layer.running_var
-    assert mean is not None  # chosen in _layers_to_change
-    assert var is not None
-    new_mean = moments.mean.to(mean.device, mean.dtype)
-    new_var = moments.unbiased_variance.to(var.device, var.dtype)
-    if not (torch.isfinite(new_mean).all() and torch.isfinite(new_var).all()):
+    mean = moments.mean.to(layer.running_mean.device, layer.running_mean.dtype)
+    var = moments.unbiased_variance.to(layer.running_var.device, layer.running_var.dtype)
+    if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
         raise SurgeryError(
             f"the input of {name or 'the layer'} is not finite, or its moments overflow {mean.dtype}"
         )
-    return new_mean, new_var, batches
+    return mean, var, moments.batches
 
 
-def _write(layer: BatchNormLayer, mean: Tensor, var: Tensor, batches: int) -> None:
-    """Store the statistics, in place; a layer that no batch reached keeps its own."""
-    if not batches:
-        return
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    with torch.inference_mode(layer.running_mean.is_inference()), torch.no_grad():
-        layer.running_mean.copy_(mean)
-        layer.running_var.copy_(var)
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.clamp_(min=batches)
+def _write(layer: Any, mean: Tensor, var: Tensor, batches: int) -> None:
+    """Store the statistics, in place."""
+    overwrite(layer.running_mean, mean)
+    overwrite(layer.running_var, var)
+    if layer.num_batches_tracked is not None:
+        overwrite(layer.num_batches_tracked, layer.num_batches_tracked.clamp(min=batches))

@@ -6,9 +6,8 @@ figure 1 (b) and (c).
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.layers import batch_norm_layers
-from ..stats.preserve import preserved
+from ..stats.preserve import observed, preserved
 from .batches import DeviceImages
 from .world import ALONE, Precision, World
 
@@ -109,15 +108,15 @@ def layer_statistics(
     """Measure every batch-norm layer of a model in training mode on ``x``; the model is left as it was."""
     found: dict[str, LayerStatistics] = {}
 
-    def measure(name: str, layer: Any, inputs: tuple[Tensor, ...]) -> None:
-        found.setdefault(name, _measure(layer, inputs[0].detach()))
+    def measure(name: str, layer: Any, inputs: Tensor) -> None:
+        found.setdefault(name, _measure(layer, inputs.detach()))
 
-    with ExitStack() as stack:
-        for name, layer in batch_norm_layers(model).items():
-            stack.enter_context(layer.register_forward_pre_hook(partial(measure, name)))
-        stack.enter_context(preserved(model))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"))
+    with (
+        observed(batch_norm_layers(model), measure),
+        preserved(model),
+        torch.no_grad(),
+        torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
+    ):
         model.train()
         model(x)
     return found

@@ -1,15 +1,15 @@
 """How a function becomes a check."""
 
-from __future__ import annotations
-
+import functools
 import inspect
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from ..evidence import Evidence
+from ..evidence import Evidence, Layer
 from ..finding import Finding
 
 CheckFunction = Callable[[Evidence], Iterable[Finding]]
+LayerFunction = Callable[[Layer, Evidence], Iterable[Finding]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,23 @@ REGISTERED: list[Check] = []
 
 
 def check(function: CheckFunction) -> CheckFunction:
-    """Register ``function`` as a check: ``dead_gamma`` gets the identifier "dead-gamma"."""
+    """Register a check of the model as a whole: ``eval_mutates`` gets the identifier "eval-mutates"."""
     REGISTERED.append(Check(function.__name__.replace("_", "-"), function))
     return function
+
+
+def check_layers(
+    which: Callable[[Evidence], list[Layer]] = lambda evidence: evidence.layers,
+) -> Callable[[LayerFunction], CheckFunction]:
+    """Register a check of each layer in ``which(evidence)`` by itself; its findings are about that layer."""
+
+    def register(function: LayerFunction) -> CheckFunction:
+        @functools.wraps(function)
+        def each_layer(evidence: Evidence) -> Iterator[Finding]:
+            for layer in which(evidence):
+                for finding in function(layer, evidence):
+                    yield replace(finding, layer=layer.name)
+
+        return check(each_layer)
+
+    return register

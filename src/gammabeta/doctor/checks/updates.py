@@ -1,7 +1,5 @@
 """How often the running statistics were updated: too few times, twice per step, not all alike."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from statistics import median
 
@@ -11,7 +9,7 @@ from torch import Tensor
 from ...stats.moments import Moments
 from ..evidence import Evidence, Layer
 from ..finding import Finding
-from .registry import check
+from .registry import check, check_layers
 
 SHARE, EXCESS, SEVERE = 0.01, 0.1, 0.3
 
@@ -24,8 +22,8 @@ def measured_share(mean: Tensor, var: Tensor, population: Moments) -> float:
     return float((toward * missing).sum() / toward.square().sum().clamp(min=1e-30))
 
 
-@check
-def init_residue(evidence: Evidence) -> Iterator[Finding]:
+@check_layers(Evidence.updating)
+def init_residue(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """The initial mean 0 and variance 1 still weigh in the running statistics.
 
     Symptom: a briefly trained model is worse in evaluation; more training cures it.
@@ -43,40 +41,37 @@ def init_residue(evidence: Evidence) -> Iterator[Finding]:
     Source: Kingma and Ba (2015), section 3, on the bias of an exponential average that starts from a
     constant.
     """
-    for layer in evidence.updating():
-        if layer.trivial or not layer.updates or layer.momentum is None or not 0 < layer.momentum < 1:
-            continue
-        share = (1 - layer.momentum) ** layer.updates
-        mean, var = layer.running
-        usual = float(var.median())
-        if not (mean.isfinite().all() and var.isfinite().all()):
-            continue  # invalid-statistics has more to say
-        excess = share / max(usual, 1e-30)
-        if share <= SHARE and excess <= EXCESS:
-            continue
-        if bool((var < share).any()):
-            continue  # an average that still holds that share of 1 could not be smaller
-        seen = evidence.seen(layer)
-        if seen is not None and measured_share(mean, var, seen.population) < share / 4:
-            continue
-        yield Finding(
-            "init-residue",
-            layer.name,
-            "error" if max(share, excess) >= SEVERE and seen is not None else "warning",
-            f"{share:.2g} of the initial mean 0 and variance 1 remain after {layer.updates} updates;"
-            f" the median running variance is {usual:.2g}",
-            f"too few updates for momentum {layer.momentum:g} to forget where it started",
-            "recalibrate, or train longer"
-            + ("" if seen else "; if it was recalibrated, give data to confirm it"),
-            {"share": share, "excess": excess, "updates": layer.updates},
-        )
+    if layer.trivial or not layer.updates or layer.momentum is None or not 0 < layer.momentum < 1:
+        return
+    share = (1 - layer.momentum) ** layer.updates
+    mean, var = layer.running
+    usual = float(var.median())
+    if not (mean.isfinite().all() and var.isfinite().all()):
+        return  # invalid-statistics has more to say
+    excess = share / max(usual, 1e-30)
+    if share <= SHARE and excess <= EXCESS:
+        return
+    if bool((var < share).any()):
+        return  # an average that still holds that share of 1 could not be smaller
+    seen = evidence.seen(layer)
+    if seen is not None and measured_share(mean, var, seen.population) < share / 4:
+        return
+    yield Finding(
+        "error" if max(share, excess) >= SEVERE and seen is not None else "warning",
+        f"{share:.2g} of the initial mean 0 and variance 1 remain after {layer.updates} updates;"
+        f" the median running variance is {usual:.2g}",
+        f"too few updates for momentum {layer.momentum:g} to forget where it started",
+        "recalibrate, or train longer"
+        + ("" if seen else "; if it was recalibrated, give data to confirm it"),
+        {"share": share, "excess": excess, "updates": layer.updates},
+    )
 
 
 LOW, HIGH = 1.8, 2.2
 
 
-@check
-def double_update(evidence: Evidence) -> Iterator[Finding]:
+@check_layers(Evidence.updating)
+def double_update(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """The running statistics are updated more than once per step.
 
     Symptom: statistics follow the last batches more closely than momentum says; evaluation is noisier.
@@ -89,30 +84,24 @@ def double_update(evidence: Evidence) -> Iterator[Finding]:
     Fix: let the recomputation skip the update (``gammabeta.nn`` layers do), or halve the momentum.
     Source: ``torch.utils.checkpoint``: the forward runs again during the backward, in both of its modes.
     """
-    again = evidence.updated_in_backward or ()
     steps = evidence.optimizer.steps if evidence.optimizer is not None else None
-    for layer in evidence.updating():
-        if layer.name in again:
+    if layer.name in (evidence.updated_in_backward or ()):
+        yield Finding(
+            "warning",
+            "the running statistics change during the backward pass",
+            "activation checkpointing runs the layer's forward again, and updates again",
+            "convert to gammabeta.nn layers, which skip the second update, or use 1 - sqrt(1 - momentum)",
+        )
+    elif steps and layer.updates and evidence.updated_in_backward is None:
+        ratio = layer.updates / (steps * (evidence.around(layer).calls or 1))
+        if LOW <= ratio <= HIGH:
             yield Finding(
-                "double-update",
-                layer.name,
-                "warning",
-                "the running statistics change during the backward pass",
-                "activation checkpointing runs the layer's forward again, and updates again",
-                "convert to gammabeta.nn layers, which skip the second update, or use 1 - sqrt(1 - momentum)",
+                "note",
+                f"{layer.updates} updates in {steps} optimiser steps",
+                "activation checkpointing; or two forward passes per step, which is fine",
+                "give an example: a backward pass on it shows which of the two it is",
+                {"ratio": ratio},
             )
-        elif steps and layer.updates and evidence.updated_in_backward is None:
-            ratio = layer.updates / (steps * (evidence.around(layer).calls or 1))
-            if LOW <= ratio <= HIGH:
-                yield Finding(
-                    "double-update",
-                    layer.name,
-                    "note",
-                    f"{layer.updates} updates in {steps} optimiser steps",
-                    "activation checkpointing; or two forward passes per step, which is fine",
-                    "give an example: a backward pass on it shows which of the two it is",
-                    {"ratio": ratio},
-                )
 
 
 TOLERANCE = 0.02
@@ -142,19 +131,16 @@ def unequal_updates(evidence: Evidence) -> Iterator[Finding]:
             if abs(count / usual[part] - 1) > TOLERANCE:
                 known = all(evidence.around(other).calls for other, _ in members)
                 yield Finding(
-                    "unequal-updates",
-                    layer.name,
                     "warning" if known else "note",
                     f"{count:g} updates per call, where its neighbours have {usual[part]:g}",
                     "skipped, frozen for a while, checkpointed, or restored from another file",
                     "recalibrate, so that all statistics come from the same weights",
                     {"updates": count, "usual": usual[part]},
+                    layer=layer.name,
                 )
     if usual and max(usual.values()) / min(usual.values()) > 1 + TOLERANCE:
         counts = ", ".join(f"{part or 'top level'}: {count:g}" for part, count in usual.items())
         yield Finding(
-            "unequal-updates",
-            "",
             "note",
             f"parts of the model were updated a different number of times ({counts})",
             "parts trained apart, or run a different number of times per step",

@@ -1,7 +1,5 @@
 """The report in a terminal: the verdict first, then findings by severity, then a table of layers."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +9,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..finding import Severity
-from ..summary import Group, Summary
+from .finding import Severity
+from .summary import Group, Summary
 
 STYLES: dict[Severity, str] = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 NAMED, ROWS = 4, 40

@@ -1,15 +1,14 @@
 """The report's plots, each an SVG in a string. Nothing else in the doctor loads Matplotlib."""
 
-from __future__ import annotations
-
 import io
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..evidence import BINS, REACH, Activity, Gap, Layer
-from ..summary import Summary
+from .evidence import BINS, REACH, Activity, Layer
+from .summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,47 +18,35 @@ BLUE, ORANGE, GREY, INK = "#2f6fb5", "#d9722b", "#9aa3ad", "#2b3036"
 PANELS, CHANNELS = 12, 128
 
 
-def plots(report: Summary) -> list[tuple[str, str, str]]:
+def plots(report: Summary) -> Iterator[tuple[str, str, str]]:
     """(title, explanation, svg) for everything that the evidence allows to draw."""
-    drawn = []
     gap = report.evidence.gap
-    if gap is not None and None not in (gap.bn_train, gap.population, gap.evaluation):
-        drawn.append(
-            (
-                "Where the loss in evaluation comes from",
-                "The same data in four modes. Noise and stale statistics are batch normalization's part.",
-                _svg(_gap_figure(gap)),
-            )
+    if gap is not None and gap.losses is not None:
+        yield (
+            "Where the loss in evaluation comes from",
+            "The same data in four modes. Noise and stale statistics are batch normalization's part.",
+            _svg(_gap_figure(gap.train, *gap.losses)),
         )
-    compared = _compared(report)
+    pairs = ((layer, report.evidence.seen(layer)) for layer in report.evidence.stored())
+    compared = [(layer, seen) for layer, seen in pairs if seen is not None]
     if compared:
-        drawn.append(
-            (
-                "Running against true statistics",
-                "One dot per channel, layers in order of registration; all dots should lie on the line.",
-                _svg(_statistics_figure(compared)),
-            )
+        yield (
+            "Running against true statistics",
+            "One dot per channel, layers in order of registration; all dots should lie on the line.",
+            _svg(_statistics_figure(compared)),
         )
-        drawn.append(
-            (
-                "What each layer's input looks like after normalization",
-                "The first batch, standardised by the running statistics and by its own: both should"
-                " agree. The worst layers first.",
-                _svg(_histogram_figure(compared, report)),
-            )
+        yield (
+            "What each layer's input looks like after normalization",
+            "The first batch, standardised by the running statistics and by its own: both should"
+            " agree. The worst layers first.",
+            _svg(_histogram_figure(compared, report)),
         )
-    return drawn
 
 
 Compared = list[tuple[Layer, Activity]]
 
 
-def _compared(report: Summary) -> Compared:
-    pairs = ((layer, report.evidence.seen(layer)) for layer in report.evidence.stored())
-    return [(layer, seen) for layer, seen in pairs if seen is not None]
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Figure, Any]:
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple["Figure", Any]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -71,7 +58,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
     return figure, axes
 
 
-def _svg(figure: Figure) -> str:
+def _svg(figure: "Figure") -> str:
     from matplotlib import rc_context
 
     buffer = io.StringIO()
@@ -80,37 +67,32 @@ def _svg(figure: Figure) -> str:
     return buffer.getvalue()
 
 
-def _gap_figure(gap: Gap) -> Figure:
+def _gap_figure(train: float | None, bn_train: float, population: float, evaluation: float) -> "Figure":
     """One bar per mode; the last is stacked from the one with batch statistics."""
     figure, axes = _figure(7.5, 2.3)
     axis: Axes = axes[0, 0]
-    assert gap.bn_train is not None  # plots() draws this only with losses
-    assert gap.population is not None
-    assert gap.evaluation is not None
-    noise, stale = gap.population - gap.bn_train, gap.evaluation - gap.population
-    base = min(gap.bn_train, gap.population, gap.evaluation)
-    rows = [
-        ("batch normalization in training", gap.bn_train),
-        ("evaluation, exact statistics", gap.population),
-    ]
-    if gap.train is not None:
-        rows.insert(0, ("everything in training", gap.train))
-    for index, (_, value) in enumerate(rows):
-        axis.barh(index, value, color=GREY, height=0.62)
-    last = len(rows)
-    axis.barh(last, base, color=GREY, height=0.62)
-    left = base
-    for value, colour, label in ((noise, ORANGE, "batch noise"), (stale, BLUE, "stale statistics")):
+    modes = {
+        "everything in training": train,
+        "batch normalization in training": bn_train,
+        "evaluation, exact statistics": population,
+        "evaluation, as is": evaluation,
+    }
+    losses = {mode: loss for mode, loss in modes.items() if loss is not None}
+    last = len(losses) - 1
+    left = min(bn_train, population, evaluation)
+    axis.barh(range(len(losses)), [*list(losses.values())[:last], left], color=GREY, height=0.62)
+    parts = (
+        (population - bn_train, ORANGE, "batch noise"),
+        (evaluation - population, BLUE, "stale statistics"),
+    )
+    for value, colour, label in parts:
         if value > 0:
             axis.barh(last, value, left=left, color=colour, height=0.62, label=f"{label} {value:+.3g}")
             left += value
-    names = [name for name, _ in rows] + ["evaluation, as is"]
-    values = [value for _, value in rows] + [gap.evaluation]
-    axis.set_yticks(range(len(names)), names)
-    for index, value in enumerate(values):
-        axis.annotate(
-            f" {value:.4g}", (max(value, left if index == last else value), index), va="center", fontsize=8
-        )
+    axis.set_yticks(range(len(losses)), list(losses))
+    for index, loss in enumerate(losses.values()):
+        end = max(loss, left) if index == last else loss
+        axis.annotate(f" {loss:.4g}", (end, index), va="center", fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("loss", fontsize=8, color=INK)
     axis.margins(x=0.14)
@@ -119,7 +101,7 @@ def _gap_figure(gap: Gap) -> Figure:
     return figure
 
 
-def _statistics_figure(compared: Compared) -> Figure:
+def _statistics_figure(compared: Compared) -> "Figure":
     figure, axes = _figure(9.5, 4.6, rows=2)
     upper: Axes = axes[0, 0]
     lower: Axes = axes[1, 0]
@@ -137,6 +119,8 @@ def _statistics_figure(compared: Compared) -> Figure:
         (upper, "running − true mean\n(standard deviations)", 0.5),
         (lower, "log₂ of running\nover true variance", 1.0),
     )
+    names = [layer.label for layer, _ in compared]
+    step = math.ceil(len(names) / 24)
     for axis, label, least in panels:
         axis.axhline(0, color=INK, linewidth=0.8)
         reach = max(least, *(abs(limit) for limit in axis.get_ylim()))
@@ -145,14 +129,12 @@ def _statistics_figure(compared: Compared) -> Figure:
             axis.set_yscale("symlog", linthresh=1.0)
         axis.set_ylabel(label, fontsize=8, color=INK)
         axis.set_xlim(-0.6, len(compared) - 0.4)
-    step = max(1, math.ceil(len(compared) / 24))
-    names = [layer.label for layer, _ in compared]
     upper.set_xticks(range(0, len(names), step), [])
     lower.set_xticks(range(0, len(names), step), names[::step], rotation=30, ha="right")
     return figure
 
 
-def _histogram_figure(compared: Compared, report: Summary) -> Figure:
+def _histogram_figure(compared: Compared, report: Summary) -> "Figure":
     def severity(pair: tuple[Layer, Activity]) -> float:
         row = report.layer_row(pair[0])
         return -((row["drift_mean"] or 0.0) + (row["drift_log_variance"] or 0.0))

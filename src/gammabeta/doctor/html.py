@@ -1,12 +1,10 @@
 """The report as one self-contained page: no script, no font, no picture from anywhere else."""
 
-from __future__ import annotations
-
 import base64
 from html import escape
 
-from ..summary import Group, Summary
 from .plots import plots
+from .summary import Group, Summary
 from .terminal import cells
 
 STYLE = """
