@@ -15,7 +15,7 @@ from .affine import NotExactError
 from .apply import apply
 from .find import Norm, flows_alike, is_known_norm
 from .pack import layouts, packed_copy
-from .plan import Fold, FoldPlan, Planner
+from .plan import Fold, FoldPlan
 from .report import FoldedLayer, FoldReport
 from .verify import Errors, Inputs, Verifier, copied, default_tolerance, first_line, search
 
@@ -124,7 +124,7 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
         recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
-    plan = Planner(original, recording, hooked).plan()
+    plan = FoldPlan(original, recording, hooked)
     return original, plan, "graph" if flows_alike(original) else "example"
 
 
@@ -211,7 +211,7 @@ def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
     found = {norm: FoldedLayer(norm.name, "left", reason=why) for norm, why in plan.left.items()}
     for fold in plan.folds:
         found |= {norm: _layer(norm, fold, back.get(fold)) for norm in fold.norms}
-    return tuple(found[norm] for norm in plan.order if norm in found)
+    return tuple(found[norm] for norm in plan.norms.values() if norm in found)
 
 
 def _layer(norm: Norm, fold: Fold, wrong: str | None) -> FoldedLayer:

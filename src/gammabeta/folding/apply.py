@@ -45,7 +45,7 @@ def apply(model: nn.Module, folds: list[Fold], left: Iterable[Norm]) -> nn.Modul
             keep = fold.affine if fold.how == "merged" and norm is fold.norms[-1] else None
             folded = _replace_norm(folded, norm, keep, edits)
     for norm in left:
-        if norm.kind == "module" and norm.affine is not None:
+        if norm.kind == "module":
             folded = _simplify(folded, norm)
     for path, wanted in edits.items():
         folded = replace_module(folded, path, _rewritten(folded.get_submodule(path), wanted))
@@ -144,7 +144,7 @@ def _replace_norm(
 def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
     """Make a batch norm that stays one multiply-add; a fused one is one pass already, activation included."""
     old = model.get_submodule(norm.path)
-    if hooked(old) or norm.tail or norm.affine is None:
+    if hooked(old) or norm.tail or isinstance(norm.affine, str):
         return model
     return replace_module(model, norm.path, _channel_affine(norm.affine, old))
 

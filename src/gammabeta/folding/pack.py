@@ -22,20 +22,6 @@ from .layers import Tail
 from .verify import Inputs
 
 _SMALL_LINEAR = 1 << 14  # elements of a weight too small for oneDNN to pay at usual batch sizes
-_POSTS: dict[str, Post] = {
-    "relu": Post("relu"),
-    "relu6": Post("hardtanh", (0.0, 6.0)),
-    "leaky_relu": Post("leaky_relu", (0.01,)),
-    "silu": Post("swish"),
-    "hardswish": Post("hardswish"),
-    "gelu": Post("gelu", (), "none"),
-}
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
 
 
 @dataclass
@@ -73,13 +59,14 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
 def _find_sites(model: nn.Module, recording: Recording, every_input: bool) -> list[Site]:
     """Every layer to pack; ``every_input``: every input flows as the one recorded."""
     calls = Counter(forward.module for forward in recording.forwards)
+    last = {forward.module: forward for forward in recording.forwards}
     sites = []
     for path, module in model.named_modules():
         if not _packable(module) or not calls[module]:
             continue
         site = Site(path, module)
         if every_input and calls[module] == 1:
-            _move_in(site, recording.forwards_of(module)[0], calls)
+            _move_in(site, last[module], calls)
         sites.append(site)
     return sites
 
