@@ -73,22 +73,13 @@ def fold(
     limit = tolerance if tolerance is not None else default_tolerance(original)
     trial = _Trial(original, plan, verifier, limit, memory_format)
     sound, back = search(plan.folds, trial.wrong)
-    folded, errors = trial.result(sound)
-    if not verifier.accepts(errors, limit):
+    folded, errors = trial.passed or trial.measured([])
+    if not errors.within(limit):
         # Not one fold is left to blame: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
         errors = verifier.measure(original, verifier.twin)
     arithmetic = "float64" if verifier.double else "its own dtype"
-    report = FoldReport(
-        _layers(plan, back),
-        errors.example,
-        errors.random,
-        errors.native,
-        errors.original,
-        limit,
-        evidence,
-        arithmetic,
-    )
+    report = FoldReport(_layers(plan, back), *errors, limit, evidence, arithmetic)
     result, report = _packed(folded, report, verifier, pack)
     result.fold_report = report  # type: ignore[assignment]
     return result
@@ -96,19 +87,20 @@ def fold(
 
 def as_inputs(example: Any) -> Inputs:
     """Positional and keyword arguments from an example."""
+    inputs: Inputs
     if isinstance(example, torch.Tensor):
-        return _detached(((example,), {}))
-    if isinstance(example, tuple | list):
-        return _detached((tuple(example), {}))
-    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        return _detached(((), dict(example)))
-    kind = type(example).__name__
-    raise UsageError(f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}")
-
-
-def _detached(inputs: Inputs) -> Inputs:
-    plain: Inputs = map_tensors(inputs, lambda t: t.detach())
-    return plain
+        inputs = (example,), {}
+    elif isinstance(example, tuple | list):
+        inputs = tuple(example), {}
+    elif isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        inputs = (), dict(example)
+    else:
+        kind = type(example).__name__
+        raise UsageError(
+            f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}"
+        )
+    inputs = map_tensors(inputs, lambda t: t.detach())
+    return inputs
 
 
 def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
@@ -129,7 +121,7 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
 
 
 class _Trial:
-    """Builds the model with some of the folds and measures it; remembers the last one that passed."""
+    """Builds the model with some of the folds and measures it; remembers the largest that passed."""
 
     def __init__(
         self,
@@ -141,16 +133,20 @@ class _Trial:
     ) -> None:
         self.original, self.plan, self.verifier, self.limit = original, plan, verifier, limit
         self.memory_format = memory_format
-        self.passed: tuple[list[Fold], nn.Module, Errors] | None = None
+        self.passed: tuple[nn.Module, Errors] | None = None
 
     def build(self, model: nn.Module, folds: list[Fold]) -> nn.Module:
         """Return a folded copy of ``model``: the original, or its float64 twin."""
         gone = {norm for fold in folds for norm in fold.norms}
-        stay = [norm for fold in self.plan.folds for norm in fold.norms if norm not in gone]
-        folded = apply(model, folds, [*self.plan.left, *stay])
+        folded = apply(model, folds, [norm for norm in self.plan.norms.values() if norm not in gone])
         if self.memory_format is not None:
             folded.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return folded
+
+    def measured(self, folds: list[Fold]) -> tuple[nn.Module, Errors]:
+        """Return the model of these folds and its distances."""
+        folded = self.build(self.original, folds)
+        return folded, self.verifier.measure(folded, self.build(self.verifier.twin, folds))
 
     def wrong(self, folds: list[Fold]) -> str:
         """Build and measure; return what is wrong, or nothing."""
@@ -163,18 +159,11 @@ class _Trial:
             errors = self.verifier.measure(folded, exact)
         except Exception as error:  # the model's own code runs here: whatever it raises, the fold goes back
             return f"the folded model does not run: {first_line(error)}"
-        if self.verifier.accepts(errors, self.limit):
-            self.passed = (folds, folded, errors)
+        if errors.within(self.limit):
+            self.passed = folded, errors
             return ""
         worst = max(errors.example, errors.random, errors.native)
         return f"the model's output moved by {worst:.1e} relative, over {self.limit:.0e}"
-
-    def result(self, folds: list[Fold]) -> tuple[nn.Module, Errors]:
-        """Return the model of these folds and its distances."""
-        if self.passed is None or self.passed[0] != folds:
-            folded = self.build(self.original, folds)
-            return folded, self.verifier.measure(folded, self.build(self.verifier.twin, folds))
-        return self.passed[1], self.passed[2]
 
 
 def _packed(

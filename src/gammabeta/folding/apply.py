@@ -9,8 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.hooks import hooked
-from ..graph.layers import replace_module
+from ..graph.layers import hooked, replace_module
 from ..graph.record import Call
 from ..graph.trace import NotAGraph, trace
 from .affine import Affine, NotExactError, fold_after, fold_before

@@ -8,7 +8,7 @@ from functools import reduce
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..graph.hooks import hook_on
+from ..graph.layers import hook_on
 from ..graph.record import Forward, Recording, Value
 from .affine import Affine, NotExactError, fold_before
 from .find import Arrival, Linear, Norm, describe, find_linears, find_norms, follow

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .hooks import hook_on
+from .layers import hook_on
 
 # Functions that tell of a tensor's form, not of its values: neither a use nor a decision on data.
 _FORM = {
