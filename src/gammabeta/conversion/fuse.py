@@ -118,17 +118,14 @@ def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
         (user,) = node.users
         if user.op == "output" or user in taken or not what_follows(user, node, root):
             continue
-        if is_add(user) and any(_is_batch_norm(a, root) for a in user.all_input_nodes):
+        added = user.all_input_nodes if is_add(user) else []
+        if any(isinstance(module_of(a, root), Fused) and len(a.users) == 1 for a in added):
             continue
         inwards, activated = _ends_in_batch_norm(child)
         if inwards and (not activated or pool_of(user, node, root)):
             through |= set(inwards)
             taken.add(user)
     return through
-
-
-def _is_batch_norm(node: Node, root: Module) -> bool:
-    return isinstance(module_of(node, root), Fused) and len(node.users) == 1
 
 
 def _ends_in_batch_norm(module: Module) -> tuple[list[Module], bool]:

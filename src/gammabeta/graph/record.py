@@ -13,6 +13,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -281,43 +282,41 @@ class _Recorder(TorchFunctionMode):
                 continue
             hook = hook_on(module)  # asked before ours are there
             seen = f"is seen by {hook} on {path or 'the model'}" if hook else ""
-            before, after = self.before(path, seen), self.after(seen)
+            before, after = partial(self.before, path, seen), partial(self.after, seen)
             stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
-    def before(self, path: str, seen: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            forward = Forward(module, path, self.stack[-1], given=(len(args), tuple(kwargs)))
-            self.stack.append(forward)
+    def before(
+        self, path: str, seen: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A forward begins; ``seen``: the hook of the user's on the module, if there is one, in words."""
+        forward = Forward(module, path, self.stack[-1], given=(len(args), tuple(kwargs)))
+        self.stack.append(forward)
+        if self.quiet:
+            self.quiet += 1
+            return
+        self.forwards.append(forward)
+        forward.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
+        if seen:
+            _tell(forward.inputs, seen)
+        if isinstance(module, _Scripted):
+            _tell(forward.inputs, f"goes into {path}, a ScriptModule")
+        if self.leaf(module):
+            values, named = map_tensors((args, kwargs), self.value)
+            forward.calls.append(Call(None, "module", values, named, forward, module))
+            self.quiet = 1
+
+    def after(self, seen: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """The innermost forward ends."""
+        forward = self.stack.pop()
+        if self.quiet:
+            self.quiet -= 1
             if self.quiet:
-                self.quiet += 1
                 return
-            self.forwards.append(forward)
-            forward.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-            if seen:
-                _tell(forward.inputs, seen)
-            if isinstance(module, _Scripted):
-                _tell(forward.inputs, f"goes into {path}, a ScriptModule")
-            if self.leaf(module):
-                values, named = map_tensors((args, kwargs), self.value)
-                forward.calls.append(Call(None, "module", values, named, forward, module))
-                self.quiet = 1
-
-        return hook
-
-    def after(self, seen: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            forward = self.stack.pop()
-            if self.quiet:
-                self.quiet -= 1
-                if self.quiet:
-                    return
-                self.enter(forward.calls.pop(), list(tensors_in((args, kwargs))), output)
-            forward.outputs = [self.value(t) for t in tensors_in(output)]
-            if seen:
-                _tell(forward.outputs, seen)
-
-        return hook
+            self.enter(forward.calls.pop(), list(tensors_in((args, kwargs))), output)
+        forward.outputs = [self.value(t) for t in tensors_in(output)]
+        if seen:
+            _tell(forward.outputs, seen)
 
     def tell_of_the_result(self, result: list[Tensor], kept: bool) -> None:
         _tell([self.value(t) for t in result], "is part of the model's output")
