@@ -14,7 +14,7 @@ from types import ModuleType
 MOVED = {
     "surgery": "conversion",
     "surgery._moments": "stats.moments",
-    "surgery._report": "conversion.report",
+    "surgery._report": "conversion.convert",
     "surgery._rewritten": "conversion.rewrite",
     "surgery.convert": "conversion.convert",
     "surgery.fold": "folding",
@@ -23,7 +23,7 @@ MOVED = {
     "surgery.fold.convolution": "accelerate.convolution",
     "surgery.fold.layers": "folding.layers",
     "surgery.fold.packed": "accelerate.packed",
-    "surgery.fold.report": "folding.report",
+    "surgery.fold.report": "folding",
 }
 _HERE = __name__.rpartition(".")[0]
 

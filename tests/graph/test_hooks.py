@@ -10,8 +10,8 @@ from torch.nn.modules import module as torch_module
 
 import gammabeta as gb
 from gammabeta.accelerate.packed import unavailable
-from gammabeta.graph.hooks import hook_on, hooked
-from gammabeta.graph.pairs import convolutions_before_batch_norm
+from gammabeta.graph.layers import hook_on, hooked
+from gammabeta.graph.trace import convolutions_before_batch_norm
 
 Register = Callable[[nn.Module], Any]
 

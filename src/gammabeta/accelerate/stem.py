@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from .. import nn as gbnn
 from ..epilogue import Epilogue, MaxPool, Pool
 from ..functional.step import traced, update_running
-from ..graph.hooks import hooked
-from ..graph.pairs import convolutions_before_batch_norm
+from ..graph.layers import hooked
+from ..graph.trace import convolutions_before_batch_norm
 from ..kernels.backend import load as kernels
 from ..kernels.conv import stem
 from .gradients import Convolution, replaceable

@@ -9,18 +9,17 @@ from torch.fx import Graph, Node
 from torch.nn import Module
 
 from ..epilogue import ACTIVATIONS, MaxPool
-from ..graph.hooks import hooked
-from ..graph.layers import BatchNormLayer
+from ..graph.layers import BatchNormLayer, hooked
 from ..graph.trace import NotAGraph, module_of, trace_always
 from ..nn.layer import Fused
 from .match import (
     activation_of,
     find_fusion,
-    follows,
     is_add,
     moves_past_a_change,
     pool_of,
     replace_by_one_call,
+    what_follows,
 )
 from .rewrite import install
 
@@ -36,25 +35,29 @@ class Outcome(NamedTuple):
 def fuse(root: Module) -> dict[Module, Outcome]:
     """Fuse in every module below ``root`` and in itself; the outcome for each batch norm found."""
     outcomes: dict[Module, Outcome] = {}
-    for name, module in list(root.named_modules()):
-        if isinstance(module, BatchNormLayer) or not _holds_batch_norm(module):
-            continue
+    for name, module in _forwards(root):
         try:
             found = _fuse_forward(module)
         except NotAGraph as why:
             reason = f"in {type(module).__name__}, {why}"
-            found = {child: ("", reason) for child in module.children() if isinstance(child, Fused)}
-        for layer, (text, reason) in found.items():
-            if layer not in outcomes or (text and not outcomes[layer].fused):
-                outcomes[layer] = Outcome(text, name if text else None, reason)
+            found = {child: Outcome(reason=reason) for child in module.children() if isinstance(child, Fused)}
+        for layer, outcome in found.items():
+            if layer not in outcomes or (outcome.fused and not outcomes[layer].fused):
+                outcomes[layer] = outcome._replace(where=name) if outcome.fused else outcome
     return outcomes
+
+
+def _forwards(root: Module) -> list[tuple[str, Module]]:
+    """The modules whose ``forward`` may call a batch norm, with their names."""
+    modules = root.named_modules()
+    return [(n, m) for n, m in modules if not isinstance(m, BatchNormLayer) and _holds_batch_norm(m)]
 
 
 def _holds_batch_norm(module: Module) -> bool:
     return any(isinstance(m, Fused) for m in module.modules())
 
 
-def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
+def _fuse_forward(module: Module) -> dict[Module, Outcome]:
     """Fuse in the code of one ``forward``: for each layer what was fused, and why not more.
 
     Raises:
@@ -67,7 +70,7 @@ def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
             graph = trace_always(module, through)
         except NotAGraph:
             through = set()
-    outcomes: dict[Module, tuple[str, str]] = {}
+    outcomes: dict[Module, Outcome] = {}
     guarded = {name for name, child in module.named_modules() if child in through}
     changed = False
     # From the end: of two batch norms that are added, the later is computed nearer to the addition.
@@ -75,33 +78,33 @@ def _fuse_forward(module: Module) -> dict[Module, tuple[str, str]]:
         layer = module_of(node, module)
         if not isinstance(layer, Fused):
             continue
-        text, reason = _fuse_call(node, layer, graph, module, guarded)
-        changed = changed or bool(text)
-        if text or layer not in outcomes:
-            outcomes[layer] = (text, reason)
+        outcome = _fuse_call(node, layer, graph, module, guarded)
+        changed = changed or bool(outcome.fused)
+        if outcome.fused or layer not in outcomes:
+            outcomes[layer] = outcome
     if changed:
         graph.lint()
         install(module, graph, guarded)
     return outcomes
 
 
-def _fuse_call(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> tuple[str, str]:
+def _fuse_call(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> Outcome:
     """Fuse into one call of a batch norm: what was fused, and why not more.
 
     The paths of modules that do another's work, or none any more, are added to ``guarded``.
     """
     if _does_more(layer) or node.kwargs or len(node.args) != 1:
-        return "", "it computes what follows it already"
+        return Outcome(reason="it computes what follows it already")
     if hooked(layer):
-        return "", "it has hooks, which see its output"
+        return Outcome(reason="it has hooks, which see its output")
     fusion = find_fusion(node, module, isinstance(layer, nn.BatchNorm2d | nn.LazyBatchNorm2d))
-    if not fusion:
-        return "", fusion.why_not_more
+    if not fusion.fused:
+        return Outcome(reason=fusion.why_not_more)
     if moves_past_a_change(fusion, graph, module):
-        return "", "something between it and what follows may change its input"
+        return Outcome(reason="something between it and what follows may change its input")
     guarded |= {str(n.target) for n in (node, *fusion.fused) if n.op == "call_module"}
     replace_by_one_call(fusion, graph)
-    return str(fusion), fusion.why_not_more
+    return Outcome(str(fusion), reason=fusion.why_not_more)
 
 
 def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
@@ -113,19 +116,16 @@ def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
         if child is None or isinstance(child, Fused) or len(node.users) != 1:
             continue
         (user,) = node.users
-        if user.op == "output" or user in taken or not follows(user, node, root):
+        if user.op == "output" or user in taken or not what_follows(user, node, root):
             continue
-        if is_add(user) and any(_is_batch_norm(a, root) for a in user.all_input_nodes):
+        added = user.all_input_nodes if is_add(user) else []
+        if any(isinstance(module_of(a, root), Fused) and len(a.users) == 1 for a in added):
             continue
         inwards, activated = _ends_in_batch_norm(child)
         if inwards and (not activated or pool_of(user, node, root)):
             through |= set(inwards)
             taken.add(user)
     return through
-
-
-def _is_batch_norm(node: Node, root: Module) -> bool:
-    return isinstance(module_of(node, root), Fused) and len(node.users) == 1
 
 
 def _ends_in_batch_norm(module: Module) -> tuple[list[Module], bool]:
@@ -164,9 +164,7 @@ def unfuse(root: Module) -> dict[Module, str]:
     """Write out what layers below ``root`` compute besides; why not, for those where it cannot be done."""
     kept: dict[Module, str] = {}
     seen: set[Module] = set()
-    for module in list(root.modules()):
-        if isinstance(module, BatchNormLayer) or not _holds_batch_norm(module):
-            continue
+    for _, module in _forwards(root):
         try:
             graph = trace_always(module, set())
         except NotAGraph as why:

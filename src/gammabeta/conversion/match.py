@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from ..epilogue import Epilogue, MaxPool, Pool, activation_of_call, activation_of_module
-from ..graph.hooks import hooked
+from ..graph.layers import hooked
 from ..graph.trace import IN_PLACE_OPERATORS, module_of
 from ..kernels.backend import LARGEST_WINDOW
 
@@ -28,18 +28,13 @@ class Fusion:
     """A batch norm's call and what follows it, to become one call."""
 
     call: Node
-    residual: Node | None = None
-    activation: str | None = None
-    pool: Pool = None
+    settings: dict[str, Any] = field(default_factory=dict)  # what the one call is asked for besides
     fused: list[Node] = field(default_factory=list)  # what follows, in order
     why_not_more: str = ""
 
-    def __bool__(self) -> bool:
-        return bool(self.fused)
-
     def __str__(self) -> str:
-        parts = ["residual"] if self.residual is not None else []
-        epilogue = str(Epilogue(self.activation, self.pool))
+        parts = ["residual"] if "residual" in self.settings else []
+        epilogue = str(Epilogue(self.settings.get("activation"), self.settings.get("pool")))
         return " + ".join([*parts, epilogue] if epilogue else parts)
 
     @property
@@ -131,9 +126,14 @@ def residual_of(node: Node, value: Node) -> Node | None:
     return other if isinstance(other, Node) else None
 
 
-def follows(node: Node, value: Node, root: nn.Module) -> bool:
-    """Whether ``node`` is something that could be fused into a batch norm whose output is ``value``."""
-    return bool(residual_of(node, value) or activation_of(node, value, root) or pool_of(node, value, root))
+def what_follows(node: Node, value: Node, root: nn.Module) -> dict[str, Any]:
+    """What ``node`` does with ``value`` that could be fused into a batch norm, as the arguments for it."""
+    found = {
+        "residual": residual_of(node, value),
+        "activation": activation_of(node, value, root),
+        "pool": pool_of(node, value, root),
+    }
+    return {name: setting for name, setting in found.items() if setting is not None}
 
 
 # --- a batch norm's call and what follows it --------------------------------------------------------------
@@ -152,16 +152,12 @@ def find_fusion(call: Node, root: nn.Module, images: bool) -> Fusion:
         if node.op == "output":
             found.why_not_more = "its output leaves the module"
             break
-        matches: dict[str, object] = {
-            "residual": residual_of(node, value),
-            "activation": activation_of(node, value, root),
-            "pool": pool_of(node, value, root) if images else None,
-        }
-        name = next((name for name in names if matches[name] is not None), None)
+        follows = what_follows(node, value, root)
+        name = next((n for n in names if n in follows and (images or n != "pool")), None)
         if name is None:
             found.why_not_more = f"followed by {_described(node, root)}"
             break
-        setattr(found, name, matches[name])
+        found.settings[name] = follows[name]
         found.fused.append(node)
         names = names[names.index(name) + 1 :]
     return found
@@ -177,10 +173,8 @@ def _described(node: Node, root: nn.Module) -> str:
 
 def replace_by_one_call(fusion: Fusion, graph: Graph) -> None:
     """Put one call of the batch norm where the last of the calls stands."""
-    given = {"residual": fusion.residual, "activation": fusion.activation, "pool": fusion.pool}
-    kwargs: Any = {name: value for name, value in given.items() if value is not None}
     with graph.inserting_after(fusion.last):
-        fused = graph.call_module(str(fusion.call.target), fusion.call.args, kwargs)
+        fused = graph.call_module(str(fusion.call.target), fusion.call.args, fusion.settings)
     fusion.last.replace_all_uses_with(fused)
     for node in reversed([fusion.call, *fusion.fused]):
         graph.erase_node(node)
@@ -193,17 +187,16 @@ def moves_past_a_change(fusion: Fusion, graph: Graph, root: nn.Module) -> bool:
     """Whether one of its inputs may be changed before its last call, where the one call will stand."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     inputs = [(fusion.call, node) for node in fusion.call.all_input_nodes]
-    if fusion.residual is not None:
-        adding = next(node for node in fusion.fused if fusion.residual in node.all_input_nodes)
-        inputs.append((adding, fusion.residual))
+    residual = fusion.settings.get("residual")
+    if residual is not None:
+        inputs.append((next(node for node in fusion.fused if residual in node.all_input_nodes), residual))
     for start, value in inputs:
-        between = [node for node in graph.nodes if order[start] < order[node] < order[fusion.last]]
-        for node in between:
-            if node in fusion.fused or not _changes(node, root):
-                continue
-            touched = set().union(*(_roots(n, root) for n in node.all_input_nodes))
-            if touched & _roots(value, root):
-                return True
+        for node in graph.nodes:
+            between = order[start] < order[node] < order[fusion.last] and node not in fusion.fused
+            if between and _changes(node, root):
+                touched = set().union(*(_roots(n, root) for n in node.all_input_nodes))
+                if touched & _roots(value, root):
+                    return True
     return False
 
 

@@ -19,7 +19,7 @@ from torch.fx.graph_module import _format_import_block
 from torch.nn import Module, Sequential
 from torch.package.importer import sys_importer
 
-from ..graph.hooks import hooked
+from ..graph.layers import hooked
 
 # Modules that do not do what they did: the names on the way to each, its class, its settings.
 Guarded = tuple[tuple[tuple[str, ...], type[Module], tuple[tuple[str, Any], ...]], ...]

@@ -1,7 +1,8 @@
 """Fold batch norms into the convolutions and Linears beside them, verify it, report what stays and why."""
 
 import copy
-from dataclasses import replace
+import json
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,11 +16,98 @@ from .affine import NotExactError
 from .apply import apply
 from .find import Norm, flows_alike, is_known_norm
 from .pack import layouts, packed_copy
-from .plan import Fold, FoldPlan, Planner
-from .report import FoldedLayer, FoldReport
+from .plan import Fold, FoldPlan
 from .verify import Errors, Inputs, Verifier, copied, default_tolerance, first_line, search
 
 __all__ = ["FoldReport", "FoldedLayer", "fold"]
+
+# --- the report -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FoldedLayer:
+    """One batch norm of the model and what became of it.
+
+    ``outcome``: "folded" (gone; its map is in ``into``), "merged" (its map is in the batch norm ``into``),
+    "left" (one multiply-add stays) or "taken back" (folded, found wrong, undone). ``how``: "after" (it came
+    after ``into``) or "before". ``reason``: why it was left or taken back.
+    """
+
+    name: str
+    outcome: str
+    into: str = ""
+    how: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """Every batch norm that ran, and how far the folded model's output is from the original's.
+
+    ``error`` and ``random_error``: the largest difference over the largest magnitude, worst output, of the
+    same folds made in a float64 copy of the model (``arithmetic``), on the example and on random inputs.
+    ``native_error``: of the folded model as it is, its weights rounded, in its own dtype, against the
+    original in float64. ``original_error``: the original's own, in its own dtype. ``evidence``: "graph"
+    (torch.fx traces the model, so every input flows this way) or "example" (the flow is the one seen on the
+    example). ``packed``: the layers that serve from reordered weights; ``unpacked``: why there are none.
+    """
+
+    layers: tuple[FoldedLayer, ...]
+    error: float
+    random_error: float
+    native_error: float
+    original_error: float
+    tolerance: float
+    evidence: str
+    arithmetic: str
+    packed: tuple[str, ...] = ()
+    unpacked: str = ""
+
+    @property
+    def folded(self) -> tuple[FoldedLayer, ...]:
+        """The layers that are gone."""
+        return tuple(layer for layer in self.layers if layer.outcome in ("folded", "merged"))
+
+    @property
+    def left(self) -> tuple[FoldedLayer, ...]:
+        """The layers that stay, taken back or never folded."""
+        return tuple(layer for layer in self.layers if layer.outcome in ("left", "taken back"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """JSON text, indented."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    def table(self) -> str:
+        """Aligned text: one line a layer, and a summary."""
+        rows = [("layer", "outcome", "into / reason")]
+        for layer in self.layers:
+            detail = f"{layer.how} {layer.into}".strip() if not layer.reason else layer.reason
+            if layer.outcome == "merged":
+                detail = f"into {layer.into}" + (f" ({layer.reason})" if layer.reason else "")
+            rows.append((layer.name, layer.outcome, detail))
+        widths = [max(len(row[i]) for row in rows) for i in range(2)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+        return "\n".join([*lines, self.summary()])
+
+    def summary(self) -> str:
+        """One line: how many folded, and how exactly."""
+        error = max(self.error, self.random_error)
+        packed = f"; {len(self.packed)} layers packed" if self.packed else ""
+        return (
+            f"{len(self.folded)} of {len(self.layers)} folded; relative error {error:.0e} in "
+            f"{self.arithmetic}, {self.native_error:.0e} as shipped "
+            f"(the original: {self.original_error:.0e}); flow from the {self.evidence}{packed}"
+        )
+
+    def __str__(self) -> str:
+        return self.table()
+
+
+# --- fold -------------------------------------------------------------------------------------------------
 
 
 def fold(
@@ -73,22 +161,13 @@ def fold(
     limit = tolerance if tolerance is not None else default_tolerance(original)
     trial = _Trial(original, plan, verifier, limit, memory_format)
     sound, back = search(plan.folds, trial.wrong)
-    folded, errors = trial.result(sound)
-    if not verifier.accepts(errors, limit):
+    folded, errors = trial.passed or trial.measured([])
+    if not errors.within(limit):
         # No single fold is wrong: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
         errors = verifier.measure(original, verifier.twin)
     arithmetic = "float64" if verifier.double else "its own dtype"
-    report = FoldReport(
-        _layers(plan, back),
-        errors.example,
-        errors.random,
-        errors.native,
-        errors.original,
-        limit,
-        evidence,
-        arithmetic,
-    )
+    report = FoldReport(_layers(plan, back), *errors, limit, evidence, arithmetic)
     result, report = _packed(folded, report, verifier, pack)
     result.fold_report = report  # type: ignore[assignment]
     return result
@@ -96,19 +175,20 @@ def fold(
 
 def as_inputs(example: Any) -> Inputs:
     """Positional and keyword arguments from an example."""
+    inputs: Inputs
     if isinstance(example, torch.Tensor):
-        return _detached(((example,), {}))
-    if isinstance(example, tuple | list):
-        return _detached((tuple(example), {}))
-    if isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        return _detached(((), dict(example)))
-    kind = type(example).__name__
-    raise UsageError(f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}")
-
-
-def _detached(inputs: Inputs) -> Inputs:
-    plain: Inputs = map_tensors(inputs, lambda t: t.detach())
-    return plain
+        inputs = (example,), {}
+    elif isinstance(example, tuple | list):
+        inputs = tuple(example), {}
+    elif isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        inputs = (), dict(example)
+    else:
+        kind = type(example).__name__
+        raise UsageError(
+            f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}"
+        )
+    inputs = map_tensors(inputs, lambda t: t.detach())
+    return inputs
 
 
 def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
@@ -124,33 +204,33 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
         recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
-    plan = Planner(original, recording, hooked).plan()
+    plan = FoldPlan(original, recording, hooked)
     return original, plan, "graph" if flows_alike(original) else "example"
 
 
+@dataclass
 class _Trial:
-    """Builds the model with some of the folds and measures it; remembers the last one that passed."""
+    """Builds the model with some of the folds and measures it; remembers the largest that passed."""
 
-    def __init__(
-        self,
-        original: nn.Module,
-        plan: FoldPlan,
-        verifier: Verifier,
-        limit: float,
-        memory_format: torch.memory_format | None,
-    ) -> None:
-        self.original, self.plan, self.verifier, self.limit = original, plan, verifier, limit
-        self.memory_format = memory_format
-        self.passed: tuple[list[Fold], nn.Module, Errors] | None = None
+    original: nn.Module
+    plan: FoldPlan
+    verifier: Verifier
+    limit: float
+    memory_format: torch.memory_format | None
+    passed: tuple[nn.Module, Errors] | None = None
 
     def build(self, model: nn.Module, folds: list[Fold]) -> nn.Module:
         """Return a folded copy of ``model``: the original, or its float64 twin."""
         gone = {norm for fold in folds for norm in fold.norms}
-        stay = [norm for fold in self.plan.folds for norm in fold.norms if norm not in gone]
-        folded = apply(model, folds, [*self.plan.left, *stay])
+        folded = apply(model, folds, [norm for norm in self.plan.norms.values() if norm not in gone])
         if self.memory_format is not None:
             folded.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return folded
+
+    def measured(self, folds: list[Fold]) -> tuple[nn.Module, Errors]:
+        """Return the model of these folds and its distances."""
+        folded = self.build(self.original, folds)
+        return folded, self.verifier.measure(folded, self.build(self.verifier.twin, folds))
 
     def wrong(self, folds: list[Fold]) -> str:
         """Build and measure; return what is wrong, or nothing."""
@@ -163,18 +243,11 @@ class _Trial:
             errors = self.verifier.measure(folded, exact)
         except Exception as error:  # the model's own code may raise anything: the fold is undone
             return f"the folded model does not run: {first_line(error)}"
-        if self.verifier.accepts(errors, self.limit):
-            self.passed = (folds, folded, errors)
+        if errors.within(self.limit):
+            self.passed = folded, errors
             return ""
         worst = max(errors.example, errors.random, errors.native)
         return f"the model's output moved by {worst:.1e} relative, over {self.limit:.0e}"
-
-    def result(self, folds: list[Fold]) -> tuple[nn.Module, Errors]:
-        """Return the model of these folds and its distances."""
-        if self.passed is None or self.passed[0] != folds:
-            folded = self.build(self.original, folds)
-            return folded, self.verifier.measure(folded, self.build(self.verifier.twin, folds))
-        return self.passed[1], self.passed[2]
 
 
 def _packed(
@@ -211,7 +284,7 @@ def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
     found = {norm: FoldedLayer(norm.name, "left", reason=why) for norm, why in plan.left.items()}
     for fold in plan.folds:
         found |= {norm: _layer(norm, fold, back.get(fold)) for norm in fold.norms}
-    return tuple(found[norm] for norm in plan.order if norm in found)
+    return tuple(found[norm] for norm in plan.norms.values() if norm in found)
 
 
 def _layer(norm: Norm, fold: Fold, wrong: str | None) -> FoldedLayer:

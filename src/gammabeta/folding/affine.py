@@ -76,13 +76,21 @@ class Operation:
         """The number of groups; 1 for Linear."""
         return int(self.settings.get("groups", 1))
 
-    def out_channels(self, weight: Tensor) -> int:
-        """Channels of the result for a weight of this shape."""
-        return weight.shape[1] * self.groups if self.kind == "conv_transpose" else weight.shape[0]
+    @property
+    def axes(self) -> tuple[int, int]:
+        """The dimensions of a weight that stand for the input's and for the output's channels."""
+        return (0, 1) if self.kind == "conv_transpose" else (1, 0)
 
-    def in_channels(self, weight: Tensor) -> int:
-        """Channels of the input for a weight of this shape."""
-        return weight.shape[0] if self.kind == "conv_transpose" else weight.shape[1] * self.groups
+    def channels(self, weight: Tensor, axis: int) -> int:
+        """Channels that dimension ``axis`` of a weight stands for: dimension 1 holds those of one group."""
+        return weight.shape[axis] * (self.groups if axis == 1 else 1)
+
+    def scaled(self, weight: Tensor, scale: Tensor, axis: int) -> Tensor:
+        """``weight`` with a factor for each of the channels that its dimension ``axis`` stands for."""
+        if axis == 0:
+            return weight * scale.reshape(-1, *([1] * (weight.dim() - 1)))
+        per_group = weight.reshape(self.groups, -1, *weight.shape[1:])  # (G, rows of a group, channels, *k)
+        return (per_group * scale.reshape(self.groups, 1, -1, *([1] * self.spatial))).reshape(weight.shape)
 
     def run(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Call torch's own function."""
@@ -99,20 +107,14 @@ def fold_after(op: Operation, weight: Tensor, bias: Tensor | None, affine: Affin
     Weight shapes: Linear (O, I), conv (O, I/G, *k), transposed conv (I, O/G, *k) whose output channel
     ``g*(O/G)+j`` stands at ``[rows of group g, j]``.
     """
-    channels = op.out_channels(weight)
+    _, axis = op.axes
+    channels = op.channels(weight, axis)
     if affine.channels != channels:
         raise NotExactError(
             f"it has {affine.channels} channels, and the {op.kind} before it gives {channels}"
         )
-    w = weight.detach().double()
     b = torch.zeros_like(affine.shift) if bias is None else bias.detach().double()
-    if op.kind == "conv_transpose":
-        per_group = w.reshape(op.groups, -1, *w.shape[1:])  # (G, I/G, O/G, *k)
-        scale = affine.scale.reshape(op.groups, 1, -1, *([1] * op.spatial))
-        w = (per_group * scale).reshape(w.shape)
-    else:
-        w = w * affine.scale.reshape(-1, *([1] * (w.dim() - 1)))
-    return w, b * affine.scale + affine.shift
+    return op.scaled(weight.detach().double(), affine.scale, axis), b * affine.scale + affine.shift
 
 
 def fold_before(
@@ -125,22 +127,16 @@ def fold_before(
     convolution's borders, make it differ. The answer is computed, on an image large enough to hold every
     border and an inside.
     """
-    channels = op.in_channels(weight)
+    axis, _ = op.axes
+    channels = op.channels(weight, axis)
     if affine.channels != channels:
         raise NotExactError(f"it has {affine.channels} channels, and the {op.kind} after it takes {channels}")
     w = weight.detach().double()
-    answer = None if not affine.shift.any() else _answer(op, w, affine.shift)
-    if op.kind == "conv":
-        per_group = w.reshape(op.groups, -1, *w.shape[1:])  # (G, O/G, I/G, *k)
-        scale = affine.scale.reshape(op.groups, 1, -1, *([1] * op.spatial))
-        w = (per_group * scale).reshape(w.shape)
-    elif op.kind == "conv_transpose":
-        w = w * affine.scale.reshape(-1, *([1] * (w.dim() - 1)))
-    else:
-        w = w * affine.scale
-    if answer is None:
-        return w, None if bias is None else bias.detach().double()
-    return w, answer if bias is None else answer + bias.detach().double()
+    b = None if bias is None else bias.detach().double()
+    if affine.shift.any():
+        answer = _answer(op, w, affine.shift)
+        b = answer if b is None else answer + b
+    return op.scaled(w, affine.scale, axis), b
 
 
 def _answer(op: Operation, weight: Tensor, shift: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph.hooks import hooked
-from ..graph.layers import replace_module
+from ..graph.layers import hooked, replace_module
 from ..graph.record import Call
 from ..graph.trace import NotAGraph, trace
 from .affine import Affine, NotExactError, fold_after, fold_before
@@ -45,8 +44,11 @@ def apply(model: nn.Module, folds: list[Fold], left: Iterable[Norm]) -> nn.Modul
             keep = fold.affine if fold.how == "merged" and norm is fold.norms[-1] else None
             folded = _replace_norm(folded, norm, keep, edits)
     for norm in left:
-        if norm.kind == "module" and norm.affine is not None:
-            folded = _simplify(folded, norm)
+        # One multiply-add takes its place; a batch norm with a tail is one pass already.
+        if norm.kind == "module" and isinstance(norm.affine, Affine) and not norm.tail:
+            old = folded.get_submodule(norm.path)
+            if not hooked(old):
+                folded = replace_module(folded, norm.path, _channel_affine(norm.affine, old))
     for path, wanted in edits.items():
         folded = replace_module(folded, path, _rewritten(folded.get_submodule(path), wanted))
     return folded
@@ -139,14 +141,6 @@ def _replace_norm(
         edits.setdefault(norm.path, []).append(_Edit(norm.call, stand_in))
         return model
     return replace_module(model, norm.path, stand_in or nn.Identity())
-
-
-def _simplify(model: nn.Module, norm: Norm) -> nn.Module:
-    """Make a batch norm that stays one multiply-add; a fused one is one pass already, activation included."""
-    old = model.get_submodule(norm.path)
-    if hooked(old) or norm.tail or norm.affine is None:
-        return model
-    return replace_module(model, norm.path, _channel_affine(norm.affine, old))
 
 
 def _channel_affine(affine: Affine, old: nn.Module) -> ChannelAffine:

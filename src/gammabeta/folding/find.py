@@ -12,7 +12,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -63,8 +63,8 @@ class Linear:
 class Norm:
     """A per-channel affine map on dimension 1: an evaluation-mode batch norm, or an equivalent.
 
-    ``affine`` is None if the map is not known; ``why`` says why. ``tail``: what the module does after the map
-    (its activation, residual or pool).
+    ``affine``: the map, or why it is not known. ``tail``: whether the same call goes on with an activation,
+    residual or pool.
     """
 
     name: str
@@ -72,15 +72,8 @@ class Norm:
     path: str
     call: Call
     data: Value
-    output: Value
-    affine: Affine | None
-    why: str = ""
+    affine: Affine | str
     tail: bool = False
-
-    @property
-    def forward(self) -> Forward:
-        """The innermost forward it happened in."""
-        return self.call.forward
 
 
 def is_known_norm(module: nn.Module) -> bool:
@@ -101,7 +94,7 @@ def find_linears(recording: Recording) -> dict[Call, Linear]:
         if call.function not in _LINEAR or not call.outputs:
             continue
         op, names = _LINEAR[call.function]
-        args = dict(zip(("input", "weight", "bias", *names), call.args, strict=False)) | call.kwargs
+        args = call.named("input", "weight", "bias", *names)
         data, weight, bias = args.pop("input"), args.pop("weight"), args.pop("bias", None)
         if isinstance(weight, Value) and weight.origin != "data":
             found[call] = Linear(call, Operation(op.kind, op.spatial, args), data, weight, bias)
@@ -119,31 +112,26 @@ def find_norms(recording: Recording, model: nn.Module) -> list[Norm]:
 
 
 def _norm(call: Call, model: nn.Module) -> Norm | None:
-    if call.module is not None:
-        module = call.module
-        data = call.args[0] if call.args else call.kwargs.get("input")
-        if not isinstance(data, Value) or not call.outputs:
-            return None
-        affine, why = _module_affine(module)
-        path = call.forward.path
-        name = path or type(module).__name__
-        return Norm(name, "module", path, call, data, call.outputs[0], affine, why, _has_tail(module, call))
-    if call.name != "batch_norm" or not call.outputs:
+    if not call.outputs or (call.module is None and call.name != "batch_norm"):
         return None
-    args = dict(zip(_BATCH_NORM, call.args, strict=False)) | call.kwargs
+    args, path = call.named(*_BATCH_NORM), call.forward.path
     data = args.get("input", args.get("x"))
-    if not isinstance(data, Value) or data.origin != "data":
+    if not isinstance(data, Value):
         return None
-    affine, why = _call_affine(args)
     tail = any(args.get(name) is not None for name in _AFTER)
-    path = call.forward.path
-    same = [c for c in call.forward.calls if c.name == "batch_norm"]
-    index = same.index(call)
-    name = (path or "forward") + ":batch_norm" + (f"[{index}]" if len(same) > 1 else "")
-    owner = _owner(args.get("running_mean"), model)
+    if call.module is not None:
+        settings = (getattr(call.module, name, None) for name in ("activation", "pool"))
+        tail = tail or len(call.args) > 1 or any(setting is not None for setting in settings)
+        affine = _module_affine(call.module)
+        return Norm(path or type(call.module).__name__, "module", path, call, data, affine, tail)
+    if data.origin != "data":
+        return None
+    affine, owner = _call_affine(args), _owner(args.get("running_mean"), model)
     if owner not in (None, path):  # a batch-norm module whose .forward was called directly
-        return Norm(owner, "module", owner, call, data, call.outputs[0], affine, why)
-    return Norm(name, "function", path, call, data, call.outputs[0], affine, why, tail)
+        return Norm(owner, "module", owner, call, data, affine)
+    same = [c for c in call.forward.calls if c.name == "batch_norm"]
+    name = (path or "forward") + ":batch_norm" + (f"[{same.index(call)}]" if len(same) > 1 else "")
+    return Norm(name, "function", path, call, data, affine, tail)
 
 
 def _owner(mean: Any, model: nn.Module) -> str | None:
@@ -154,38 +142,28 @@ def _owner(mean: Any, model: nn.Module) -> str | None:
     return path if is_known_norm(model.get_submodule(path)) else None
 
 
-def _has_tail(module: nn.Module, call: Call) -> bool:
-    """Tell whether a fused module does anything after the map, by its settings or in this call."""
-    asked = any(call.kwargs.get(name) is not None for name in _AFTER) or len(call.args) > 1
-    return asked or any(getattr(module, name, None) is not None for name in _AFTER[:2])
-
-
-def _module_affine(module: Any) -> tuple[Affine | None, str]:
-    """The map of a known batch-norm module, or why there is none."""
+def _module_affine(module: Any) -> Affine | str:
     mean, var = module.running_mean, module.running_var
     if mean is None or var is None:
-        return None, "it keeps no running statistics, so it normalises each batch by that batch's own"
-    return _checked(Affine.of(mean, var, module.weight, module.bias, float(module.eps)))
+        return "it keeps no running statistics, so it normalises each batch by that batch's own"
+    return _finite(Affine.of(mean, var, module.weight, module.bias, float(module.eps)))
 
 
-def _call_affine(args: dict[str, Any]) -> tuple[Affine | None, str]:
+def _call_affine(args: dict[str, Any]) -> Affine | str:
     if args.get("training", False) or args.get("running_mean") is None or args.get("running_var") is None:
-        return None, "it normalises each batch by that batch's own statistics"
-    numbers: list[Tensor | None] = []
+        return "it normalises each batch by that batch's own statistics"
+    numbers: list[Any] = []
     for name in ("running_mean", "running_var", "weight", "bias"):
         value = args.get(name)
         if value is not None and (value.origin == "data" or value.tensor is None):
-            return None, f"its {name} is computed from the input"
+            return f"its {name} is computed from the input"
         numbers.append(None if value is None else value.tensor)
     mean, var, weight, bias = numbers
-    assert mean is not None and var is not None  # noqa: PT018 - for the type checker: refused above
-    return _checked(Affine.of(mean, var, weight, bias, float(args.get("eps", 1e-5))))
+    return _finite(Affine.of(mean, var, weight, bias, float(args.get("eps", 1e-5))))
 
 
-def _checked(affine: Affine) -> tuple[Affine | None, str]:
-    if not affine.finite:
-        return None, "its running statistics or parameters are not finite"
-    return affine, ""
+def _finite(affine: Affine) -> Affine | str:
+    return affine if affine.finite else "its running statistics or parameters are not finite"
 
 
 def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
@@ -213,7 +191,7 @@ def _affine_module(forward: Forward, recording: Recording) -> Norm | None:
         return None
     if affine is None:
         return None
-    return Norm(forward.path, "affine", forward.path, calls[-1], data[0], value, affine)
+    return Norm(forward.path, "affine", forward.path, calls[-1], data[0], affine)
 
 
 def _read_off(module: nn.Module, shape: tuple[int, ...]) -> Affine | None:
@@ -254,8 +232,9 @@ _SAME = {"contiguous", "clone", "detach", "dropout", "dropout1d", "dropout2d", "
 _VIEW = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "reshape_as", "view_as",
          "__getitem__"}  # fmt: skip
 _ORDER = {"transpose", "swapaxes", "swapdims", "permute", "movedim", "moveaxis"}
-_MEAN_POOL = {"avg_pool1d": 1, "avg_pool2d": 2, "avg_pool3d": 3}
-_ADAPTIVE = {"adaptive_avg_pool1d": 1, "adaptive_avg_pool2d": 2, "adaptive_avg_pool3d": 3}
+# Spatial dimensions of each mean pooling.
+_MEAN_POOL = {f"{kind}avg_pool{n}d": n for kind in ("", "adaptive_") for n in (1, 2, 3)}
+_POOL = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 
 
 @dataclass(frozen=True)
@@ -271,44 +250,36 @@ class Arrival:
     repeat: int
 
 
-@dataclass(frozen=True)
-class Stop:
-    """Why a value arrives nowhere, as a predicate of the value."""
+def follow(value: Value, axis: int, ends: Container[Call]) -> Arrival | str:
+    """Walk from ``value``, whose channels are on ``axis``, to the first call in ``ends``.
 
-    reason: str
-
-
-def follow(value: Value, axis: int, ends: Container[Call]) -> Arrival | Stop:
-    """Walk from ``value``, whose channels are on ``axis``, to the first call in ``ends``."""
-    channels, repeat = value.shape[axis], 1
+    Where none is reached, say why, as a predicate of the value.
+    """
+    repeat = 1
     while True:
         if value.watchers:
-            return Stop(value.watchers[0])
+            return value.watchers[0]
         if len(value.users) != 1:
-            names = sorted({describe(user) for user in value.users})
-            return Stop(
-                f"is used {len(value.users)} times, by {' and '.join(names)}" if names else "is not used"
-            )
+            names = " and ".join(sorted({describe(user) for user in value.users}))
+            return f"is used {len(value.users)} times, by {names}" if names else "is not used"
         call = value.users[0]
         if call in ends:
             return Arrival(call, value, axis, repeat)
-        passed = _through(call, value, axis, repeat, channels)
+        passed = _through(call, value, axis, repeat)
         if passed is None:
-            return Stop(f"goes into {describe(call)}")
+            return f"goes into {describe(call)}"
         value, axis, repeat = passed
 
 
 def describe(call: Call) -> str:
     """Name a call for a reader: the module it is, or the function and the module it stands in."""
-    if call.module is not None:
-        return call.forward.path or type(call.module).__name__
     path = call.forward.path
+    if call.module is not None:
+        return path or type(call.module).__name__
     return f"{call.name.strip('_')} in {path}" if path else call.name.strip("_")
 
 
-def _through(
-    call: Call, value: Value, axis: int, repeat: int, channels: int
-) -> tuple[Value, int, int] | None:
+def _through(call: Call, value: Value, axis: int, repeat: int) -> tuple[Value, int, int] | None:
     """Carry the channels across one call; None if a per-channel map does not pass through it unchanged."""
     if len(call.outputs) != 1 or not call.args or call.args[0] is not value:
         return None
@@ -319,7 +290,7 @@ def _through(
     elif call.name in _ORDER and repeat == 1:
         new_axis = _reordered(call, len(value.shape), axis)
     elif call.name in _VIEW:
-        return _viewed(call, value, out, axis, repeat, channels)
+        return _viewed(call, value, out, axis, repeat)
     elif repeat == 1 and _averages(call, value, axis):
         new_axis = axis if len(out.shape) == len(value.shape) else None
     elif repeat == 1 and call.name == "mean":
@@ -336,13 +307,11 @@ def _reordered(call: Call, dims: int, axis: int) -> int | None:
     return list(moved.shape).index(axis + 2)
 
 
-def _viewed(
-    call: Call, value: Value, out: Value, axis: int, repeat: int, channels: int
-) -> tuple[Value, int, int] | None:
+def _viewed(call: Call, value: Value, out: Value, axis: int, repeat: int) -> tuple[Value, int, int] | None:
     """Find the dimension that starts where the channels started, if it holds whole channels."""
     if call.name == "__getitem__" and prod(out.shape) != prod(value.shape):
         return None
-    before = prod(value.shape[:axis])
+    before, channels = prod(value.shape[:axis]), value.shape[axis] // repeat
     for i, size in enumerate(out.shape):
         starts = prod(out.shape[:i]) == before
         if starts and size and size % channels == 0 and (size > 1 or channels == 1):
@@ -355,27 +324,25 @@ def _viewed(
 def _averages(call: Call, value: Value, axis: int) -> bool:
     """Tell whether a spatial operation keeps constants: every output is a weighted mean of inputs."""
     dims = len(value.shape)
-    if call.name in _ADAPTIVE:
-        return axis == dims - 1 - _ADAPTIVE[call.name]
     if call.name in _MEAN_POOL:
-        padding = call.kwargs.get("padding", call.args[3] if len(call.args) > 3 else 0)
-        ceil = call.kwargs.get("ceil_mode", call.args[4] if len(call.args) > 4 else False)
-        divisor = call.kwargs.get("divisor_override", call.args[6] if len(call.args) > 6 else None)
-        padded = any(padding) if isinstance(padding, tuple) else bool(padding)
-        return axis == dims - 1 - _MEAN_POOL[call.name] and not padded and not ceil and divisor is None
+        given = call.named(*_POOL)
+        padding = given.get("padding", 0)
+        padded = any(padding) if isinstance(padding, tuple | list) else bool(padding)
+        whole = not padded and not given.get("ceil_mode", False) and given.get("divisor_override") is None
+        return whole and axis == dims - 1 - _MEAN_POOL[call.name]
     if call.name == "pad":
-        pad = call.kwargs.get("pad", call.args[1] if len(call.args) > 1 else ())
-        mode = call.kwargs.get("mode", call.args[2] if len(call.args) > 2 else "constant")
-        return mode in ("reflect", "replicate", "circular") and axis < dims - len(pad) // 2
+        given = call.named("input", "pad", "mode")
+        copies = given.get("mode", "constant") in ("reflect", "replicate", "circular")
+        return copies and axis < dims - len(given.get("pad", ())) // 2
     return call.name == "interpolate" and axis == 1
 
 
 def _mean_axis(call: Call, dims: int, axis: int) -> int | None:
-    over = call.kwargs.get("dim", call.args[1] if len(call.args) > 1 else None)
-    if over is None or "dtype" in call.kwargs:
+    given = call.named("input", "dim", "keepdim")
+    over = given.get("dim")
+    if over is None or "dtype" in given:
         return None
-    gone = {d % dims for d in (over if isinstance(over, tuple) else (over,))}
+    gone = {d % dims for d in (over if isinstance(over, tuple | list) else (over,))}
     if axis in gone:
         return None
-    keep = call.kwargs.get("keepdim", call.args[2] if len(call.args) > 2 else False)
-    return axis if keep else axis - sum(d < axis for d in gone)
+    return axis if given.get("keepdim", False) else axis - sum(d < axis for d in gone)

@@ -9,33 +9,19 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules.utils import _pair
 
 from ..accelerate.convolution import PackedConv2d
 from ..accelerate.packed import PackedLinear, Post
 from ..epilogue import ACTIVATIONS, activation_of_module
-from ..graph.hooks import hooked
-from ..graph.layers import replace_module, sharing_copy
+from ..graph.layers import hooked, replace_module, sharing_copy
 from ..graph.record import Forward, Recording, record, tensors_in
 from .find import flows_alike, is_known_norm
 from .layers import Tail
 from .verify import Inputs
 
 _SMALL_LINEAR = 1 << 14  # elements of a weight too small for oneDNN to pay at usual batch sizes
-_POSTS: dict[str, Post] = {
-    "relu": Post("relu"),
-    "relu6": Post("hardtanh", (0.0, 6.0)),
-    "leaky_relu": Post("leaky_relu", (0.01,)),
-    "silu": Post("swish"),
-    "hardswish": Post("hardswish"),
-    "gelu": Post("gelu", (), "none"),
-}
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
 
 
 @dataclass
@@ -48,13 +34,6 @@ class Site:
     post: Post = field(default_factory=Post)
     pool: bool = False
 
-    def build(self, model: nn.Module) -> PackedConv2d | PackedLinear:
-        """Make the packed layer."""
-        after = [model.get_submodule(path) for path in self.after]
-        if isinstance(self.layer, nn.Conv2d):
-            return PackedConv2d.of(self.layer, after, self.post, self.pool)
-        return PackedLinear.of(self.layer, after, self.post)
-
 
 def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str, ...]]:
     """Return a copy of an evaluation-mode ``model`` that serves from packed weights, and what was packed.
@@ -66,20 +45,26 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
     recording = record(packed, lambda: packed(*args, **kwargs), is_known_norm)
     sites = _find_sites(packed, recording, flows_alike(packed))
     for site in sites:
-        packed = _carry_out(packed, site)
+        kind = PackedConv2d if isinstance(site.layer, nn.Conv2d) else PackedLinear
+        after = [packed.get_submodule(path) for path in site.after]
+        made = kind.of(site.layer, after, site.post, site.pool)
+        for path in site.after:
+            packed = replace_module(packed, path, nn.Identity())
+        packed = replace_module(packed, site.path, made)
     return packed, tuple(site.path or type(site.layer).__name__ for site in sites)
 
 
 def _find_sites(model: nn.Module, recording: Recording, every_input: bool) -> list[Site]:
     """Every layer to pack; ``every_input``: every input flows as the one recorded."""
     calls = Counter(forward.module for forward in recording.forwards)
+    last = {forward.module: forward for forward in recording.forwards}
     sites = []
     for path, module in model.named_modules():
         if not _packable(module) or not calls[module]:
             continue
         site = Site(path, module)
         if every_input and calls[module] == 1:
-            _move_in(site, recording.forwards_of(module)[0], calls)
+            _move_in(site, last[module], calls)
         sites.append(site)
     return sites
 
@@ -117,65 +102,48 @@ def _move_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
 
 def _moves(site: Site, module: nn.Module) -> bool:
     """Note what the module does, if the layer can do it after what it does already."""
-    fresh = site.post == Post() and not site.pool
-    pools = isinstance(site.layer, nn.Conv2d) and not site.pool
-    if type(module) is Tail:
-        post = _named(module.activation) if module.activation else Post()
-        if not fresh or post is None or module.pool not in (None, 2) or (module.pool and not pools):
-            return False
-        site.post, site.pool = post, bool(module.pool)
-        return True
-    if type(module) is nn.AvgPool2d:
-        site.pool = pools and _halves(module)
-        return site.pool
-    post = _post(module)
-    if not fresh or post is None:
+    found = _work(module)
+    if found is None or site.pool:
         return False
-    site.post = post
+    post, pool = found
+    activates_twice = post != Post() and site.post != Post()
+    if activates_twice or (pool and not isinstance(site.layer, nn.Conv2d)):
+        return False
+    site.post, site.pool = (site.post if post == Post() else post), pool
     return True
 
 
-def _named(activation: str) -> Post | None:
-    """An activation of ours as oneDNN's, if it has it."""
-    known = ACTIVATIONS[activation].onednn
-    return None if known is None else Post(*known)
-
-
-def _post(module: nn.Module) -> Post | None:
-    """What a module computes as oneDNN's; that takes settings of two activations which ours do not have."""
-    if type(module) is nn.LeakyReLU:
-        return Post("leaky_relu", (float(module.negative_slope),))
+def _work(module: nn.Module) -> tuple[Post, bool] | None:
+    """The activation, as oneDNN's, and the 2x2 mean that a module computes; None if it does anything else."""
+    if type(module) is nn.LeakyReLU:  # of this and the next, oneDNN takes settings that ours do not have
+        return Post("leaky_relu", (float(module.negative_slope),)), False
     if type(module) is nn.GELU:
-        return Post("gelu", (), module.approximate)
-    name = activation_of_module(module)
-    return None if name is None else _named(name)
+        return Post("gelu", (), module.approximate), False
+    if type(module) is nn.AvgPool2d:
+        return (Post(), True) if _halves(module) else None
+    pool = None
+    if type(module) is Tail:
+        name, pool = module.activation, module.pool
+        if name is None and pool in (None, 2):
+            return Post(), pool == 2
+    else:
+        name = activation_of_module(module)
+    known = None if name is None else ACTIVATIONS[name].onednn
+    return None if known is None or pool not in (None, 2) else (Post(*known), pool == 2)
 
 
 def _halves(pool: nn.AvgPool2d) -> bool:
     """Tell whether it is the mean over 2x2 windows, side by side."""
-
-    def pair(value: object) -> object:
-        return value if isinstance(value, tuple) else (value, value)
-
     return (
-        pair(pool.kernel_size) == pair(pool.stride) == (2, 2)
-        and pair(pool.padding) == (0, 0)
+        _pair(pool.kernel_size) == _pair(pool.stride) == (2, 2)
+        and _pair(pool.padding) == (0, 0)
         and not pool.ceil_mode
         and pool.divisor_override in (None, 4)
     )
-
-
-def _carry_out(model: nn.Module, site: Site) -> nn.Module:
-    """Put the packed layer in place, and nothing where what moved into it stood."""
-    made = site.build(model)
-    for path in site.after:
-        model = replace_module(model, path, nn.Identity())
-    return replace_module(model, site.path, made)
 
 
 def layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
     """The strides of every tensor of the result."""
     args, kwargs = copy.deepcopy(inputs)
     with torch.no_grad():
-        result: list[Tensor] = list(tensors_in(model(*args, **kwargs)))
-    return [tensor.stride() for tensor in result]
+        return [tensor.stride() for tensor in tensors_in(model(*args, **kwargs))]

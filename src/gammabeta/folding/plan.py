@@ -2,15 +2,16 @@
 
 from collections import Counter
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
 
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..graph.hooks import hook_on
-from ..graph.record import Call, Forward, Recording, Value
+from ..graph.layers import hook_on
+from ..graph.record import Forward, Recording, Value
 from .affine import Affine, NotExactError, fold_before
-from .find import Arrival, Linear, Norm, Stop, describe, find_linears, find_norms, follow
+from .find import Arrival, Linear, Norm, describe, find_linears, find_norms, follow
 
 
 @dataclass(eq=False)
@@ -29,47 +30,30 @@ class Fold:
         return self.norms[-1].name if self.linear is None else self.linear.path
 
 
-@dataclass
 class FoldPlan:
-    """What to do, and what was left: each norm is in exactly one of the two."""
-
-    folds: list[Fold] = field(default_factory=list)
-    left: dict[Norm, str] = field(default_factory=dict)
-    order: list[Norm] = field(default_factory=list)  # as they ran
-
-
-class Planner:
-    """Finds what folds in a ``Recording``.
+    """What to do with each norm of a ``Recording``: it is in one of ``folds``, or ``left`` with the reason.
 
     ``model`` is the copy that was recorded; ``hooked`` names the parameters of the original that carry a
     gradient hook, which a copy loses.
     """
 
-    def __init__(self, model: nn.Module, recording: Recording, hooked: Container[str] = ()) -> None:
+    def __init__(self, model: nn.Module, recording: Recording, hooked: Container[str]) -> None:
         self.model, self.recording, self.hooked = model, recording, hooked
         self.linears = find_linears(recording)
-        self.norms = {norm.call: norm for norm in find_norms(recording, model)}
+        self.norms = {norm.call: norm for norm in find_norms(recording, model)}  # as they ran
         self.starts = {id(norm.data): norm for norm in self.norms.values() if norm.kind == "affine"}
         self.ran = Counter(forward.module for forward in recording.forwards)
         self.ends = {*self.linears, *self.norms, *(u for n in self.norms.values() for u in n.data.users)}
-        # Of a norm: the linear operation before it, or why none is.
-        self.before: dict[Norm, Linear] = {}
-        self.not_before: dict[Norm, str] = {}
-        # The norm or linear operation after it, or why none is.
-        self.next: dict[Norm, Norm] = {}
-        self.after: dict[Norm, tuple[Linear, Arrival]] = {}
-        self.not_after: dict[Norm, str] = {}
-
-    def plan(self) -> FoldPlan:
-        """Group successive norms, and fold each group into what comes before it, or after it, or into one."""
+        # What gives a norm its input, or why no linear operation does.
+        self.before: dict[Norm, Linear | str] = {}
         for linear in self.linears.values():
-            self._look_ahead(linear)
-        for norm in self.norms.values():
-            self._look_on(norm)
-        plan = FoldPlan(order=list(self.norms.values()))
+            self._look_before_norms(linear)
+        # What reads a norm's output, with the number of features for each channel, or why neither does.
+        self.after = {norm: self._reader(norm) for norm in self.norms.values()}
+        self.folds: list[Fold] = []
+        self.left: dict[Norm, str] = {}
         for norms in self._groups():
-            self._decide(norms, plan)
-        return plan
+            self._decide(norms)
 
     # What meets what
 
@@ -77,58 +61,45 @@ class Planner:
         found = self.norms.get(arrival.call) or self.starts.get(id(arrival.value))
         return found if found is not None and found.data is arrival.value else None
 
-    def _look_ahead(self, linear: Linear) -> None:
-        """Find the norm that reads what ``linear`` gives."""
+    def _look_before_norms(self, linear: Linear) -> None:
+        """Note ``linear`` as what comes before the norm that reads its output, or why it does not."""
         value = linear.call.outputs[0]
         arrival = follow(value, linear.axis, self.ends)
-        if isinstance(arrival, Stop):
+        if isinstance(arrival, str):
             for norm in self._readers(value):
-                self.not_before.setdefault(norm, f"the output of {linear.path} {arrival.reason}")
+                self.before.setdefault(norm, f"the output of {linear.path} {arrival}")
             return
         reader = self._norm_at(arrival)
         if reader is None:
             return
         if arrival.axis != 1:
-            why = f"the features of {linear.path} lie on dimension {arrival.axis}"
-            self.not_before[reader] = f"it normalises dimension 1, and {why}"
+            lie = f"the features of {linear.path} lie on dimension {arrival.axis}"
+            why = f"it normalises dimension 1, and {lie}"
         elif arrival.repeat != 1:
-            why = f"a group of {arrival.repeat} features of {linear.path}"
-            self.not_before[reader] = f"each of its channels is {why}"
-        elif why := self._unsafe(linear) or self._undecided(linear.call.forward, reader.forward):
-            self.not_before[reader] = why
+            why = f"each of its channels is a group of {arrival.repeat} features of {linear.path}"
         else:
-            self.before[reader] = linear
+            why = self._unsafe(linear) or self._undecided(linear.call.forward, reader.call.forward)
+        self.before[reader] = why or linear
 
-    def _look_on(self, norm: Norm) -> None:
-        """Find the norm or linear operation that reads what ``norm`` gives."""
-        if norm.tail or self._repeated(norm):
-            return
-        arrival = follow(norm.output, 1, self.ends)
-        if isinstance(arrival, Stop):
-            self.not_after[norm] = f"its own output {arrival.reason}"
-            return
+    def _reader(self, norm: Norm) -> Norm | tuple[Linear, int] | str:
+        """The norm or linear operation that reads what ``norm`` gives, or why none can take its map."""
+        if norm.tail:
+            return "its activation, residual or pool comes before what follows"
+        arrival = follow(norm.call.outputs[0], 1, self.ends)
+        if isinstance(arrival, str):
+            return f"its own output {arrival}"
         reader = self._norm_at(arrival)
         if reader is not None:
-            if (
-                arrival.axis == 1
-                and arrival.repeat == 1
-                and not self._undecided(norm.forward, reader.forward)
-            ):
-                self.next[norm] = reader
-            return
+            plain = arrival.axis == 1 and arrival.repeat == 1
+            return reader if plain and not self._undecided(norm.call.forward, reader.call.forward) else ""
         linear = self.linears.get(arrival.call)
         if linear is None or linear.data is not arrival.value:
-            self.not_after[norm] = f"its own output goes into {describe(arrival.call)}"
-            return
+            return f"its own output goes into {describe(arrival.call)}"
         axis = len(arrival.value.shape) - 1 - linear.op.spatial
         if arrival.axis != axis or (linear.op.spatial and arrival.repeat != 1):
-            why = f"{linear.path} reads its channels as something else than input features"
-        else:
-            why = self._unsafe(linear) or self._undecided(linear.call.forward, norm.forward)
-        if why:
-            self.not_after[norm] = why
-        else:
-            self.after[norm] = (linear, arrival)
+            return f"{linear.path} reads its channels as something else than input features"
+        why = self._unsafe(linear) or self._undecided(linear.call.forward, norm.call.forward)
+        return why or (linear, arrival.repeat)
 
     def _readers(self, value: Value, depth: int = 0) -> list[Norm]:
         """Norms that read this value, directly or through a few more calls: for the reason's sake only."""
@@ -145,12 +116,9 @@ class Planner:
     # Safety
 
     def _repeated(self, norm: Norm) -> str:
-        module = self.model.get_submodule(norm.path)
-        times = self.ran[module]
-        direct = [other for other in self.norms.values() if other.name == norm.name]
-        if max(times, len(direct)) > 1:
-            return f"it is called {max(times, len(direct))} times"
-        return ""
+        named = sum(other.name == norm.name for other in self.norms.values())
+        times = max(self.ran[self.model.get_submodule(norm.path)], named)
+        return f"it is called {times} times" if times > 1 else ""
 
     def _unsafe(self, linear: Linear) -> str:
         """Why this operation's weight may not change; empty if it may."""
@@ -172,12 +140,9 @@ class Planner:
                 return f"{what} is also used by {describe(others[0])}"
             if any(held in self.hooked for held in state.names):
                 return f"a hook on {what}"
-        hook = hook_on(module)
-        return (
-            f"{hook} on {name}"
-            if hook and linear.weight.names[0].startswith(linear.call.forward.path)
-            else ""
-        )
+        own = linear.weight.names[0].startswith(linear.call.forward.path)
+        hook = hook_on(module) if own else ""
+        return f"{hook} on {name}" if hook else ""
 
     def _undecided(self, one: Forward, other: Forward) -> str:
         """Say if the forward that holds both decides on data: on another input they may not meet."""
@@ -193,8 +158,12 @@ class Planner:
 
     def _groups(self) -> list[list[Norm]]:
         """Group norms that follow one another."""
-        free = {n for n in self.norms.values() if n.affine is not None and not self._repeated(n)}
-        following = {a: b for a, b in self.next.items() if a in free and b in free}
+        free = {n for n in self.norms.values() if isinstance(n.affine, Affine) and not self._repeated(n)}
+        following = {
+            norm: after
+            for norm, after in self.after.items()
+            if norm in free and isinstance(after, Norm) and after in free
+        }
         groups = []
         for first in self.norms.values():
             if first in following.values():
@@ -205,46 +174,42 @@ class Planner:
             groups.append(group)
         return groups
 
-    def _decide(self, norms: list[Norm], plan: FoldPlan) -> None:
-        """Fold a group of norms, or say why it is left."""
+    def _decide(self, norms: list[Norm]) -> None:
+        """Fold a group of norms into what is before or after it, or into its last; or say why it is left."""
         first, last = norms[0], norms[-1]
-        repeated = self._repeated(first)
-        if first.affine is None or repeated:
-            plan.left[first] = first.why if first.affine is None else repeated
+        refused = first.affine if isinstance(first.affine, str) else self._repeated(first)
+        if refused:
+            self.left[first] = refused
             return
-        affine = first.affine
-        for norm in norms[1:]:
-            assert norm.affine is not None
-            affine = affine.then(norm.affine)
-        linear = self.before.get(first)
-        reason = self._source(first) if linear is None else _misfit(linear, affine)
-        if linear is not None and not reason:
-            plan.folds.append(Fold("after", norms, affine, linear))
-            return
+        affine = reduce(Affine.then, [norm.affine for norm in norms if isinstance(norm.affine, Affine)])
+        before, after = self.before.get(first), self.after[last]
+        if isinstance(before, Linear):
+            reason = _misfit(before, affine)
+            if not reason:
+                self.folds.append(Fold("after", norms, affine, before))
+                return
+        else:
+            reason = before or self._source(first)
         reasons = [reason]
-        if last in self.after:
-            linear, arrival = self.after[last]
-            wide = affine.repeated(arrival.repeat)
+        if isinstance(after, tuple):
+            linear, repeat = after
+            wide = affine.repeated(repeat)
             reason = _inexact(linear, wide)
             if not reason:
-                plan.folds.append(Fold("before", norms, wide, linear))
+                self.folds.append(Fold("before", norms, wide, linear))
                 return
             reasons.append(reason)
-        elif last.tail:
-            reasons.append("its activation, residual or pool comes before what follows")
-        elif last in self.not_after:
-            reasons.append(self.not_after[last])
+        elif isinstance(after, str) and after:
+            reasons.append(after)
         why = "; ".join(dict.fromkeys(reasons))
         if len(norms) > 1:
-            plan.folds.append(Fold("merged", norms, affine, reason=why))
+            self.folds.append(Fold("merged", norms, affine, reason=why))
         elif first.kind != "affine":
-            plan.left[first] = why
+            self.left[first] = why
 
     def _source(self, norm: Norm) -> str:
-        """Why no linear operation before a norm can take its map."""
-        if norm in self.not_before:
-            return self.not_before[norm]
-        producer: Call | None = norm.data.producer
+        """Where a norm's input comes from, which is no linear operation."""
+        producer = norm.data.producer
         if producer is not None:
             return f"its input comes from {describe(producer)}, not from a convolution or Linear"
         given = norm.data in self.recording.forwards[0].inputs
@@ -253,7 +218,7 @@ class Planner:
 
 def _misfit(linear: Linear, affine: Affine) -> str:
     assert linear.weight.tensor is not None
-    channels = linear.op.out_channels(linear.weight.tensor)
+    channels = linear.op.channels(linear.weight.tensor, linear.op.axes[1])
     if channels == affine.channels:
         return ""
     return f"it has {affine.channels} channels, and {linear.path} gives {channels}"

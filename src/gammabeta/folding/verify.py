@@ -8,8 +8,7 @@ the original's, plus the tolerance. A model that cannot run in float64 is compar
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -103,14 +102,18 @@ def random_like(inputs: Inputs, seed: int) -> Inputs:
     return drawn
 
 
-@dataclass(frozen=True)
-class Errors:
+class Errors(NamedTuple):
     """Relative distances; see ``FoldReport``."""
 
     example: float
     random: float
     native: float
     original: float
+
+    def within(self, tolerance: float) -> bool:
+        """Within tolerance in float64, and natively within tolerance of twice the original's error."""
+        exact = max(self.example, self.random) <= tolerance
+        return exact and self.native <= 2 * self.original + tolerance
 
 
 class Verifier:
@@ -141,11 +144,6 @@ class Verifier:
     def native_error(self, folded: nn.Module) -> float:
         """Distance of a model in its own dtype from the original in float64."""
         return max(distance(run(folded, i), t) for i, t in zip(self.inputs, self.truth, strict=True))
-
-    def accepts(self, errors: Errors, tolerance: float) -> bool:
-        """Within tolerance in float64, and natively within tolerance of twice the original's error."""
-        exact = max(errors.example, errors.random) <= tolerance
-        return exact and errors.native <= 2 * errors.original + tolerance
 
 
 def search(

@@ -1,4 +1,9 @@
-"""A model and its modules: what wraps it, which are batch norms, which of these are frozen; replacing one."""
+"""A model and its modules: what wraps it, hooks, which modules are batch norms, which of these are frozen.
+
+One rule for the whole package: a module with any hook is left as it is. It keeps its own call, and what goes
+in and comes out of it stays what it was. A hook on all modules (torch's ``register_module_forward_hook`` and
+its like) counts as one on each.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import copy
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
 
 BatchNormLayer = _BatchNorm
@@ -73,3 +79,35 @@ def replace_module(model: nn.Module, path: str, new: nn.Module) -> nn.Module:
             if child is old:
                 parent._modules[name] = new
     return model
+
+
+# --- hooks ------------------------------------------------------------------------------------------------
+
+#: The attributes of a module that hold its hooks, and what each kind is called.
+KINDS = {
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+#: The hooks on all modules, in the same order; torch fills and empties these dictionaries in place.
+ON_ALL_MODULES = tuple(getattr(torch_module, f"_global{name}") for name in KINDS)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether anything is called with what goes in or comes out of the module, or with its gradients."""
+    for name in KINDS:
+        if getattr(module, name, None):
+            return True
+    return any(ON_ALL_MODULES)  # an empty dictionary is False
+
+
+def hook_on(module: nn.Module) -> str:
+    """The first hook found on the module, in words; empty if there is none."""
+    for name, kind in KINDS.items():
+        if getattr(module, name, None):
+            return f"a {kind}"
+    for hooks, kind in zip(ON_ALL_MODULES, KINDS.values(), strict=True):
+        if hooks:
+            return f"a global {kind}"
+    return ""

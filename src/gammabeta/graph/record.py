@@ -13,14 +13,15 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from .hooks import hook_on
+from .layers import hook_on
 
 # Functions that return a tensor's form, not its values: neither a use nor a decision on data.
 _FORM = {
@@ -36,6 +37,8 @@ _FORM_ARGUMENTS = {"reshape_as": {1}, "view_as": {1}, "expand_as": {1}, "type_as
 } | {f"new_{name}": {0} for name in ("zeros", "ones", "empty", "full", "tensor")}  # fmt: skip
 _RANDOM = ("rand", "bernoulli", "normal", "multinomial", "poisson")
 _KEEP_CONSTANTS_UP_TO = 1 << 16  # elements; larger derived constants are never per-channel numbers
+
+T = TypeVar("T")
 
 
 # --- what is recorded -------------------------------------------------------------------------------------
@@ -96,6 +99,10 @@ class Call:
     module: nn.Module | None = None
     outputs: list[Value] = field(default_factory=list)
 
+    def named(self, *names: str) -> dict[str, Any]:
+        """Its arguments by name; ``names`` are those of the positional ones, in order."""
+        return dict(zip(names, self.args, strict=False)) | self.kwargs
+
     @property
     def data(self) -> list[Value]:
         """The distinct data values it read."""
@@ -106,7 +113,7 @@ class Call:
         """The distinct values it read; not those whose shape alone it asked for."""
         form = _FORM_ARGUMENTS.get(self.name, ())
         args = [arg for i, arg in enumerate(self.args) if i not in form]
-        return list({id(value): value for value in _values_in((args, self.kwargs))}.values())
+        return list({id(value): value for value in leaves((args, self.kwargs), Value)}.values())
 
 
 @dataclass
@@ -116,34 +123,24 @@ class Recording:
     calls: list[Call]
     forwards: list[Forward]
 
-    def forwards_of(self, module: nn.Module) -> list[Forward]:
-        """Every run of a module."""
-        return [forward for forward in self.forwards if forward.module is module]
 
-
-def _values_in(tree: Any) -> Iterator[Value]:
-    if isinstance(tree, Value):
+def leaves(tree: Any, kind: type[T], depth: int = 0) -> Iterator[T]:
+    """Yield all of a kind in nested tuples, lists, dicts and plain objects (a model's output class, say)."""
+    if isinstance(tree, kind):
         yield tree
     elif isinstance(tree, dict):
         for item in tree.values():
-            yield from _values_in(item)
-    elif isinstance(tree, tuple | list):
-        for item in tree:
-            yield from _values_in(item)
-
-
-def tensors_in(tree: Any, depth: int = 0) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists, dicts and plain objects (a model's output class, say)."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_in(item, depth + 1)
+            yield from leaves(item, kind, depth + 1)
     elif isinstance(tree, tuple | list | set):
         for item in tree:
-            yield from tensors_in(item, depth + 1)
-    elif depth < 4 and hasattr(tree, "__dict__") and not isinstance(tree, nn.Module | type):
-        yield from tensors_in(vars(tree), depth + 1)
+            yield from leaves(item, kind, depth + 1)
+    elif depth < 4 and hasattr(tree, "__dict__") and not isinstance(tree, Tensor | nn.Module | type):
+        yield from leaves(vars(tree), kind, depth + 1)
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples, lists, dicts and plain objects."""
+    return leaves(tree, Tensor)
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
@@ -230,15 +227,6 @@ class _Recorder(TorchFunctionMode):
             return entry[0]
         return self.remember(tensor, "data")
 
-    def abstract(self, tree: Any) -> Any:
-        if isinstance(tree, Tensor):
-            return self.value(tree)
-        if isinstance(tree, dict):
-            return {key: self.abstract(item) for key, item in tree.items()}
-        if isinstance(tree, tuple | list):
-            return tuple(self.abstract(item) for item in tree)
-        return tree
-
     # Calls
 
     def __torch_function__(
@@ -250,7 +238,8 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if name in ("__get__", "__set__") and not isinstance(args[0] if args else None, Tensor):
             return func(*args, **kwargs)
-        call = Call(func, name, self.abstract(args), self.abstract(kwargs), self.stack[-1])
+        values, named = map_tensors((args, kwargs), self.value)
+        call = Call(func, name, values, named, self.stack[-1])
         given = list(tensors_in((args, kwargs)))
         result = func(*args, **kwargs)
         self.enter(call, given, result)
@@ -293,43 +282,41 @@ class _Recorder(TorchFunctionMode):
                 continue
             hook = hook_on(module)  # before ours are registered
             seen = f"is seen by {hook} on {path or 'the model'}" if hook else ""
-            before, after = self.before(path, seen), self.after(seen)
+            before, after = partial(self.before, path, seen), partial(self.after, seen)
             stack.callback(module.register_forward_pre_hook(before, prepend=True, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
-    def before(self, path: str, seen: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            forward = Forward(module, path, self.stack[-1], given=(len(args), tuple(kwargs)))
-            self.stack.append(forward)
+    def before(
+        self, path: str, seen: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A forward begins; ``seen``: the hook of the user's on the module, if there is one, in words."""
+        forward = Forward(module, path, self.stack[-1], given=(len(args), tuple(kwargs)))
+        self.stack.append(forward)
+        if self.quiet:
+            self.quiet += 1
+            return
+        self.forwards.append(forward)
+        forward.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
+        if seen:
+            _tell(forward.inputs, seen)
+        if isinstance(module, _Scripted):
+            _tell(forward.inputs, f"goes into {path}, a ScriptModule")
+        if self.leaf(module):
+            values, named = map_tensors((args, kwargs), self.value)
+            forward.calls.append(Call(None, "module", values, named, forward, module))
+            self.quiet = 1
+
+    def after(self, seen: str, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        """The innermost forward ends."""
+        forward = self.stack.pop()
+        if self.quiet:
+            self.quiet -= 1
             if self.quiet:
-                self.quiet += 1
                 return
-            self.forwards.append(forward)
-            forward.inputs = [self.value(t) for t in tensors_in((args, kwargs))]
-            if seen:
-                _tell(forward.inputs, seen)
-            if isinstance(module, _Scripted):
-                _tell(forward.inputs, f"goes into {path}, a ScriptModule")
-            if self.leaf(module):
-                call = Call(None, "module", self.abstract(args), self.abstract(kwargs), forward, module)
-                forward.calls.append(call)
-                self.quiet = 1
-
-        return hook
-
-    def after(self, seen: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            forward = self.stack.pop()
-            if self.quiet:
-                self.quiet -= 1
-                if self.quiet:
-                    return
-                self.enter(forward.calls.pop(), list(tensors_in((args, kwargs))), output)
-            forward.outputs = [self.value(t) for t in tensors_in(output)]
-            if seen:
-                _tell(forward.outputs, seen)
-
-        return hook
+            self.enter(forward.calls.pop(), list(tensors_in((args, kwargs))), output)
+        forward.outputs = [self.value(t) for t in tensors_in(output)]
+        if seen:
+            _tell(forward.outputs, seen)
 
     def tell_of_the_result(self, result: list[Tensor], kept: bool) -> None:
         _tell([self.value(t) for t in result], "is part of the model's output")

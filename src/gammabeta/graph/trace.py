@@ -2,19 +2,24 @@
 
 ``trace`` is the one tracer; its caller says which modules are single nodes. ``trace_always`` also checks that
 the graph describes the ``forward`` fully: the graph must be the same in training and in evaluation mode, no
-attribute may change, and no random number may be drawn.
+attribute may change, and no random number may be drawn. ``convolutions_before_batch_norm`` reads pairs of
+layers off a graph.
 """
 
 import operator
 import random
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.fx import Graph, Node, Proxy, Tracer
-from torch.nn import Module
+from torch.nn import Conv1d, Conv2d, Conv3d, Module
+
+from .. import nn as gbnn
+from .layers import BatchNormLayer, hooked
 
 Leaf = Callable[[Module], bool]
 
@@ -215,3 +220,52 @@ def trace_always(module: Module, through: set[Module]) -> Graph:
     if first != second:
         raise NotAGraph("its forward differs between training and evaluation")
     return graphs[0]
+
+
+# --- a convolution and the batch norm behind it -----------------------------------------------------------
+
+_CONVOLUTIONS = (Conv1d, Conv2d, Conv3d)
+_FROZEN = (gbnn.FrozenBatchNorm1d, gbnn.FrozenBatchNorm2d, gbnn.FrozenBatchNorm3d)
+
+Pair = tuple[Any, BatchNormLayer]  # a plain convolution of torch's, and what follows it
+
+
+def convolutions_before_batch_norm(model: Module) -> list[Pair]:
+    """Return the pairs of layers where all that a convolution gives goes into one batch normalization.
+
+    Neither layer has a hook, and no parameter of the convolution is read elsewhere in the model. None of a
+    model that ``torch.fx`` cannot trace, whose way through its layers is then not known.
+    """
+    try:
+        graph = trace(model, lambda m: isinstance(m, (*_CONVOLUTIONS, BatchNormLayer)) or is_torch_layer(m))
+    except NotAGraph:
+        return []
+    modules: dict[Node, Any] = {
+        node: module for node in graph.nodes if (module := module_of(node, model)) is not None
+    }
+    read_alone = set()  # what the model's code reads without calling the module that holds it
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            owner, _, name = str(node.target).rpartition(".")
+            read_alone.add(id(getattr(model.get_submodule(owner), name)))
+    owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
+    called = Counter(modules.values())
+    found = []
+    for node, module in modules.items():
+        if type(module) not in _CONVOLUTIONS or hooked(module) or len(node.users) != 1:
+            continue
+        own = [id(tensor) for tensor in module._parameters.values() if tensor is not None]
+        alone = called[module] == 1 and all(owners[name] == 1 and name not in read_alone for name in own)
+        user = next(iter(node.users))
+        if alone and user in modules and _normalizes(modules[user], node, user):
+            found.append((module, modules[user]))
+    return found
+
+
+def _normalizes(module: Module, source: Node, user: Node) -> bool:
+    """Whether the module subtracts the mean of ``source``, its input (and not its residual, say)."""
+    if not isinstance(module, BatchNormLayer) or isinstance(module, _FROZEN) or hooked(module):
+        return False
+    own_code = not type(module).__module__.startswith(("torch.nn.", "gammabeta.nn."))
+    others = (*user.args[1:], *user.kwargs.values())
+    return not own_code and user.args[:1] == (source,) and source not in others

@@ -15,7 +15,7 @@ from ..accelerate.stem import one_stem
 from ..conversion.convert import convert
 from ..data import Dataset
 from ..errors import UsageError
-from ..graph.pairs import convolutions_before_batch_norm
+from ..graph.trace import convolutions_before_batch_norm
 from ..kernels.cpu.allocator import keep_pages
 from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
