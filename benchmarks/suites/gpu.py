@@ -89,16 +89,16 @@ def measure(
 
 def _parts(case: Case, layers: list[Layer]) -> dict[str, Any]:
     """The kernels alone, for bandwidth: forward in training, and backward."""
-    from gammabeta.kernels import gpu
+    from gammabeta.kernels.gpu import host
 
     def call(t: Layer) -> Call:
         return Call(t.x.detach(), t.weight, t.bias, t.residual, Epilogue(case.activation), 1e-5)
 
     def forward(t: Layer) -> Any:
-        return gpu.forward_train(call(t))
+        return host.forward_train(call(t))
 
     def backward(t: Layer, mean: Any, invstd: Any) -> Any:
-        return gpu.backward(t.grad, Normalized(call(t), mean, invstd), case.added)
+        return host.backward(t.grad, Normalized(call(t), mean, invstd), case.added)
 
     with torch.no_grad():
         statistics = [forward(t)[1::2] for t in layers]

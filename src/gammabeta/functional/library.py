@@ -4,16 +4,16 @@ Each operator is functional: it returns new tensors and changes nothing. The run
 beside it with torch's own operators, which the compiler can see.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..epilogue import Epilogue, Pool, pooled_shape
+from ..epilogue import Epilogue, pooled_shape
 from ..kernels import backend as backends
 from ..kernels import tensors
 from ..kernels.backend import Backend, Call, Normalized
-from ..kernels.layout import dense, empty, like
+from ..kernels.layout import dense, empty, like, readable
 from . import autograd
 from .autograd import Needs, kernel_call
 
@@ -37,73 +37,6 @@ _LIBRARY.define(
 )
 
 
-# --- the arguments of each operator, in the order of its schema -------------------------------------------
-
-
-class _Train(NamedTuple):
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    residual: Tensor | None
-    eps: float
-    activation: str | None
-    pool: Pool
-
-    def call(self) -> Call:
-        epilogue = Epilogue(self.activation, self.pool)
-        return _readable(Call(self.x, self.weight, self.bias, self.residual, epilogue, self.eps))
-
-
-class _Apply(NamedTuple):
-    x: Tensor
-    mean: Tensor
-    invstd: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    residual: Tensor | None
-    activation: str | None
-    pool: Pool
-
-    def normalized(self) -> Normalized:
-        epilogue = Epilogue(self.activation, self.pool)
-        call = Call(self.x, self.weight, self.bias, self.residual, epilogue, 0.0)
-        return Normalized(_readable(call), self.mean, self.invstd)
-
-
-class _Backward(NamedTuple):
-    grad: Tensor
-    x: Tensor
-    weight: Tensor | None
-    bias: Tensor | None
-    residual: Tensor | None
-    mean: Tensor
-    invstd: Tensor
-    activation: str | None
-    pool: Pool
-    training: bool
-    need_x: bool
-    need_affine: bool
-    need_residual: bool
-
-    def normalized(self) -> Normalized:
-        return _Apply(
-            self.x, self.mean, self.invstd, self.weight, self.bias, self.residual, self.activation, self.pool
-        ).normalized()
-
-    def needs(self) -> Needs:
-        return Needs(self.need_x, self.need_affine, self.need_residual)
-
-    def need_sums(self) -> bool:
-        return self.need_affine or (self.training and not self.need_x and not self.need_residual)
-
-
-def _readable(call: Call) -> Call:
-    """The call with its large tensors in a layout that kernels read."""
-    x = dense(call.x)
-    residual = None if call.residual is None else like(call.residual, x)
-    return call._replace(x=x, residual=residual)
-
-
 def _backend(call: Call) -> Backend:
     """The backend of this device, or tensor operations where it cannot serve."""
     name = backends.for_device(call.x.device.type)
@@ -115,60 +48,66 @@ def _backend(call: Call) -> Backend:
     return chosen
 
 
-# --- what they compute ------------------------------------------------------------------------------------
+# --- what they compute: the arguments come in the order of the schema -------------------------------------
 
 
 def _train(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    call = _Train(*arguments).call()
-    kind = torch.float64 if call.x.dtype is torch.float64 else torch.float32
-    out, mean, var, invstd = _backend(call).forward_train(kernel_call(call, kind))
+    x, weight, bias, residual, eps, activation, pool = arguments
+    call = readable(Call(x, weight, bias, residual, Epilogue(activation, pool), eps))
+    out, mean, var, invstd = _backend(call).forward_train(kernel_call(call, _of_statistics(x)))
     return like(out, call.x), mean, var, invstd
 
 
 def _apply(*arguments: Any) -> Tensor:
-    call, mean, invstd, _ = _Apply(*arguments).normalized()
+    x, mean, invstd, weight, bias, residual, activation, pool = arguments
+    call = readable(Call(x, weight, bias, residual, Epilogue(activation, pool), 0.0))
     normalized = Normalized(kernel_call(call, mean.dtype), mean, invstd)
     return like(_backend(call).forward(normalized), call.x)
 
 
 def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _Backward(*arguments)
-    normalized, needs = given.normalized(), given.needs()
-    x, mean = normalized.call.x, normalized.mean
-    found = autograd.first_order(_backend(normalized.call), given.grad, normalized, given.training, needs)
-    dx = like(found[0], x) if needs.x and found[0] is not None else x.new_empty(0)
-    dweight = found[1] if given.need_sums() and found[1] is not None else mean.new_empty(0)
-    dbias = found[2] if given.need_sums() and found[2] is not None else mean.new_empty(0)
-    dresidual = like(found[3], x) if needs.residual and found[3] is not None else x.new_empty(0)
+    grad, x, weight, bias, residual, mean, invstd, activation, pool, training, *wanted = arguments
+    needs = Needs(*wanted)
+    call = readable(Call(x, weight, bias, residual, Epilogue(activation, pool), 0.0))
+    found = autograd.first_order(_backend(call), grad, Normalized(call, mean, invstd), training, needs)
+    sums = _needs_sums(training, needs)
+    dx = like(found[0], call.x) if needs.x and found[0] is not None else x.new_empty(0)
+    dweight = found[1] if sums and found[1] is not None else mean.new_empty(0)
+    dbias = found[2] if sums and found[2] is not None else mean.new_empty(0)
+    dresidual = like(found[3], call.x) if needs.residual and found[3] is not None else x.new_empty(0)
     return dx, dweight, dbias, dresidual
+
+
+def _of_statistics(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype is torch.float64 else torch.float32
+
+
+def _needs_sums(training: bool, needs: Needs) -> bool:
+    return needs.affine or (training and not needs.x and not needs.residual)
 
 
 # --- their shapes and dtypes ------------------------------------------------------------------------------
 
 
-def _train_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _Train(*arguments)
-    x = dense(given.x)
-    kind = torch.float64 if x.dtype is torch.float64 else torch.float32
-    mean, var, invstd = (x.new_empty(x.shape[1], dtype=kind) for _ in range(3))
-    return empty(pooled_shape(tuple(x.shape), given.pool), x), mean, var, invstd
+def _train_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    mean, var, invstd = (x.new_empty(x.shape[1], dtype=_of_statistics(x)) for _ in range(3))
+    return _apply_fake(x, *rest), mean, var, invstd
 
 
-def _apply_fake(*arguments: Any) -> Tensor:
-    given = _Apply(*arguments)
-    x = dense(given.x)
-    return empty(pooled_shape(tuple(x.shape), given.pool), x)
+def _apply_fake(x: Tensor, *rest: Any) -> Tensor:
+    x = dense(x)
+    return empty(pooled_shape(tuple(x.shape), rest[-1]), x)
 
 
 def _backward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    given = _Backward(*arguments)
-    x, mean = dense(given.x), given.mean
-    sums = [
-        mean.new_empty(mean.shape if given.need_sums() else 0, dtype=mean.dtype if t is None else t.dtype)
-        for t in (given.weight, given.bias)
-    ]
-    dx = torch.empty_like(x) if given.need_x else x.new_empty(0)
-    return dx, sums[0], sums[1], torch.empty_like(x) if given.need_residual else x.new_empty(0)
+    _, x, weight, bias, _, mean, _, _, _, training, *wanted = arguments
+    x, needs = dense(x), Needs(*wanted)
+    size = mean.shape if _needs_sums(training, needs) else 0
+    dweight, dbias = (
+        mean.new_empty(size, dtype=mean.dtype if t is None else t.dtype) for t in (weight, bias)
+    )
+    dx = torch.empty_like(x) if needs.x else x.new_empty(0)
+    return dx, dweight, dbias, torch.empty_like(x) if needs.residual else x.new_empty(0)
 
 
 for _name, _real, _fake in (
@@ -188,9 +127,10 @@ def _in_graph(
 ) -> tuple[Tensor | None, ...]:
     """``autograd.first_order`` as an operator, so that a traced backward pass is one node."""
     (x, weight, bias, residual, (activation, pool), _), mean, invstd, _ = normalized
-    given = _Backward(grad, x, weight, bias, residual, mean, invstd, activation, pool, training, *needs)
     operator: Any = torch.ops.gammabeta.batch_norm_backward
-    found: tuple[Tensor, ...] = operator(*given)
+    found: tuple[Tensor, ...] = operator(
+        grad, x, weight, bias, residual, mean, invstd, activation, pool, training, *needs
+    )
     return found
 
 

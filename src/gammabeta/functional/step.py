@@ -16,7 +16,7 @@ from ..epilogue import Epilogue, MaxPool, Pool, pool_by_torch
 from ..errors import UnavailableError, UsageError
 from ..kernels import backend as backends
 from ..kernels.backend import Backend, Call, Normalized, Running, unfit
-from ..kernels.layout import dense, like
+from ..kernels.layout import readable
 from ..kernels.tensors import enter
 from . import autograd, torch_path
 
@@ -73,7 +73,7 @@ def route(call: Call, running: Running, training: bool, backend: str) -> Route:
 
 def choose_kernels(call: Call, backend: str) -> Route | str:
     """The route through a backend's kernels, or why there is none."""
-    x, weight, bias, residual, epilogue, eps = call
+    x, _, _, residual, epilogue, _ = call
     why = traced(x) or unfit(x, residual, epilogue.pool)
     if why is not None:
         return why
@@ -85,10 +85,8 @@ def choose_kernels(call: Call, backend: str) -> Route | str:
     if isinstance(kernels, str):
         return kernels
     if residual is not None or not x.is_contiguous():
-        x = dense(x)
-        residual = None if residual is None else like(residual, x)
-        call = Call(x, weight, bias, residual, epilogue, eps)
-    why = kernels.unsupported(x, residual, epilogue)
+        call = readable(call)
+    why = kernels.unsupported(call.x, call.residual, epilogue)
     if why is not None:
         return str(why)
     reason = "chosen for this device and dtype" if backend == "auto" else "asked for by name"
@@ -105,17 +103,15 @@ def choose_operators(call: Call, backend: str) -> Route | str:
         return "torch.export is tracing; the program must run without this package"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active; torch's operators can be transformed"
-    x, weight, bias, residual, epilogue, eps = call
-    why = unfit(x, residual, epilogue.pool)
+    x = call.x
+    why = unfit(x, call.residual, call.epilogue.pool)
     if why is not None:
         return why
     device = x.device.type
     name = backends.GRAPHS.get(device)
     if name is None or backend not in ("auto", name) or (device == "cpu" and x.dtype is torch.float16):
         return f"there is no kernel for {x.dtype} on {device!r} here"
-    x = dense(x)
-    residual = None if residual is None else like(residual, x)
-    return Route("graph", Call(x, weight, bias, residual, epilogue, eps), "torch.compile is tracing", name)
+    return Route("graph", readable(call), "torch.compile is tracing", name)
 
 
 def _pools_apart(x: Tensor, backend: str) -> bool:

@@ -58,7 +58,7 @@ class Backend(Protocol):
     """The functions of a backend. A module that has them is one."""
 
     def unsupported(self, x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str | None:
-        """Why this backend cannot run such a call, None if it can."""
+        """Why this backend cannot run a call that is not ``unfit``, None if it can."""
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """``(mean, var)`` of each channel."""
@@ -209,8 +209,8 @@ def _from(module: str, package: str, label: str) -> Callable[[], Any]:
     return load_module
 
 
-register("cpu", "the fused Numba kernels", {"cpu"}, _from("gammabeta.kernels.cpu", "numba", "Numba"))
-register("gpu", "the fused Triton kernels", {"cuda"}, _from("gammabeta.kernels.gpu", "triton", "Triton"))
+register("cpu", "the fused Numba kernels", {"cpu"}, _from("gammabeta.kernels.cpu.host", "numba", "Numba"))
+register("gpu", "the fused Triton kernels", {"cuda"}, _from("gammabeta.kernels.gpu.host", "triton", "Triton"))
 
 # The backend whose operators ``torch.compile`` puts into its graphs, by type of device.
 GRAPHS = {"cpu": "cpu"} | ({"cuda": "gpu"} if find_spec("triton") is not None else {})

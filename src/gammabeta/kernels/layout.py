@@ -5,6 +5,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from ..epilogue import MaxPool as MaxPool  # pickles of version 0.1.0 name it here
+from .backend import Call
 
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
@@ -40,6 +41,13 @@ def like(t: Tensor, x: Tensor) -> Tensor:
     if form is not None:
         return t.contiguous(memory_format=form)
     return t.movedim(1, -1).contiguous().movedim(-1, 1)
+
+
+def readable(call: Call) -> Call:
+    """The call with its large tensors in one layout that kernels read."""
+    x, weight, bias, residual, epilogue, eps = call
+    x = dense(x)
+    return Call(x, weight, bias, None if residual is None else like(residual, x), epilogue, eps)
 
 
 def empty(shape: tuple[int, ...], x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -19,8 +19,8 @@ from gammabeta.kernels.cpu.registry import Key
 
 PROGRAM = """
 import sys, torch
-from gammabeta.kernels import cpu
-mean, var = cpu.statistics(torch.arange(12.0).view(3, 4))
+from gammabeta.kernels.cpu import host
+mean, var = host.statistics(torch.arange(12.0).view(3, 4))
 assert mean.tolist() == [4.0, 5.0, 6.0, 7.0], mean
 assert abs(var[0].item() - 32 / 3) < 1e-5, var
 print("numba" in sys.modules)

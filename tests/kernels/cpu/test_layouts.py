@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gammabeta.epilogue import NOTHING, Epilogue, MaxPool
-from gammabeta.kernels.backend import Call, Normalized, Running
+from gammabeta.kernels.backend import Call, Normalized, Running, unfit
 from gammabeta.kernels.cpu import allocator, host
 from tests import oracle
 
@@ -124,7 +124,7 @@ def test_inputs_without_a_layout_of_their_own():
     ],
 )
 def test_what_no_kernel_takes_is_said(x, residual, pool, reason):
-    assert reason in host.unsupported(x, residual, Epilogue(None, pool))
+    assert reason in (unfit(x, residual, pool) or host.unsupported(x, residual, Epilogue(None, pool)))
 
 
 def test_an_activation_without_arithmetic_is_refused_when_its_kernel_is_compiled():
@@ -135,7 +135,9 @@ def test_an_activation_without_arithmetic_is_refused_when_its_kernel_is_compiled
 
 
 def test_what_the_kernels_take():
-    assert host.unsupported(torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5), Epilogue("gelu", 2)) is None
+    x, residual = torch.zeros(2, 3, 4, 5), torch.ones(2, 3, 4, 5)
+    assert unfit(x, residual, 2) is None
+    assert host.unsupported(x, residual, Epilogue("gelu", 2)) is None
     assert host.unsupported(torch.zeros(2, 3), None, NOTHING) is None
 
 

@@ -17,7 +17,7 @@ def device() -> str:
 @pytest.fixture
 def gpu() -> Iterator[ModuleType]:
     """The kernels, with every fresh tensor filled with NaN, so that what is not written shows."""
-    module = pytest.importorskip("gammabeta.kernels.gpu")
+    module = pytest.importorskip("gammabeta.kernels.gpu.host")
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield module
     torch.use_deterministic_algorithms(False)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ...epilogue import NOTHING, Epilogue, MaxPool, Pool, pooled_shape
-from ..backend import Call, Gradients, Normalized, Running, lacking, unfit
+from ..backend import Call, Gradients, Normalized, Running, lacking
 from ..layout import dense, empty, like
 from ..tensors import enter
 from .allocator import empty_like
@@ -38,7 +38,7 @@ def unsupported(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str |
     """Why these kernels cannot take the tensors, None if they can."""
     if not x.is_cpu:
         return f"the tensor is on {x.device}, not on the CPU"
-    return unfit(x, residual, epilogue.pool) or lacking(x, epilogue, _DTYPES, max_pool=True)
+    return lacking(x, epilogue, _DTYPES, max_pool=True)
 
 
 class _Program(NamedTuple):

@@ -13,7 +13,7 @@ residual.
 import triton
 import triton.language as tl
 
-from .tiles import activate_backward, known_multiple, load_affine, locate, locate_pooled, tile_count
+from .tiles import activate_backward, extents, load_affine, locate, tile_count
 
 
 @triton.jit
@@ -23,10 +23,7 @@ def load_grad(
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr, POLICY: tl.constexpr,
 ):  # fmt: skip
     """The gradient at every cell of tile ``q``, ``(BC, BN * BS)`` float32, quartered where it is a pool's."""
-    if POOL == 2:
-        start, offsets, mask = locate_pooled(q, c0, N, C, H, W, cells, cols, ROWS, WIDE, BC, BN, BS)
-    else:
-        start, offsets, mask = locate(q, c0, 0, N, C, S, H, W, cells, cols, 1, ROWS, WIDE, BC, BN, BS)
+    start, offsets, mask = locate(q, c0, None, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS)
     g = tl.load(grad_ptr + start + offsets, mask=mask, other=0.0, eviction_policy=POLICY).to(tl.float32)
     if POOL == 2:
         g = g * 0.25
@@ -103,12 +100,7 @@ def partial_sums(
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Program (block of channels, k): tiles k, k + splits, ...; both parts are ``(splits, C)``."""
-    if ROWS:
-        C = known_multiple(C, VEC)
-    else:
-        S = known_multiple(S, VEC)
-    if POOL == 1:
-        cells = S
+    C, S, cells = extents(C, S, cells, VEC, ROWS, POOL)
     c0 = tl.program_id(0) * BC
     k = tl.program_id(1)
     mean, invstd, scale, bias = load_affine(mean_ptr, invstd_ptr, weight_ptr, bias_ptr, c0, C, BC)
@@ -144,12 +136,7 @@ def whole_channels_backward(
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """A program owns a block of channels: both sums, then dx, last tiles first."""
-    if ROWS:
-        C = known_multiple(C, VEC)
-    else:
-        S = known_multiple(S, VEC)
-    if POOL == 1:
-        cells = S
+    C, S, cells = extents(C, S, cells, VEC, ROWS, POOL)
     c0 = tl.program_id(0) * BC
     mean, invstd, scale, bias = load_affine(mean_ptr, invstd_ptr, weight_ptr, bias_ptr, c0, C, BC)
     # dz is stored in the second pass: storing it here and reading it there would need a barrier between the
@@ -179,12 +166,7 @@ def input_gradient(
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One tile a program, the last tile first: it is what the sums left in cache."""
-    if ROWS:
-        C = known_multiple(C, VEC)
-    else:
-        S = known_multiple(S, VEC)
-    if POOL == 1:
-        cells = S
+    C, S, cells = extents(C, S, cells, VEC, ROWS, POOL)
     blocks = tl.cdiv(C, BC)
     pid = tl.program_id(0)
     c0 = (pid % blocks) * BC

@@ -17,16 +17,7 @@ program owns a channel the second reading is from cache: 2 T, the fewest there c
 import triton
 import triton.language as tl
 
-from .tiles import (
-    activate,
-    known_multiple,
-    load_affine,
-    load_scale_bias,
-    locate,
-    locate_pooled,
-    tile_count,
-    tile_extent,
-)
+from .tiles import activate, extents, load_affine, load_scale_bias, locate, tile_count, tile_extent
 
 INFINITY = tl.constexpr(float("inf"))
 
@@ -95,7 +86,7 @@ def normalise_tile(
         y += activate(z, ACT)
     if POOL == 2:
         y = y * 0.25
-        start, offsets, mask = locate_pooled(q, c0, N, C, H, W, cells, cols, ROWS, WIDE, BC, BN, BS)
+        start, offsets, mask = locate(q, c0, None, N, C, S, H, W, cells, cols, POOL, ROWS, WIDE, BC, BN, BS)
     tl.store(out_ptr + start + offsets, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -109,10 +100,7 @@ def partial_statistics(
 
     ``part`` is ``(4, splits, C)``: n, shift, delta, m2.
     """
-    if ROWS:
-        C = known_multiple(C, VEC)
-    else:
-        S = known_multiple(S, VEC)
+    C, S, _ = extents(C, S, S, VEC, ROWS, 1)
     c0 = tl.program_id(0) * BC
     k = tl.program_id(1)
     n, shift, delta, m2 = moments(x_ptr, c0, k, splits, N, C, S, ROWS, WIDE, BC, BN, BS)
@@ -156,12 +144,7 @@ def whole_channels(
     WIDE: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """A program owns a block of channels: statistics and, with ``APPLY``, the output, last tiles first."""
-    if ROWS:
-        C = known_multiple(C, VEC)
-    else:
-        S = known_multiple(S, VEC)
-    if POOL == 1:
-        cells = S
+    C, S, cells = extents(C, S, cells, VEC, ROWS, POOL)
     c0 = tl.program_id(0) * BC
     n, shift, delta, m2 = moments(x_ptr, c0, 0, 1, N, C, S, ROWS, WIDE, BC, BN, BS)
     c = c0 + tl.arange(0, BC)
@@ -184,12 +167,7 @@ def normalise(
     BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One tile a program, the last tile first: it is what the reduction left in cache."""
-    if ROWS:
-        C = known_multiple(C, VEC)
-    else:
-        S = known_multiple(S, VEC)
-    if POOL == 1:
-        cells = S
+    C, S, cells = extents(C, S, cells, VEC, ROWS, POOL)
     blocks = tl.cdiv(C, BC)
     pid = tl.program_id(0)
     c0 = (pid % blocks) * BC

@@ -1,5 +1,6 @@
 """The functions of a backend, as launches. Nothing here waits for the GPU or reads from it."""
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
@@ -7,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...epilogue import NOTHING, pooled_shape
-from ..backend import Call, Gradients, Normalized, Running
-from ..layout import dense, empty, is_rows, like
+from ...epilogue import NOTHING, Epilogue, Pool, pooled_shape
+from ..backend import Call, Gradients, Normalized, Running, lacking
+from ..layout import dense, empty, is_rows, like, readable
 from ..tensors import enter
 from . import backward_kernels, forward_kernels, plan
 
@@ -17,6 +18,44 @@ MERGE_TILE = 4096
 RUNNING_BLOCK = 1024
 # A chip for the interpreter: so small that shapes a test can afford are split, merged and kept whole.
 INTERPRETED = plan.Chip(multiprocessors=2, cache_bytes=1 << 16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_OLDEST = (8, 0)  # Triton's own minimum, and the first with bfloat16
+
+# --- what this backend takes ------------------------------------------------------------------------------
+
+
+@cache
+def _unfit_device(device: torch.device) -> str | None:
+    """Why the kernels cannot run on a device; the answer cannot change while the process lives."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        why = "Triton's interpreter (TRITON_INTERPRET=1) runs on CPU tensors only"
+        return None if device.type == "cpu" else why
+    if device.type != "cuda":
+        if torch.cuda.is_available():
+            return f"the tensor is on {device}, the Triton kernels read CUDA tensors; use .to('cuda')"
+        if torch.version.cuda is None:
+            return "this PyTorch was built without CUDA; install a CUDA build from pytorch.org"
+        return "PyTorch finds no CUDA device; check the driver with nvidia-smi and CUDA_VISIBLE_DEVICES"
+    if torch.version.hip is not None:
+        return "the kernels are written and checked for NVIDIA GPUs; this PyTorch is built for ROCm"
+    if torch.cuda.get_device_capability(device) < _OLDEST:
+        name = torch.cuda.get_device_name(device)
+        found = ".".join(map(str, torch.cuda.get_device_capability(device)))
+        return f"{name} has compute capability {found}; Triton needs 8.0 (Ampere) or newer"
+    return None
+
+
+def unsupported(x: Tensor, residual: Tensor | None, epilogue: Epilogue) -> str | None:
+    """Why these kernels cannot take the tensors, None if they can."""
+    return _unfit_device(x.device) or lacking(x, epilogue, _DTYPES, max_pool=False)
+
+
+def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
+    """No codes: these kernels have no max pooling."""
+    return None
+
+
+# --- the chip, and working memory -------------------------------------------------------------------------
 
 
 @cache
@@ -52,11 +91,11 @@ def _merge_tile(splits: int, C: int) -> dict[str, Any]:
     }
 
 
-def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """``(mean, var, invstd)`` of a dense ``x`` in a reduction over the whole chip."""
     C = x.shape[1]
     mean, var, invstd = _single(x, C), _single(x, C), _single(x, C)
-    t = plan.tile(plan.view_of(x.shape, rows, None, x.itemsize), 2, False)
+    t = plan.tile(plan.view_of(x.shape, is_rows(x), None, x.itemsize), 2, False)
     n, c, s, *_ = t.extents
     splits = plan.splits(t, _chip(x.device))
     if splits == 1:
@@ -78,16 +117,8 @@ def _moments(x: Tensor, rows: bool, eps: float) -> tuple[Tensor, Tensor, Tensor]
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over all but axis 1, float32 ``(C,)``."""
     x = dense(x)
-    rows = is_rows(x)
     with _on(x):
-        mean, var, _ = _moments(x, rows, 1.0)
-    return mean, var
-
-
-def _dense(call: Call) -> Call:
-    """The call with its large tensors in one layout that the kernels read."""
-    x = dense(call.x)
-    return call._replace(x=x, residual=None if call.residual is None else like(call.residual, x))
+        return _moments(x, 1.0)[:2]
 
 
 def _view(call: Call, pool: Any) -> plan.View:
@@ -96,13 +127,13 @@ def _view(call: Call, pool: Any) -> plan.View:
 
 def forward_train(call: Call, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Training: ``(out, mean, var, invstd)``."""
-    call = _dense(call)
+    call = readable(call)
     x, weight, bias, residual, (activation, pool), eps = call
     view = _view(call, pool)
     t = plan.owned(view, 1 if residual is None else 2, _chip(x.device))
     if t is None:
         with _on(x):
-            mean, var, invstd = _moments(x, is_rows(x), eps)
+            mean, var, invstd = _moments(x, eps)
         return forward(Normalized(call, mean, invstd)), mean, var, invstd
     out = empty(pooled_shape(x.shape, pool), x)
     mean, var, invstd = _single(x, view.C), _single(x, view.C), _single(x, view.C)
@@ -116,7 +147,7 @@ def forward_train(call: Call, codes: Tensor | None = None) -> tuple[Tensor, Tens
 
 def forward(normalized: Normalized) -> Tensor:
     """The output for given statistics."""
-    call = _dense(normalized.call)
+    call = readable(normalized.call)
     x, weight, bias, residual, (activation, pool), _ = call
     out = empty(pooled_shape(x.shape, pool), x)
     if out.numel():
@@ -149,20 +180,20 @@ def _sums(grad: Tensor, normalized: Normalized, view: plan.View, dz: Tensor | No
     return sum_dz, sum_dz_xhat
 
 
-def _prepare(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Normalized]:
-    """Gradient and call in one layout."""
-    normalized = normalized._replace(call=_dense(normalized.call))
-    return like(grad, normalized.call.x), normalized
+def _prepare(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Normalized, plan.View]:
+    """Gradient and call in one layout, and the view of it."""
+    call = readable(normalized.call)
+    return like(grad, call.x), normalized._replace(call=call), _view(call, call.epilogue.pool)
 
 
 def backward_reduce(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Tensor]:
     """``(sum_dz, sum_dz_xhat)``, float32 ``(C,)``: the gradients of bias and weight."""
-    grad, normalized = _prepare(grad, normalized)
+    grad, normalized, view = _prepare(grad, normalized)
     x = normalized.call.x
     if not x.numel():
         return x.new_zeros(x.shape[1], dtype=torch.float32), x.new_zeros(x.shape[1], dtype=torch.float32)
     with _on(x):
-        return _sums(grad, normalized, _view(normalized.call, normalized.call.epilogue.pool), None)
+        return _sums(grad, normalized, view, None)
 
 
 def _input_gradient(
@@ -189,9 +220,8 @@ def backward_apply(
     grad: Tensor, normalized: Normalized, means: tuple[Tensor, Tensor], need_residual: bool
 ) -> tuple[Tensor, Tensor | None]:
     """``(dx, dresidual)`` for given means of dz and dz * xhat (both zero in evaluation)."""
-    grad, normalized = _prepare(grad, normalized)
+    grad, normalized, view = _prepare(grad, normalized)
     x = normalized.call.x
-    view = _view(normalized.call, normalized.call.epilogue.pool)
     dz = torch.empty_like(x) if need_residual else None
     with _on(x):
         return _input_gradient(grad, normalized, view, dz, means, 1.0), dz
@@ -199,10 +229,9 @@ def backward_apply(
 
 def backward(grad: Tensor, normalized: Normalized, need_residual: bool) -> Gradients:
     """``(dx, dweight, dbias, dresidual)``, the statistics differentiated."""
-    grad, normalized = _prepare(grad, normalized)
+    grad, normalized, view = _prepare(grad, normalized)
     call, mean, invstd, _ = normalized
-    x, weight, bias, residual, (activation, pool), _ = call
-    view = _view(call, pool)
+    x, weight, bias, residual, (activation, _), _ = call
     per_value = x.shape[1] / max(1, x.numel())
     dz = torch.empty_like(x) if need_residual else None
     t = plan.owned(view, 2 if residual is None else 3, _chip(x.device))

@@ -67,9 +67,15 @@ def activate_backward(g, z, ACT: tl.constexpr):
 
 
 @triton.jit
-def known_multiple(extent, VEC: tl.constexpr):
-    """``extent``, a multiple of ``VEC`` as the host knows, in a form that shows it to the compiler."""
-    return (extent // VEC) * VEC
+def extents(C, S, cells, VEC: tl.constexpr, ROWS: tl.constexpr, POOL: tl.constexpr):
+    """``(C, S, cells)``, where ``VEC`` visibly divides the contiguous one; no pool: cells are S."""
+    if ROWS:
+        C = (C // VEC) * VEC
+    else:
+        S = (S // VEC) * VEC
+    if POOL == 1:
+        cells = S
+    return C, S, cells
 
 
 @triton.jit
@@ -100,8 +106,9 @@ def locate(
 ):  # fmt: skip
     """Where tile ``q`` of channels ``c0...`` lies: start, and offsets and mask, ``(BC, BN * BS)``.
 
-    With ``POOL == 2`` a cell has four corners and ``corner`` (0 to 3) picks one; ``cols`` is the number of
-    cells in a row of them. Cells at an odd edge lack corners: the mask leaves them out.
+    With ``POOL == 2`` a cell has four corners and ``corner`` (0 to 3) picks one, or None: the pooled value,
+    in its own tensor of ``H // 2`` by ``W // 2``. ``cols`` is the number of cells in a row of them. Cells at
+    an odd edge lack corners: the mask leaves them out.
     """
     chunks = pieces(cells, BS)
     group = q // chunks
@@ -111,60 +118,30 @@ def locate(
     s = r % BS
     c = tl.arange(0, BC)
     inside = (n < N - group * BN) & (s < cells - s0)
-    start = (group * BN).to(tl.int64) * C * S
     if POOL == 2:
-        i = (s0 + s) // cols
-        j = (s0 + s) - i * cols
-        y = 2 * i + corner // 2
-        x = 2 * j + corner % 2
+        y = (s0 + s) // cols
+        x = (s0 + s) - y * cols
+        if corner is None:
+            H = H // 2
+            W = W // 2
+            S = H * W
+        else:
+            y = 2 * y + corner // 2
+            x = 2 * x + corner % 2
         inside = inside & (y < H) & (x < W)
         if WIDE:
             y = y.to(tl.int64)
         position = y * W + x
     else:
         position = s
-        if ROWS:
-            start += s0.to(tl.int64) * C
-        else:
-            start += s0
     mask = (c0 + c < C)[:, None] & inside[None, :]
     if WIDE:
         c = c.to(tl.int64)
         n = n.to(tl.int64)
         position = position.to(tl.int64)
-    if ROWS:
-        start += c0
-        offsets = c[:, None] + (n * C * S + position * C)[None, :]
-    else:
-        start += c0.to(tl.int64) * S
-        offsets = c[:, None] * S + (n * C * S + position)[None, :]
-    return start, offsets, mask
-
-
-@triton.jit
-def locate_pooled(
-    q, c0, N, C, H, W, cells, cols,
-    ROWS: tl.constexpr, WIDE: tl.constexpr, BC: tl.constexpr, BN: tl.constexpr, BS: tl.constexpr,
-):  # fmt: skip
-    """Where the pooled values of tile ``q`` lie in their own tensor of ``H // 2`` by ``W // 2`` positions."""
-    chunks = pieces(cells, BS)
-    group = q // chunks
-    s0 = (q - group * chunks) * BS
-    r = tl.arange(0, BN * BS)
-    n = r // BS
-    c = tl.arange(0, BC)
-    cell = s0 + r % BS
-    i = cell // cols
-    j = cell - i * cols
-    inside = (n < N - group * BN) & (i < H // 2) & (j < W // 2)
-    S = (H // 2) * (W // 2)
-    mask = (c0 + c < C)[:, None] & inside[None, :]
     start = (group * BN).to(tl.int64) * C * S
-    if WIDE:
-        c = c.to(tl.int64)
-        n = n.to(tl.int64)
-        i = i.to(tl.int64)
-    position = i * (W // 2) + j
+    if POOL == 1:
+        start += s0.to(tl.int64) * C if ROWS else s0
     if ROWS:
         start += c0
         offsets = c[:, None] + (n * C * S + position * C)[None, :]
