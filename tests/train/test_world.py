@@ -333,8 +333,8 @@ def test_killing_a_rank_in_mid_epoch_does_not_stop_the_run(digits_file, tmp_path
     assert steps == sorted(set(steps))  # one writer, nothing twice, nothing lost
     undisturbed = tmp_path / "undisturbed"
     with _torchrun(*_settings(digits_file, undisturbed, 6)) as job:
-        job.process.communicate(timeout=150)
-    assert job.process.returncode == 0
+        _, err = job.process.communicate(timeout=150)
+    assert job.process.returncode == 0, err
     assert (run / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()
 
 
