@@ -73,7 +73,7 @@ def _compile(key: Key, llvm: Any) -> bytes:
     from .registry import make
 
     kernel, record = make(key)
-    function = cfunc(types.void(record or types.int64, types.int64), error_model="numpy")(kernel)
+    function = cfunc(types.void(record, types.int64), error_model="numpy")(kernel)
     module = llvm.parse_assembly(function.inspect_llvm())
     for inner in module.functions:
         if inner.name == function.native_name:

@@ -49,4 +49,4 @@ def make(key: Key) -> tuple[Callable[..., Any], Any]:
     maker = next(getattr(module, key.kernel) for module in modules if hasattr(module, key.kernel))
     sizes = (key.vectors,) if key.vectors else ()
     kernel: Callable[..., Any] = maker(storage, ACTIVATIONS[key.activation], key.residual, key.pool, *sizes)
-    return kernel, getattr(maker, "record", None)
+    return kernel, maker.record
