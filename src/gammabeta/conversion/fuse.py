@@ -139,7 +139,7 @@ def _ends_in_batch_norm(module: Module) -> tuple[list[Module], bool]:
         graph = trace_always(module, set())
     except NotAGraph:
         return [], False
-    (out,) = (node for node in graph.nodes if node.op == "output")
+    (out,) = graph.find_nodes(op="output")
     last, activated = out.args[0], False
     if isinstance(last, Node) and last.args and isinstance(last.args[0], Node):
         activated = len(last.users) == 1 and activation_of(last, last.args[0], module) is not None

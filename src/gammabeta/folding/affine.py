@@ -76,8 +76,12 @@ class Operation:
         """The number of groups; 1 for Linear."""
         return int(self.settings.get("groups", 1))
 
+    def axis(self, shape: tuple[int, ...]) -> int:
+        """The dimension that holds the channels in an input or output of this shape."""
+        return len(shape) - 1 - self.spatial
+
     @property
-    def axes(self) -> tuple[int, int]:
+    def weight_axes(self) -> tuple[int, int]:
         """The dimensions of a weight that stand for the input's and for the output's channels."""
         return (0, 1) if self.kind == "conv_transpose" else (1, 0)
 
@@ -107,7 +111,7 @@ def fold_after(op: Operation, weight: Tensor, bias: Tensor | None, affine: Affin
     Weight shapes: Linear (O, I), conv (O, I/G, *k), transposed conv (I, O/G, *k) whose output channel
     ``g*(O/G)+j`` stands at ``[rows of group g, j]``.
     """
-    _, axis = op.axes
+    _, axis = op.weight_axes
     channels = op.channels(weight, axis)
     if affine.channels != channels:
         raise NotExactError(
@@ -127,7 +131,7 @@ def fold_before(
     convolution's borders, make it differ. The answer is computed, on an image large enough to hold every
     border and an inside.
     """
-    axis, _ = op.axes
+    axis, _ = op.weight_axes
     channels = op.channels(weight, axis)
     if affine.channels != channels:
         raise NotExactError(f"it has {affine.channels} channels, and the {op.kind} after it takes {channels}")

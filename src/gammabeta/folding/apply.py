@@ -176,8 +176,7 @@ def _rewritten(module: nn.Module, edits: list[_Edit]) -> fx.GraphModule:
 
 
 def _node_of(graph: fx.Graph, edit: _Edit) -> fx.Node:
-    function = edit.call.function
-    found: list[fx.Node] = [n for n in graph.nodes if n.op == "call_function" and n.target is function]
+    found: list[fx.Node] = list(graph.find_nodes(op="call_function", target=edit.call.function))
     if edit.index >= len(found):
         raise NotExactError("torch.fx shows another forward than the one that ran")
     return found[edit.index]

@@ -53,11 +53,6 @@ class Linear:
             return self.weight.names[0]
         return path or type(module).__name__
 
-    @property
-    def axis(self) -> int:
-        """The dimension of the result that holds its channels."""
-        return len(self.call.outputs[0].shape) - 1 - self.op.spatial
-
 
 @dataclass(eq=False)
 class Norm:
@@ -287,14 +282,12 @@ def _through(call: Call, value: Value, axis: int, repeat: int) -> tuple[Value, i
     new_axis: int | None = None
     if call.name in _SAME:
         new_axis = axis if out.dtype == value.dtype and out.shape == value.shape else None
-    elif call.name in _ORDER and repeat == 1:
+    elif repeat == 1 and (call.name in _ORDER or _is_plain_mean(call)):
         new_axis = _reordered(call, len(value.shape), axis)
     elif call.name in _VIEW:
         return _viewed(call, value, out, axis, repeat)
     elif repeat == 1 and _averages(call, value, axis):
         new_axis = axis if len(out.shape) == len(value.shape) else None
-    elif repeat == 1 and call.name == "mean":
-        new_axis = _mean_axis(call, len(value.shape), axis)
     return None if new_axis is None else (out, new_axis, repeat)
 
 
@@ -304,7 +297,12 @@ def _reordered(call: Call, dims: int, axis: int) -> int | None:
         return None
     sizes = [i + 2 for i in range(dims)]
     moved = call.function(torch.empty(sizes, device="meta"), *call.args[1:], **call.kwargs)
-    return list(moved.shape).index(axis + 2)
+    shape = list(moved.shape)
+    return shape.index(axis + 2) if axis + 2 in shape else None
+
+
+def _is_plain_mean(call: Call) -> bool:
+    return call.name == "mean" and not call.kwargs.keys() & {"dtype", "out"}
 
 
 def _viewed(call: Call, value: Value, out: Value, axis: int, repeat: int) -> tuple[Value, int, int] | None:
@@ -335,14 +333,3 @@ def _averages(call: Call, value: Value, axis: int) -> bool:
         copies = given.get("mode", "constant") in ("reflect", "replicate", "circular")
         return copies and axis < dims - len(given.get("pad", ())) // 2
     return call.name == "interpolate" and axis == 1
-
-
-def _mean_axis(call: Call, dims: int, axis: int) -> int | None:
-    given = call.named("input", "dim", "keepdim")
-    over = given.get("dim")
-    if over is None or "dtype" in given:
-        return None
-    gone = {d % dims for d in (over if isinstance(over, tuple | list) else (over,))}
-    if axis in gone:
-        return None
-    return axis if given.get("keepdim", False) else axis - sum(d < axis for d in gone)

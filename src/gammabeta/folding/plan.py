@@ -64,7 +64,7 @@ class FoldPlan:
     def _look_before_norms(self, linear: Linear) -> None:
         """Note ``linear`` as what comes before the norm that reads its output, or why it does not."""
         value = linear.call.outputs[0]
-        arrival = follow(value, linear.axis, self.ends)
+        arrival = follow(value, linear.op.axis(value.shape), self.ends)
         if isinstance(arrival, str):
             for norm in self._readers(value):
                 self.before.setdefault(norm, f"the output of {linear.path} {arrival}")
@@ -95,8 +95,8 @@ class FoldPlan:
         linear = self.linears.get(arrival.call)
         if linear is None or linear.data is not arrival.value:
             return f"its own output goes into {describe(arrival.call)}"
-        axis = len(arrival.value.shape) - 1 - linear.op.spatial
-        if arrival.axis != axis or (linear.op.spatial and arrival.repeat != 1):
+        expected = linear.op.axis(arrival.value.shape)
+        if arrival.axis != expected or (linear.op.spatial and arrival.repeat != 1):
             return f"{linear.path} reads its channels as something else than input features"
         why = self._unsafe(linear) or self._undecided(linear.call.forward, norm.call.forward)
         return why or (linear, arrival.repeat)
@@ -123,19 +123,18 @@ class FoldPlan:
     def _unsafe(self, linear: Linear) -> str:
         """Why this operation's weight may not change; empty if it may."""
         name, module = linear.path, linear.call.forward.module
-        if parametrize.is_parametrized(module) and linear.weight.origin != "state":
-            return f"a parametrisation computes the weight of {name}"
-        if linear.weight.origin != "state":
-            return f"the weight of {name} is computed at each call, not stored"
-        if self.ran[module] > 1 and len(linear.weight.users) > 1:
-            return f"{name} is called {self.ran[module]} times with the same weight"
         for state in (linear.weight, linear.bias):
             if state is None:
                 continue
-            what = f"the {'weight' if state is linear.weight else 'bias'} of {name}"
+            is_weight = state is linear.weight
+            what = f"the {'weight' if is_weight else 'bias'} of {name}"
             if state.origin != "state":
+                if is_weight and parametrize.is_parametrized(module):
+                    return f"a parametrisation computes {what}"
                 return f"{what} is computed at each call, not stored"
             others = [user for user in state.users if user is not linear.call]
+            if others and is_weight and self.ran[module] > 1:
+                return f"{name} is called {self.ran[module]} times with the same weight"
             if others:
                 return f"{what} is also used by {describe(others[0])}"
             if any(held in self.hooked for held in state.names):
@@ -218,7 +217,7 @@ class FoldPlan:
 
 def _misfit(linear: Linear, affine: Affine) -> str:
     assert linear.weight.tensor is not None
-    channels = linear.op.channels(linear.weight.tensor, linear.op.axes[1])
+    channels = linear.op.channels(linear.weight.tensor, linear.op.weight_axes[1])
     if channels == affine.channels:
         return ""
     return f"it has {affine.channels} channels, and {linear.path} gives {channels}"

@@ -244,10 +244,9 @@ def convolutions_before_batch_norm(model: Module) -> list[Pair]:
         node: module for node in graph.nodes if (module := module_of(node, model)) is not None
     }
     read_alone = set()  # what the model's code reads without calling the module that holds it
-    for node in graph.nodes:
-        if node.op == "get_attr":
-            owner, _, name = str(node.target).rpartition(".")
-            read_alone.add(id(getattr(model.get_submodule(owner), name)))
+    for node in graph.find_nodes(op="get_attr"):
+        owner, _, name = str(node.target).rpartition(".")
+        read_alone.add(id(getattr(model.get_submodule(owner), name)))
     owners = Counter(id(tensor) for module in model.modules() for tensor in module._parameters.values())
     called = Counter(modules.values())
     found = []
