@@ -22,20 +22,6 @@ from .layers import Tail
 from .verify import Inputs
 
 _SMALL_LINEAR = 1 << 14  # elements of a weight too small for oneDNN to pay at usual batch sizes
-_POSTS: dict[str, Post] = {
-    "relu": Post("relu"),
-    "relu6": Post("hardtanh", (0.0, 6.0)),
-    "leaky_relu": Post("leaky_relu", (0.01,)),
-    "silu": Post("swish"),
-    "hardswish": Post("hardswish"),
-    "gelu": Post("gelu", (), "none"),
-}
-_MODULES: dict[type[nn.Module], str] = {
-    nn.ReLU: "relu",
-    nn.ReLU6: "relu6",
-    nn.SiLU: "silu",
-    nn.Hardswish: "hardswish",
-}
 
 
 @dataclass
