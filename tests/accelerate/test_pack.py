@@ -330,7 +330,7 @@ def test_without_our_kernels_torch_pools(monkeypatch):
     monkeypatch.setattr(convolution, "_LARGE_POOL", 0)
     monkeypatch.setattr(convolution, "_PART", 1)
     model, x = _network(), torch.randn(5, 4, 13, 12)
-    monkeypatch.setattr(convolution.route, "kernels", lambda name: "Numba is not installed")
+    monkeypatch.setattr(convolution.backend, "load", lambda name: "Numba is not installed")
     with torch.no_grad():
         assert _gap(_fold(model)(x), model, x) <= 1e-6
 
