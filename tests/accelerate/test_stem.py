@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from gammabeta.functional.route import kernels
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
@@ -15,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 import gammabeta as gb
 from gammabeta.accelerate.stem import StemBatchNorm2d, StemConvolution, one_stem
 from gammabeta.epilogue import NOTHING
+from gammabeta.kernels.backend import load as kernels
 from gammabeta.kernels.conv.stem import unsupported
 from gammabeta.train import DigitNetwork
 

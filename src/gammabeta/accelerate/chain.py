@@ -19,16 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as torch_module
 
+from ..graph.hooks import ON_ALL_MODULES
 from .convolution import PackedConv2d
 from .packed import PackedLinear, eager
 
 _FEWEST = 4  # modules from which on a chain saves more than it asks; measured
-_ON_ALL_MODULES = tuple(
-    getattr(torch_module, f"_global{name}")
-    for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-)
 _module_call, _call_impl = nn.Module.__call__, nn.Module._call_impl
 
 
@@ -75,7 +71,7 @@ class _Layers:
                 or attributes.get("_compiled_call_impl", chain) is not chain
             ):
                 return False
-        return not any(_ON_ALL_MODULES) and nn.Module.__call__ is _module_call
+        return not any(ON_ALL_MODULES) and nn.Module.__call__ is _module_call
 
 
 def _has_plain_call(module: nn.Module) -> bool:

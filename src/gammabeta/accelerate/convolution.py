@@ -118,27 +118,23 @@ class PackedConv2d(Packed, nn.Conv2d):
 
     def _pooled(self, x: Tensor, held: Held, kernel: bool, activation: str | None) -> Tensor:
         """Activate, and take the mean over 2x2 windows."""
-        module = backend.load("cpu") if kernel else ""
-        if isinstance(module, str):
+        if not kernel:
             return F.avg_pool2d(x if activation is None else torch.relu_(x), 2)
         # Under statistics that change nothing it only activates and pools, in one pass.
         call = Call(x, None, None, None, Epilogue(activation, 2), 0.0)
-        out: Tensor = module.forward(Normalized(call, *self._neutral(held)))
+        out: Tensor = backend.load("cpu").forward(Normalized(call, *self._neutral(held)))
         return out
 
     def _in_parts(self, x: Tensor, held: Held, bias: Tensor | None, images: int) -> Tensor:
         """Convolve and pool a few images at a time, so that what is pooled is still in the cache."""
-        module = backend.load("cpu")
-        if isinstance(module, str):
-            return F.avg_pool2d(_convolve(x, self._packed(held), bias, *self.settings), 2)
-        packed, neutral = self._packed(held), self._neutral(held)
+        kernels, packed, neutral = backend.load("cpu"), self._packed(held), self._neutral(held)
         height, width = self._size(x.shape)
         shape = (len(x), self.out_channels, height // 2, width // 2)
         pooled = torch.empty(shape, memory_format=torch.channels_last)
         for part, out in zip(x.split(images), pooled.split(images), strict=True):
             found = _convolve(part, packed, bias, *self.settings)
             call = Call(found, None, None, None, Epilogue(pool=2), 0.0)
-            module.forward(Normalized(call, *neutral), out=out)
+            kernels.forward(Normalized(call, *neutral), out=out)
         return pooled
 
     def _neutral(self, held: Held) -> tuple[Tensor, Tensor]:
@@ -158,12 +154,14 @@ class PackedConv2d(Packed, nn.Conv2d):
         if len(shape) != 4 or shape[1] != self.in_channels or not all(shape):
             return _Plan(plain=True)
         height, width = self._size(shape)
-        if self._is_ours(shape[0] * height * width * self.weight.numel(), height, width):
-            return _Plan(ours=True)
         elements, weight = shape[0] * self.out_channels * height * width, self.weight.numel()
+        kernels = not isinstance(backend.load("cpu"), str)
+        if kernels and self._is_ours(shape[0] * height * width * weight, height, width):
+            return _Plan(ours=True)
+        large = kernels and elements >= _LARGE_POOL
         small = shape[0] == 1 and shape.numel() <= _SMALL_IMAGE and self.groups == 1
         if small and max(self.kernel_size) <= 3 and height * width * weight < WORTH:
-            return _Plan(own=False, kernel=elements >= _LARGE_POOL and min(height, width) > 1)
+            return _Plan(own=False, kernel=large and min(height, width) > 1)
         if not self.pool or min(height, width) < 2:
             return _Plan()
         rows, columns = height // 2 * 2, width // 2 * 2
@@ -171,8 +169,8 @@ class PackedConv2d(Packed, nn.Conv2d):
         if self.padding == (0, 0) and shape[0] * (height * width - rows * columns) * weight >= WORTH:
             (kh, kw), (sh, sw), (dh, dw) = self.kernel_size, self.stride, self.dilation
             crop = (rows - 1) * sh + dh * (kh - 1) + 1, (columns - 1) * sw + dw * (kw - 1) + 1
-        parts = min(-(-4 * elements // _PART), shape[0])
-        return _Plan(True, elements >= _LARGE_POOL, crop, -(-shape[0] // parts) if parts > 1 else 0)
+        parts = min(-(-4 * elements // _PART), shape[0]) if large else 1
+        return _Plan(True, large, crop, -(-shape[0] // parts) if parts > 1 else 0)
 
     def _is_ours(self, products: int, height: int, width: int) -> bool:
         """Tell whether our kernel can convolve, and quicker; ``height`` and ``width`` before pooling."""
@@ -180,8 +178,7 @@ class PackedConv2d(Packed, nn.Conv2d):
             return False
         if self.post not in _ACTIVATIONS or not (self.pool or products <= _SERVED):
             return False
-        kernels = not isinstance(backend.load("cpu"), str)
-        return kernels and serving.unsupported(self.served.activation) is None
+        return serving.unsupported(self.served.activation) is None
 
     def _size(self, shape: torch.Size) -> tuple[int, int]:
         """Height and width of what the convolution gives."""

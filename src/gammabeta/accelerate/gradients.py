@@ -117,16 +117,13 @@ class Convolution(nn.Conv2d):
         """Convolve ``(N, C, H, W)``."""
         padding: Any = self.padding
         dtype = _computed_in(x, self.weight) if x.dim() == 4 else None
-        case = None if dtype is None else Case(x.shape, self.weight.shape, padding, dtype)
-        if case is None or not self._quick(case, x.requires_grad):
-            return super().forward(x)
-        function: Any = _Convolve.apply
-        found: Tensor = function(x, self.weight, self.bias, padding, dtype)
-        return found
-
-    def _quick(self, case: Case, wanted: bool) -> bool:
-        """Whether one of the gradients has a quicker way; that of the input if it is ``wanted``."""
-        return (wanted and wasteful(case)) or (self.weight.requires_grad and quick_weight(case))
+        if dtype is not None:
+            case = Case(x.shape, self.weight.shape, padding, dtype)
+            if (x.requires_grad and wasteful(case)) or (self.weight.requires_grad and quick_weight(case)):
+                function: Any = _Convolve.apply
+                found: Tensor = function(x, self.weight, self.bias, padding, dtype)
+                return found
+        return super().forward(x)
 
 
 def _computed_in(x: Tensor, weight: Tensor) -> torch.dtype | None:

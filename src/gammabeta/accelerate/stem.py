@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from .. import nn as gbnn
 from ..epilogue import Epilogue, MaxPool, Pool
+from ..functional.autograd import differentiate
 from ..functional.step import traced, update_running
 from ..graph.layers import hooked
 from ..graph.trace import convolutions_before_batch_norm
@@ -51,22 +52,14 @@ class _Stem(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, gamma, beta = ctx.saved_tensors
-        layers = stem.Stem(x, weight.contiguous(), gamma, beta, ctx.epilogue, ctx.eps)
+        needs = ctx.needs_input_grad[1:4]
         if torch.is_grad_enabled():  # a second derivative is asked for: torch's operators have one
-            return (None, *_differentiable(grad, layers._replace(weight=weight)), None, None)
+            y = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, ctx.eps)
+            out = ctx.epilogue.apply(y)
+            return None, *differentiate(out, (weight, gamma, beta), needs, grad.to(out.dtype)), None, None
+        layers = stem.Stem(x, weight.contiguous(), gamma, beta, ctx.epilogue, ctx.eps)
         found = stem.backward(grad, layers, ctx.statistics)
-        wanted = zip(found, ctx.needs_input_grad[1:4], strict=True)
-        return (None, *(gradient if want else None for gradient, want in wanted), None, None)
-
-
-def _differentiable(grad: Tensor, layers: stem.Stem) -> list[Tensor | None]:
-    """Return the gradients of weight, γ and β as something that can be differentiated."""
-    x, weight, gamma, beta, epilogue, eps = layers
-    y = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, eps)
-    out = epilogue.apply(y)
-    leaves = [t for t in (weight, gamma, beta) if t is not None and t.requires_grad]
-    found = iter(torch.autograd.grad(out, leaves, grad.to(out.dtype), create_graph=True))
-    return [next(found) if t is not None and t.requires_grad else None for t in (weight, gamma, beta)]
+        return None, *(g if need else None for g, need in zip(found, needs, strict=True)), None, None
 
 
 class StemConvolution(Convolution):
@@ -136,7 +129,9 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
             mean, var = found[0].mean, found[0].var
             if convolution.bias is not None:
                 mean = mean + convolution.bias.detach()
-            accepted = update_running(kernels("cpu"), running, mean, var, _values(x, convolution))
+            kernel = convolution.kernel_size
+            values = len(x) * (x.shape[2] - kernel[0] + 1) * (x.shape[3] - kernel[1] + 1)
+            accepted = update_running(kernels("cpu"), running, mean, var, values)
             self._count(accepted, x)
         return out
 
@@ -173,16 +168,14 @@ def _float32(t: Tensor | None) -> bool:
     return t is None or (t.dtype is torch.float32 and t.is_contiguous())
 
 
-def _values(x: Tensor, convolution: nn.Conv2d) -> int:
-    """How many values of each channel the convolution gives."""
-    kernel = convolution.kernel_size
-    return len(x) * (x.shape[2] - kernel[0] + 1) * (x.shape[3] - kernel[1] + 1)
-
-
 @contextmanager
 def one_stem(model: nn.Module) -> Iterator[None]:
     """Let pairs of convolution and batch norm that ``StemBatchNorm2d`` can stand for be that for a while."""
-    pairs = [pair for pair in convolutions_before_batch_norm(model) if _fits(*pair)]
+    pairs: list[tuple[Any, Any]] = [
+        (convolution, norm)
+        for convolution, norm in convolutions_before_batch_norm(model)
+        if type(norm) is gbnn.BatchNorm2d and replaceable(convolution)
+    ]
     for convolution, norm in pairs:
         norm.__class__, convolution.__class__ = StemBatchNorm2d, StemConvolution
         norm.__dict__["left"], convolution.__dict__["behind"] = None, norm  # past Module.__setattr__
@@ -192,7 +185,3 @@ def one_stem(model: nn.Module) -> Iterator[None]:
         for convolution, norm in pairs:
             norm.__class__, convolution.__class__ = gbnn.BatchNorm2d, nn.Conv2d
             del norm.__dict__["left"], convolution.__dict__["behind"]
-
-
-def _fits(convolution: Any, norm: Any) -> bool:
-    return type(norm) is gbnn.BatchNorm2d and replaceable(convolution)

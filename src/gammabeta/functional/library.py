@@ -54,7 +54,7 @@ def _backend(call: Call) -> Backend:
 def _train(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     x, weight, bias, residual, eps, activation, pool = arguments
     call = readable(Call(x, weight, bias, residual, Epilogue(activation, pool), eps))
-    out, mean, var, invstd = _backend(call).forward_train(kernel_call(call, _of_statistics(x)))
+    out, mean, var, invstd = _backend(call).forward_train(kernel_call(call, tensors.statistics_dtype(x)))
     return like(out, call.x), mean, var, invstd
 
 
@@ -78,10 +78,6 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return dx, dweight, dbias, dresidual
 
 
-def _of_statistics(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype is torch.float64 else torch.float32
-
-
 def _needs_sums(training: bool, needs: Needs) -> bool:
     return needs.affine or (training and not needs.x and not needs.residual)
 
@@ -90,7 +86,7 @@ def _needs_sums(training: bool, needs: Needs) -> bool:
 
 
 def _train_fake(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean, var, invstd = (x.new_empty(x.shape[1], dtype=_of_statistics(x)) for _ in range(3))
+    mean, var, invstd = (x.new_empty(x.shape[1], dtype=tensors.statistics_dtype(x)) for _ in range(3))
     return _apply_fake(x, *rest), mean, var, invstd
 
 

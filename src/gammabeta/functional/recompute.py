@@ -11,7 +11,6 @@ batch's statistics: one more pass over the tensor, and the same bits. Because it
 checks that neither input nor parameters were changed in between.
 """
 
-from collections.abc import Callable
 from functools import cache, partial
 from typing import Any, NamedTuple
 
@@ -107,22 +106,16 @@ def _spare_saved(node: Any, name: str, maker: Any, output: Output | None) -> Non
     if _hooked():
         return
     try:
-        saved = getattr(node, f"_saved_{name}")
-        instead = _instead(saved, node, maker, output)
-        if instead is not None:
-            getattr(node, f"_raw_saved_{name}").register_hooks(_forget, instead)
+        kept = getattr(node, f"_saved_{name}")
+        register = getattr(node, f"_raw_saved_{name}").register_hooks
+        if type(node).__name__ == _POOL:
+            if _only_shape_matters():
+                shape, strides, dtype = kept.shape, kept.stride(), kept.dtype
+                register(_forget, lambda _: torch.empty_strided(shape, strides, dtype=dtype))
+        elif output is not None and _is_output(kept, output):
+            register(_forget, partial(_again, maker))
     except RuntimeError:  # changed in place, which the backward pass reports; or the user has hooks there
         return
-
-
-def _instead(saved: Tensor, node: Any, maker: Any, output: Output | None) -> Callable[[None], Tensor] | None:
-    """What the backward pass calls for the tensor, or None to keep it."""
-    if type(node).__name__ != _POOL:
-        return partial(_again, maker) if output is not None and _is_output(saved, output) else None
-    if not _only_shape_matters():
-        return None
-    shape, strides, dtype = saved.shape, saved.stride(), saved.dtype
-    return lambda _: torch.empty_strided(shape, strides, dtype=dtype)
 
 
 def _is_output(saved: Tensor, output: Output) -> bool:

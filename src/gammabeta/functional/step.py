@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from ..epilogue import Epilogue, MaxPool, Pool, pool_by_torch
+from ..epilogue import ACTIVATIONS, Epilogue, MaxPool, Pool, pool_by_torch
 from ..errors import UnavailableError, UsageError
 from ..kernels import backend as backends
 from ..kernels.backend import Backend, Call, Normalized, Running, unfit
 from ..kernels.layout import readable
 from ..kernels.tensors import enter
-from . import autograd, torch_path
+from . import autograd
 
 _TYPES = (Tensor, Parameter)
 _NUMBERS = (float, int, torch.SymFloat, Tensor)
@@ -57,7 +57,10 @@ def route(call: Call, running: Running, training: bool, backend: str) -> Route:
         reason = "torch refuses these arguments, or treats them as a special case (an empty input)"
         return Route("refused", call, reason)
     left: Pool = None
-    if isinstance(call.epilogue.pool, MaxPool) and _pools_apart(call.x, backend):
+    # The kernels' max pooling is for eager execution on a CPU; elsewhere torch's operator follows them.
+    if isinstance(call.epilogue.pool, MaxPool) and (
+        not call.x.is_cpu or backend == "gpu" or torch.compiler.is_compiling()
+    ):
         left = call.epilogue.pool
         call = call._replace(epilogue=Epilogue(call.epilogue.activation))
     if backend == "torch":
@@ -112,11 +115,6 @@ def choose_operators(call: Call, backend: str) -> Route | str:
     if name is None or backend not in ("auto", name) or (device == "cpu" and x.dtype is torch.float16):
         return f"there is no kernel for {x.dtype} on {device!r} here"
     return Route("graph", readable(call), "torch.compile is tracing", name)
-
-
-def _pools_apart(x: Tensor, backend: str) -> bool:
-    """Whether max pooling is left to torch's operator, after what the kernels do: theirs is for eager CPU."""
-    return not x.is_cpu or backend == "gpu" or torch.compiler.is_compiling()
 
 
 def traced(x: Tensor) -> str | None:
@@ -192,6 +190,54 @@ def check_call(x: Tensor, pool: Pool, backend: str = "auto") -> None:
         raise UsageError(f"backend must be one of {', '.join(known)}; got {backend!r}")
 
 
+# --- torch's own path -------------------------------------------------------------------------------------
+#
+# ``F.batch_norm`` and what follows it, one operator after the other. It serves every dtype, device, tensor
+# subclass and transform; autograd, ``torch.func`` and ``torch.export`` see nothing but ATen operators.
+
+
+def _torch_batch_norm(call: Call, running: Running, training: bool) -> Tensor:
+    """Exactly ``F.batch_norm``, running statistics included, then the epilogue."""
+    x, weight, bias, residual, epilogue, eps = call
+    momentum: float = running.factor  # type: ignore[assignment]
+    out = F.batch_norm(x, running.mean, running.var, weight, bias, training, momentum, eps)
+    return epilogue.apply(out, residual)
+
+
+def _torch_with_statistics(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise with the batch's own statistics and return them: ``(out, mean, unbiased var)``.
+
+    ``F.batch_norm`` gives its statistics away only as running ones: with momentum 1 those are the batch's.
+    """
+    x, weight, bias, residual, epilogue, eps = call
+    kind = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    if weight is not None:
+        kind = weight.dtype
+    elif bias is not None:
+        kind = bias.dtype
+    mean = torch.zeros(x.shape[1], dtype=kind, device=x.device)
+    var = torch.zeros(x.shape[1], dtype=kind, device=x.device)
+    out = F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps)
+    return epilogue.apply(out, residual), mean, var
+
+
+def _epilogue_in_place(out: Tensor, call: Call) -> Tensor:
+    """The epilogue in the memory of ``out``, which nothing else reads, where autograd and shapes allow it."""
+    residual, (activation, pool) = call.residual, call.epilogue
+    if residual is None and pool is None:
+        if activation is None:
+            return out
+        return out.relu_() if activation == "relu" else ACTIVATIONS[activation].function(out)
+    if isinstance(residual, Tensor) and residual.shape == out.shape and residual.dtype is out.dtype:
+        out += residual
+        residual = None
+    if activation == "relu" and residual is None:
+        out, activation = out.relu_(), None
+    if activation is None and residual is None:
+        return pool_by_torch(out, pool)
+    return Epilogue(activation, pool).apply(out, residual)
+
+
 # --- training ---------------------------------------------------------------------------------------------
 
 
@@ -207,7 +253,7 @@ def train(call: Call, running: Running, backend: str = "auto") -> tuple[Tensor, 
     kind, call, _, _, kernels, pool = route(call, running, True, backend)
     if kind == "refused":
         factor = 1.0 if isinstance(running.factor, Tensor) else running.factor
-        return torch_path.batch_norm(call, running._replace(factor=factor), True), True
+        return _torch_batch_norm(call, running._replace(factor=factor), True), True
     if kind == "torch":
         out, accepted = _train_by_torch(call, running)
         return pool_by_torch(out, pool), accepted
@@ -232,7 +278,7 @@ def with_statistics(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's statistics: ``(out, mean, unbiased var)``, the last two without gradient."""
     kind, call, _, _, kernels, pool = route(call, Running(None, None), True, "auto")
     if kind in ("refused", "torch"):
-        out, mean, var = torch_path.train(call)
+        out, mean, var = _torch_with_statistics(call)
         return pool_by_torch(out, pool), mean, var
     out, mean, var = _normalise(kind, kernels, call)
     count = call.x.numel() // call.x.shape[1]
@@ -258,7 +304,7 @@ def _train_small(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
         F.batch_norm(x, running_mean, running_var, weight, bias, True, factor, eps)  # raises
     if running_mean is None or running_var is None or not skip_nonfinite:
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, False)
-        return torch_path.apply_in_place(out, call), True
+        return _epilogue_in_place(out, call), True
     # With momentum 1 torch leaves the batch's own statistics, the variance unbiased already.
     mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
     out = torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, False)
@@ -267,21 +313,21 @@ def _train_small(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
         accepted = enter(running, mean, var)
     else:  # one short call instead of ten; what is unbiased already needs the correction of endless values
         accepted = kernels.update_running(running, mean, var, 1 << 53)
-    return torch_path.apply_in_place(out, call), accepted
+    return _epilogue_in_place(out, call), accepted
 
 
 def _train_by_torch(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
     """The same through torch's operators; the running statistics are torch's own to the last bit."""
     running_mean, running_var, factor, skip_nonfinite = running
     if running_mean is None or running_var is None:
-        return torch_path.batch_norm(call, Running(None, None), True), True
+        return _torch_batch_norm(call, Running(None, None), True), True
     if isinstance(factor, Tensor):
-        out, mean, var = torch_path.train(call)
+        out, mean, var = _torch_with_statistics(call)
         return out, enter(running, mean, var)
     if not skip_nonfinite:
-        return torch_path.batch_norm(call, running, True), True
+        return _torch_batch_norm(call, running, True), True
     new_mean, new_var = running_mean.clone(), running_var.clone()
-    out = torch_path.batch_norm(call, Running(new_mean, new_var, factor), True)
+    out = _torch_batch_norm(call, Running(new_mean, new_var, factor), True)
     with torch.no_grad():
         accepted = torch.isfinite(new_mean).all() & torch.isfinite(new_var).all()
         running_mean.copy_(torch.where(accepted, new_mean, running_mean))
@@ -301,11 +347,11 @@ def evaluate(
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
-        return torch_path.apply_in_place(out, call)
+        return _epilogue_in_place(out, call)
     running = Running(running_mean, running_var)
     kind, call, _, _, kernels, pool = route(call, running, False, backend)
     if kind in ("refused", "torch") or running_mean is None or running_var is None:
-        return pool_by_torch(torch_path.batch_norm(call, running, False), pool)
+        return pool_by_torch(_torch_batch_norm(call, running, False), pool)
     with torch.no_grad():
         # A copy: the running mean may be updated in place between this forward and its backward pass.
         mean = running_mean.to(torch.float32, copy=True)

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..epilogue import NOTHING
+from ..epilogue import NOTHING, Epilogue
 from ..kernels import tensors
 from ..kernels.backend import Backend, Call, Normalized, Running
 from ..kernels.layout import like
@@ -84,7 +84,8 @@ class _Plan(NamedTuple):
 
     backend: Backend
     group: Any
-    call: Call  # its epilogue and eps; the tensors travel beside it, where autograd sees them
+    epilogue: Epilogue
+    eps: float
     statistics: list[Tensor]  # on the way out: the count, mean and variance of all ranks
 
 
@@ -100,20 +101,20 @@ class _Synced(torch.autograd.Function):
         bias: Tensor | None,
         residual: Tensor | None,
     ) -> Tensor:
-        kind = torch.float64 if x.dtype is torch.float64 else torch.float32
+        kind = tensors.statistics_dtype(x)
         count, mean64, var64 = merge(_gather(plan.backend, x, plan.group))
-        mean, invstd = mean64.to(kind), (var64 + plan.call.eps).rsqrt().to(kind)
-        call = Call(x, weight, bias, residual, plan.call.epilogue, plan.call.eps)
+        mean, invstd = mean64.to(kind), (var64 + plan.eps).rsqrt().to(kind)
+        call = Call(x, weight, bias, residual, plan.epilogue, plan.eps)
         out = plan.backend.forward(Normalized(kernel_call(call, kind), mean, invstd))
         plan.statistics.extend((count, mean64, var64))
         ctx.save_for_backward(x, weight, bias, residual, mean, invstd, count)
-        ctx.plan = plan._replace(call=call._replace(x=None, weight=None, bias=None, residual=None))  # type: ignore[arg-type]
+        ctx.plan = plan
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, bias, residual, mean, invstd, count = ctx.saved_tensors
-        call = Call(x, weight, bias, residual, ctx.plan.call.epilogue, ctx.plan.call.eps)
+        call = Call(x, weight, bias, residual, ctx.plan.epilogue, ctx.plan.eps)
         derivative = _twice if torch.is_grad_enabled() else _once
         normalized = Normalized(call, mean, invstd)
         return None, *derivative(grad, normalized, count, ctx.plan, ctx.needs_input_grad[1:])
@@ -176,12 +177,12 @@ def train(call: Call, running: Running, group: Any) -> tuple[Tensor, bool | Tens
     statistics: list[Tensor] = []
     differentiable: Any = _Synced.apply
     if isinstance(found, str):
-        plan = _Plan(tensors, group, call._replace(epilogue=NOTHING), statistics)
+        plan = _Plan(tensors, group, NOTHING, call.eps, statistics)
         out = differentiable(plan, call.x, call.weight, call.bias, None)
         out = call.epilogue.apply(out, call.residual)
     else:
         call = found.call
-        plan = _Plan(found.backend, group, call, statistics)
+        plan = _Plan(found.backend, group, call.epilogue, call.eps, statistics)
         out = differentiable(plan, call.x, call.weight, call.bias, call.residual)
     count, mean, var = statistics
     on_cpu = call.x.is_cpu

@@ -5,11 +5,12 @@ float32 (float64 where ``x`` is); ``var`` is biased; ``invstd = 1 / sqrt(var + e
 ``z = weight * (x - mean) * invstd + bias + residual``; ``out = pool(activation(z))``;
 ``xhat = (x - mean) * invstd``; ``dz`` is the loss's gradient at ``z``.
 
-To add a backend, write a folder with these functions and ``register`` it.
+To add a backend, write a module with these functions and ``register`` it.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple, Protocol
@@ -197,20 +198,17 @@ def load(name: str) -> Any:
     return found
 
 
-def _from(module: str, package: str, label: str) -> Callable[[], Any]:
-    def load_module() -> Any:
-        if find_spec(package) is None:
-            raise ImportError(f"{label} is not installed (pip install {package})")
-        try:
-            return import_module(module)
-        except ImportError as error:
-            raise ImportError(f"{label} cannot be loaded: {error}") from error
-
-    return load_module
+def _import(folder: str, package: str, label: str) -> Any:
+    if find_spec(package) is None:
+        raise ImportError(f"{label} is not installed (pip install {package})")
+    try:
+        return import_module(f"gammabeta.kernels.{folder}.host")
+    except ImportError as error:
+        raise ImportError(f"{label} cannot be loaded: {error}") from error
 
 
-register("cpu", "the fused Numba kernels", {"cpu"}, _from("gammabeta.kernels.cpu.host", "numba", "Numba"))
-register("gpu", "the fused Triton kernels", {"cuda"}, _from("gammabeta.kernels.gpu.host", "triton", "Triton"))
+register("cpu", "the fused Numba kernels", {"cpu"}, partial(_import, "cpu", "numba", "Numba"))
+register("gpu", "the fused Triton kernels", {"cuda"}, partial(_import, "gpu", "triton", "Triton"))
 
 # The backend whose operators ``torch.compile`` puts into its graphs, by type of device.
 GRAPHS = {"cpu": "cpu"} | ({"cuda": "gpu"} if find_spec("triton") is not None else {})

@@ -11,7 +11,8 @@ from ..epilogue import NOTHING, Epilogue, Pool
 from .backend import Call, Gradients, Normalized, Running
 
 
-def _wide(x: Tensor) -> torch.dtype:
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """What the statistics of ``x`` are kept in."""
     return torch.float64 if x.dtype is torch.float64 else torch.float32
 
 
@@ -47,7 +48,7 @@ def codes_of(x: Tensor, pool: Pool) -> Tensor | None:
 
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, ``(C,)`` both."""
-    var, mean = torch.var_mean(x.to(_wide(x)), _axes(x), correction=0)
+    var, mean = torch.var_mean(x.to(statistics_dtype(x)), _axes(x), correction=0)
     return mean, var
 
 

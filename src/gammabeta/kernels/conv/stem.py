@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...epilogue import ACTIVATIONS, NOTHING, Epilogue
+from ...epilogue import NOTHING, Epilogue
 from ..cpu.arguments import packer
 from ..cpu.launch import Step, run
 from ..cpu.registry import Key
@@ -60,9 +60,10 @@ def unsupported(images: tuple[int, ...], weight: tuple[int, ...], epilogue: Epil
         weight: ``(O, C, KH, KW)``; stride and dilation are 1.
         epilogue: What follows batch normalization.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return "the kernel's tiles need the 32 vector registers of AVX-512"
-    activation, pool = epilogue
+    why = serving.unsupported(epilogue.activation)
+    if why is not None:
+        return why
+    pool = epilogue.pool
     outs, channels, *kernel = weight
     height, width = images[2] - kernel[0] + 1, images[3] - kernel[1] + 1
     if images[1] != channels or min(images[0], height, width) < 1:
@@ -71,8 +72,8 @@ def unsupported(images: tuple[int, ...], weight: tuple[int, ...], epilogue: Epil
         return (
             f"patches have more than {MOST_VALUES} values, or the output more than {MOST_CHANNELS} channels"
         )
-    if not (activation is None or activation in ACTIVATIONS) or pool not in (None, 2):
-        return "no kernel has such an activation or pooling"
+    if pool not in (None, 2):
+        return "no kernel has such a pooling"
     if (pool and height < 2) or (width // 2 * 2 if pool else width) < ROWS[_vectors(outs) - 1]:
         return "the output is narrower than a tile"
     return None
@@ -161,15 +162,8 @@ def _launch(plan: _Plan, which: _Pass, stem: Stem, found: Statistics, **tensors:
     step = -(-which.scratch // 64) * 64
     memory = torch.empty(plan.parts * (which.sums + step) + 64, dtype=torch.uint8)
     start = memory.data_ptr()
-    given = {
-        "x": stem.x,
-        "weight": stem.weight,
-        "gamma": stem.gamma,
-        "beta": stem.beta,
-        **found._asdict(),
-        **tensors,
-    }
-    fields: dict[str, float] = {name: t.data_ptr() for name, t in given.items() if t is not None}
+    given = {**stem._asdict(), **found._asdict(), **tensors}
+    fields: dict[str, float] = {name: t.data_ptr() for name, t in given.items() if isinstance(t, Tensor)}
     fields["sums"], fields["eps"], fields["scratch_step"] = start, stem.eps, step
     fields["scratch"] = -(-(start + plan.parts * which.sums) // 64) * 64
     run(which.steps, _pack(fields, plan.sizes), plan.parts, plan.parts)

@@ -32,8 +32,7 @@ def moments(
     Their mean is ``shift + delta``, kept apart because the sum may need more digits than float32 has; ``m2``
     is the sum of squared distances from it.
     """
-    start, offsets, mask = locate(q=first, c0=c0, corner=0, N=N, C=C, S=S, H=1, W=1, cells=S, cols=1,
-                                  POOL=1, ROWS=ROWS, WIDE=WIDE, BC=BC, BN=BN, BS=BS)  # fmt: skip
+    start, offsets, mask = locate(first, c0, 0, N, C, S, 1, 1, S, 1, 1, ROWS, WIDE, BC, BN, BS)
     x = tl.load(x_ptr + start + offsets, mask=mask, other=0.0).to(tl.float32)
     n = tile_extent(first, N, S, BN, BS).to(tl.float32)
     shift = tl.sum(x, axis=1) / n

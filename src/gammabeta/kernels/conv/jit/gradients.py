@@ -27,6 +27,17 @@ _load_some, _store_some = float32.load_some, float32.store_some
 _load_half, _load_some_halves = bfloat16.load, bfloat16.load_some
 
 
+@inlined
+def _sizes(args):
+    """Values in a patch; rows of an image with its zeros, values in a row; rows and columns of the output."""
+    channels = args.channels
+    kernel_height, kernel_width = args.kernel_height, args.kernel_width
+    height = args.height + 2 * args.pad_height
+    width = args.width + 2 * args.pad_width
+    patch = kernel_height * kernel_width * channels
+    return patch, height, width * channels, height - kernel_height + 1, width - kernel_width + 1
+
+
 @takes(GradientArguments)
 def input_gradient(storage, activation, residual, pool):
     """A part is a run of images; the order of additions is the same however they are cut."""
@@ -38,8 +49,7 @@ def input_gradient(storage, activation, residual, pool):
     @inlined
     def packed(args, target):
         """Lay the weights out as tiles read them: blocks of 64 columns, in each one the output channels."""
-        weight, outs = args.weight, args.out_channels
-        width = args.kernel_height * args.kernel_width * args.channels
+        weight, outs, width = args.weight, args.out_channels, _sizes(args)[0]
         for block in range(0, width, COLUMNS):
             for o in range(0, outs, each):
                 for v in range(0, COLUMNS, 16):
@@ -72,16 +82,10 @@ def input_gradient(storage, activation, residual, pool):
             store_some(target, at, _load_some(source, at, count - at), count - at)
 
     def kernel(args, part):
-        channels, height, width = args.channels, args.height, args.width
-        kernel_height, kernel_width = args.kernel_height, args.kernel_width
-        pad_height, pad_width = args.pad_height, args.pad_width
-        padded = width + 2 * pad_width
-        out_width = padded - kernel_width + 1
-        pixels = (height + 2 * pad_height - kernel_height + 1) * out_width
-        line = kernel_width * channels
-        columns = (kernel_height * line + COLUMNS - 1) // COLUMNS * COLUMNS
-        outs = args.out_channels
-        steps = outs // each
+        patch, _, line, out_height, out_width = _sizes(args)
+        channels, outs, pixels = args.channels, args.out_channels, out_height * out_width
+        values, run = args.width * channels, args.kernel_width * channels
+        columns, steps = (patch + COLUMNS - 1) // COLUMNS * COLUMNS, outs // each
         images, parts = args.images, args.parts
         weights = args.scratch + part * args.scratch_step
         rows = weights + 4 * columns * steps
@@ -110,25 +114,14 @@ def input_gradient(storage, activation, residual, pool):
                 for pixel in range(start, stop):
                     oy, ox = pixel // out_width, pixel % out_width
                     row = rows + 4 * (pixel - start + PIXELS) * columns
-                    for ky in range(kernel_height):
-                        add(row + 4 * ky * line, sheet + 4 * ((oy + ky) * padded + ox) * channels, line)
-            target = args.x + image * height * width * channels * size
-            for y in range(height):
-                first = sheet + 4 * ((y + pad_height) * padded + pad_width) * channels
-                copy(first, target + y * width * channels * size, width * channels)
+                    for ky in range(args.kernel_height):
+                        add(row + 4 * ky * run, sheet + 4 * ((oy + ky) * line + ox * channels), run)
+            target = args.x + image * args.height * values * size
+            for y in range(args.height):
+                first = sheet + 4 * ((y + args.pad_height) * line + args.pad_width * channels)
+                copy(first, target + y * values * size, values)
 
     return kernel
-
-
-@inlined
-def _sizes(args):
-    """Values in a patch; rows of an image with its zeros, values in a row; rows and columns of the output."""
-    channels = args.channels
-    kernel_height, kernel_width = args.kernel_height, args.kernel_width
-    height = args.height + 2 * args.pad_height
-    width = args.width + 2 * args.pad_width
-    patch = kernel_height * kernel_width * channels
-    return patch, height, width * channels, height - kernel_height + 1, width - kernel_width + 1
 
 
 @takes(GradientArguments)

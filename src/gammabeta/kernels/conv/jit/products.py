@@ -1,23 +1,11 @@
-"""What all kernels of convolutions are made of: a product of small matrices, and the writing of an output."""
+"""What all kernels of convolutions are made of: a product of small matrices."""
 
 from typing import NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils, types
 
-from ...cpu.jit.loads import float32
-from ...cpu.jit.simd import (
-    F32,
-    I64,
-    LANES,
-    PAIRS,
-    V32,
-    call_intrinsic,
-    inlined,
-    intrinsic,
-    splat,
-    splat_value,
-)
+from ...cpu.jit.simd import F32, I64, LANES, PAIRS, V32, call_intrinsic, intrinsic, splat_value
 
 _BYTES = 4 * LANES
 
@@ -115,32 +103,3 @@ def _multiplied(builder, paired, a, b, total):
         return call_intrinsic(builder, "llvm.fma.v16f32", V32, [a, b, total])
     pairs = [builder.bitcast(value, PAIRS) for value in (a, b)]
     return call_intrinsic(builder, "llvm.x86.avx512bf16.dpbf16ps.512", V32, [total, *pairs])
-
-
-def writer(storage, activation, pool, lanes):
-    """Return ``write(z, pitch, target, width, outs, v, some)`` for z of ``lanes`` float32 channels a pixel.
-
-    It writes ``width`` output pixels of ``outs`` channels, ``some`` of them from channel v on, at most
-    sixteen: z activated, or its mean over 2x2 windows, the lower row ``pitch`` values behind the upper.
-    """
-    act, store, store_some, load = activation.forward, storage.store, storage.store_some, float32.load
-
-    @inlined
-    def finished(z, pitch, pixel, v):
-        if not pool:
-            return act(load(z, pixel * lanes + v))
-        left, right = 2 * pixel * lanes + v, (2 * pixel + 1) * lanes + v
-        upper = act(load(z, left)) + act(load(z, right))
-        lower = act(load(z, pitch + left)) + act(load(z, pitch + right))
-        return (upper + lower) * splat(0.25)
-
-    @inlined
-    def write(z, pitch, target, width, outs, v, some):
-        if some == 16:
-            for pixel in range(width):
-                store(target, pixel * outs + v, finished(z, pitch, pixel, v))
-        else:
-            for pixel in range(width):
-                store_some(target, pixel * outs + v, finished(z, pitch, pixel, v), some)
-
-    return write

@@ -8,10 +8,10 @@ is first copied between zeros; the image is channels_last then. A stem's forward
 
 from ...cpu.jit.loads import float32, get_f32, put_f32, put_i64
 from ...cpu.jit.record import takes
-from ...cpu.jit.simd import inlined
+from ...cpu.jit.simd import inlined, splat
 from ...cpu.jit.tables import clear, cut
 from ..arguments import ROWS, ServingArguments
-from .products import Patches, Rows, tile_of, writer
+from .products import Patches, Rows, tile_of
 
 _load, _load_some = float32.load, float32.load_some
 _store, _store_some = float32.store, float32.store_some
@@ -22,7 +22,7 @@ def serving_convolution(storage, activation, residual, pool, vectors):
     """A part is a run of bands; the sums are the same however they are cut."""
     rows, lanes = ROWS[vectors - 1], 16 * vectors
     tile = tile_of(rows, vectors)
-    write, size = writer(storage, activation, pool, lanes), storage.size
+    act, store, store_some, size = activation.forward, storage.store, storage.store_some, storage.size
     each = 2 if pool else 1  # rows and columns of z that one of the output takes
 
     @inlined
@@ -55,6 +55,26 @@ def serving_convolution(storage, activation, residual, pool, vectors):
                     _store(line, left + j, _load(source, j))
                 if full < row:
                     _store_some(line, left + full, _load_some(source, full, row - full), row - full)
+
+    @inlined
+    def finished(z, pitch, pixel, v):
+        """A vector of the output: z activated, or its 2x2 mean; ``pitch``: from a row of z to the next."""
+        if not pool:
+            return act(_load(z, pixel * lanes + v))
+        left, right = 2 * pixel * lanes + v, (2 * pixel + 1) * lanes + v
+        upper = act(_load(z, left)) + act(_load(z, right))
+        lower = act(_load(z, pitch + left)) + act(_load(z, pitch + right))
+        return (upper + lower) * splat(0.25)
+
+    @inlined
+    def write(z, pitch, target, width, outs, v, some):
+        """A row of the output: of its ``outs`` channels ``some`` from v on, at most sixteen."""
+        if some == 16:
+            for pixel in range(width):
+                store(target, pixel * outs + v, finished(z, pitch, pixel, v))
+        else:
+            for pixel in range(width):
+                store_some(target, pixel * outs + v, finished(z, pitch, pixel, v), some)
 
     @inlined
     def write_block(z, target, height, width, outs, left):
