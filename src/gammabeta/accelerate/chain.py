@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..graph.hooks import ON_ALL_MODULES
+from ..graph.layers import ON_ALL_MODULES
 from .convolution import PackedConv2d
 from .packed import PackedLinear, eager
 
