@@ -237,7 +237,7 @@ RUNNING = (torch.zeros(3), torch.ones(3))
         ("number of batches", (X, *RUNNING), {"training": True, "momentum": None}),
         ("eps must be positive", (X, *RUNNING), {"training": True, "eps": 0}),
         ("eps must be positive", (X, *RUNNING), {"eps": -1e-5}),
-        ("is not one of relu", (X, *RUNNING), {"activation": "tanh"}),
+        ("is not one of relu", (X, *RUNNING), {"activation": "nonsense"}),
         ("shape of x", (X, *RUNNING), {"residual": torch.zeros(3)}),
         ("pool must be", (X, *RUNNING), {"pool": 3}),
         ("2x2 pooling needs", (X, *RUNNING), {"pool": 2}),

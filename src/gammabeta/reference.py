@@ -195,7 +195,7 @@ def batch_norm(
         momentum: Weight of the **new** value in that update. (The cumulative average needs to know how many
             batches came before, which these arguments do not say: see `update_cumulative`.)
         eps: Added to the variance.
-        activation: None, "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "hardswish" or "gelu".
+        activation: None, or a name in `elementary.ACTIVATIONS`: "relu", "gelu" and others.
         residual: Added before the activation; of the shape of ``x``.
         pool: None, or 2 for the mean of each 2x2 block (4-D only; an odd last row or column is left out).
 

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import gammabeta as gb
+from gammabeta import epilogue
 from gammabeta.accelerate import convolution, packed
 from gammabeta.accelerate.convolution import PackedConv2d
 from gammabeta.accelerate.packed import PackedLinear, unavailable
@@ -16,13 +18,9 @@ from gammabeta.accelerate.packed import PackedLinear, unavailable
 pytestmark = pytest.mark.skipif(bool(unavailable()), reason="this torch has no oneDNN")
 
 ACTIVATIONS = {
-    "relu": nn.ReLU,
+    **{name: partial(row.module, **row.settings) for name, row in epilogue.ACTIVATIONS.items() if row.onednn},
     "relu in place": lambda: nn.ReLU(inplace=True),
-    "relu6": nn.ReLU6,
     "leaky": lambda: nn.LeakyReLU(0.3),
-    "silu": nn.SiLU,
-    "hardswish": nn.Hardswish,
-    "gelu": nn.GELU,
     "gelu tanh": lambda: nn.GELU(approximate="tanh"),
 }
 

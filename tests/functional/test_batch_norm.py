@@ -250,7 +250,7 @@ def test_residual_that_broadcasts_promotes_or_is_a_number():
 def test_refusals_of_our_own():
     x, (mean, var) = torch.randn(4, 3, 5, 5), statistics(3)
     for settings, words in (
-        ({"activation": "tanh"}, "hardswish"),
+        ({"activation": "nonsense"}, "hardswish"),
         ({"pool": 3}, "2x2"),
         ({"pool": gb.functional.MaxPool(3, 2, 2)}, "half the kernel"),
         ({"pool": gb.functional.MaxPool(3, 0)}, "at least 1"),

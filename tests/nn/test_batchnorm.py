@@ -178,7 +178,7 @@ def test_symbolic_trace_sees_one_node():
 
 
 def test_unknown_settings_are_refused():
-    for settings in ({"activation": "tanh"}, {"pool": 3}, {"initialize": "zeros"}):
+    for settings in ({"activation": "nonsense"}, {"pool": 3}, {"initialize": "zeros"}):
         with pytest.raises(gb.errors.UsageError, match=next(iter(settings))):
             gb.nn.BatchNorm2d(3, **settings)
     with pytest.raises(gb.errors.UsageError, match="4D"):

@@ -45,12 +45,12 @@ def batch_norm(
         training: normalise with the batch's statistics instead of the running ones.
         momentum: weight of the *new* value in the running statistics.
         eps: added to the variance.
-        activation: None, "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "hardswish" or "gelu" (exact);
-            ``ACTIVATIONS`` is the table of them.
+        activation: None, or a name in the table ``ACTIVATIONS``: "relu", "leaky_relu" (slope 0.01), "silu",
+            "gelu" (exact) and others.
         residual: added before the activation; the shape of ``x``, or one that broadcasts with it.
         pool: None; or 2: the mean over 2x2 windows, a last odd row or column dropped, as by
             ``avg_pool2d(out, 2)``; or ``MaxPool(kernel, stride, padding)``, as ``max_pool2d``.
-        backend: "auto", or one by name: "cpu" (Numba), "gpu" (Triton), "torch".
+        backend: "auto", or one by name: "cpu" (Numba), "gpu" (Triton), "torch", or one that was registered.
         skip_nonfinite: leave the running statistics as they are when the batch's hold an infinity or NaN.
 
     Returns:

@@ -38,8 +38,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         device: of parameters and buffers.
         dtype: of parameters and buffers.
         bias: whether there is a bias, if ``affine``.
-        activation: what follows in the same pass: "relu", "relu6", "leaky_relu", "silu", "hardswish",
-            "gelu", or None.
+        activation: what follows in the same pass: a name in the table ``functional.ACTIVATIONS``, or None.
         pool: after the activation (4D input only): 2 for the mean over 2x2 windows, ``MaxPool(kernel, stride,
             padding)`` for the greatest of each window as ``torch.nn.MaxPool2d`` has it, or None.
         skip_nonfinite: leave a batch whose statistics hold an infinity or NaN out of the running ones and

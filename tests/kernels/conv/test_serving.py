@@ -131,4 +131,4 @@ def test_values_that_are_not_finite_reach_what_they_should():
 
 
 def test_there_is_no_kernel_for_other_activations():
-    assert serving.unsupported("tanh") == "no kernel has the activation 'tanh'"
+    assert serving.unsupported("nonsense") == "no kernel has the activation 'nonsense'"
