@@ -55,7 +55,7 @@ def fetch(
 ) -> Path:
     """Make sure that ``files`` are in the cache, whole and unchanged, and return their folder.
 
-    A file that is there with the right SHA-256 is used as it is, whoever put it there; nothing is asked of
+    A file that is there with the right SHA-256 is used as it is, wherever it came from; nothing is asked of
     the network then.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A network that learned MNIST has only ever seen light ink on black, 20 pixels tall or wide, its centre of
 mass in the middle of 28×28 (LeCun, Cortes and Burges, "The MNIST database of handwritten digits"). A
-photograph of a pencil stroke is none of that. The road from one to the other:
+photograph of a pencil stroke is none of that. The steps from one to the other:
 
 1. the background, a smooth surface fitted to the picture's rim, is taken away: paper in uneven light
 becomes flat; 2. what differs from it is ink, whichever way it differs: dark on light and light on dark come
@@ -169,7 +169,7 @@ def _without_specks(solid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
 
 
 def _pieces(solid: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Number the pieces of ``solid`` that hang together by sides or corners from 1; 0 elsewhere."""
+    """Number the pieces of ``solid`` that touch by sides or corners from 1; 0 elsewhere."""
     runs, parent = _runs(solid), [0]
     labels = np.zeros(solid.shape, np.int64)
     above: list[tuple[int, int, int]] = []

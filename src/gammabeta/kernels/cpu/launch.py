@@ -4,7 +4,7 @@ Where torch brought OpenMP, the parts run on torch's own team of threads (``GOMP
 torch has loaded): a second team would fight the first, which spins for a while after every operation, for
 the same cores. Elsewhere a few Python threads serve, since a compiled kernel runs without the interpreter's
 lock. In a child that was forked neither exists any more, and the caller does all parts itself. However many
-threads come, and whoever takes which part, the result is the same: only how the work was cut decides it.
+threads come, and whichever takes which part, the result is the same: only how the work was cut decides it.
 """
 
 import contextlib
@@ -120,7 +120,7 @@ _pool: ThreadPoolExecutor | None = None
 
 
 def _python_team(work: int, job: _Job, threads: int) -> None:
-    """Ask a shared pool for help and start; whoever has not come by the end is no longer needed."""
+    """Ask a shared pool for help and start; a helper that has not started by the end is cancelled."""
     global _pool
     with _pool_lock:
         if _pool is None:
