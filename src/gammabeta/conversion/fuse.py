@@ -1,31 +1,21 @@
-"""Fuse what follows a batch norm into its call, one module's ``forward`` at a time; and the way back."""
+"""Let what follows a batch norm join its pass, in every module of a model."""
 
-import operator
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
-import torch.nn.functional as F
-from torch import nn
-from torch.fx import Graph, Node
 from torch.nn import Module
 
-from ..epilogue import ACTIVATIONS, MaxPool
-from ..graph.layers import BatchNormLayer, hooked
-from ..graph.trace import NotAGraph, module_of, trace_always
+from ..epilogue import Epilogue
+from ..graph.source import NotReadable
 from ..nn.layer import Fused
-from .match import (
-    activation_of,
-    find_fusion,
-    is_add,
-    moves_past_a_change,
-    pool_of,
-    replace_by_one_call,
-    what_follows,
-)
-from .rewrite import install
+from .adapters import Adapted, adapt_frozen, learn_idle
+from .pending import does_nothing_more, quiet, step_of_module
+from .rewrite import install, install_in_order, original_class, runs_in_order
+from .transform import Described
 
 
 class Outcome(NamedTuple):
-    """What happened to a layer: what was fused, the module whose ``forward`` was rewritten, why not more."""
+    """What happened to a layer: what was fused, the module whose methods were rewritten, why not more."""
 
     fused: str = ""
     where: str | None = None
@@ -33,178 +23,159 @@ class Outcome(NamedTuple):
 
 
 def fuse(root: Module) -> dict[Module, Outcome]:
-    """Fuse in every module below ``root`` and in itself; the outcome for each batch norm found."""
-    outcomes: dict[Module, Outcome] = {}
-    for name, module in _forwards(root):
-        try:
-            found = _fuse_forward(module)
-        except NotAGraph as why:
-            reason = f"in {type(module).__name__}, {why}"
-            found = {child: Outcome(reason=reason) for child in module.children() if isinstance(child, Fused)}
-        for layer, outcome in found.items():
-            if layer not in outcomes or (outcome.fused and not outcomes[layer].fused):
-                outcomes[layer] = outcome._replace(where=name) if outcome.fused else outcome
-    return outcomes
-
-
-def _forwards(root: Module) -> list[tuple[str, Module]]:
-    """The modules whose ``forward`` may call a batch norm, with their names."""
-    modules = root.named_modules()
-    return [(n, m) for n, m in modules if not isinstance(m, BatchNormLayer) and _holds_batch_norm(m)]
-
-
-def _holds_batch_norm(module: Module) -> bool:
-    return any(isinstance(m, Fused) for m in module.modules())
-
-
-def _fuse_forward(module: Module) -> dict[Module, Outcome]:
-    """Fuse in the code of one ``forward``: for each layer what was fused, and why not more.
-
-    Raises:
-        NotAGraph: its code cannot be seen as a graph.
-    """
-    graph = trace_always(module, set())
-    through = _worth_looking_through(graph, module)
-    if through:
-        try:
-            graph = trace_always(module, through)
-        except NotAGraph:
-            through = set()
-    outcomes: dict[Module, Outcome] = {}
-    guarded = {name for name, child in module.named_modules() if child in through}
-    changed = False
-    # From the end: of two batch norms that are added, the later is computed nearer to the addition.
-    for node in reversed(list(graph.nodes)):
-        layer = module_of(node, module)
-        if not isinstance(layer, Fused):
-            continue
-        outcome = _fuse_call(node, layer, graph, module, guarded)
-        changed = changed or bool(outcome.fused)
-        if outcome.fused or layer not in outcomes:
-            outcomes[layer] = outcome
-    if changed:
-        graph.lint()
-        install(module, graph, guarded)
-    return outcomes
-
-
-def _fuse_call(node: Node, layer: Fused, graph: Graph, module: Module, guarded: set[str]) -> Outcome:
-    """Fuse into one call of a batch norm: what was fused, and why not more.
-
-    The paths of modules that do another's work, or none any more, are added to ``guarded``.
-    """
-    if _does_more(layer) or node.kwargs or len(node.args) != 1:
-        return Outcome(reason="it computes what follows it already")
-    if hooked(layer):
-        return Outcome(reason="it has hooks, which see its output")
-    fusion = find_fusion(node, module, isinstance(layer, nn.BatchNorm2d | nn.LazyBatchNorm2d))
-    if not fusion.fused:
-        return Outcome(reason=fusion.why_not_more)
-    if moves_past_a_change(fusion, graph, module):
-        return Outcome(reason="something between it and what follows may change its input")
-    guarded |= {str(n.target) for n in (node, *fusion.fused) if n.op == "call_module"}
-    replace_by_one_call(fusion, graph)
-    return Outcome(str(fusion), reason=fusion.why_not_more)
-
-
-def _worth_looking_through(graph: Graph, root: Module) -> set[Module]:
-    """The children that end in a batch norm, or its activation, into which something could be fused here."""
-    through: set[Module] = set()
-    taken: set[Node] = set()
-    for node in reversed(list(graph.nodes)):
-        child = module_of(node, root)
-        if child is None or isinstance(child, Fused) or len(node.users) != 1:
-            continue
-        (user,) = node.users
-        if user.op == "output" or user in taken or not what_follows(user, node, root):
-            continue
-        added = user.all_input_nodes if is_add(user) else []
-        if any(isinstance(module_of(a, root), Fused) and len(a.users) == 1 for a in added):
-            continue
-        inwards, activated = _ends_in_batch_norm(child)
-        if inwards and (not activated or pool_of(user, node, root)):
-            through |= set(inwards)
-            taken.add(user)
-    return through
-
-
-def _ends_in_batch_norm(module: Module) -> tuple[list[Module], bool]:
-    """The modules to look through, from this one inwards, to see the batch norm that computes its output.
-
-    And whether an activation comes after that batch norm.
-    """
-    if hooked(module) or type(module).__call__ is not Module.__call__ or not _holds_batch_norm(module):
-        return [], False
-    try:
-        graph = trace_always(module, set())
-    except NotAGraph:
-        return [], False
-    (out,) = graph.find_nodes(op="output")
-    last, activated = out.args[0], False
-    if isinstance(last, Node) and last.args and isinstance(last.args[0], Node):
-        activated = len(last.users) == 1 and activation_of(last, last.args[0], module) is not None
-        last = last.args[0] if activated else last
-    if not isinstance(last, Node) or len(last.users) != 1:
-        return [], False
-    child = module_of(last, module)
-    if child is None:
-        return [], False
-    if isinstance(child, Fused):
-        return [module], activated
-    deeper, earlier = _ends_in_batch_norm(child)
-    if not deeper or (activated and earlier):
-        return [], False
-    return [module, *deeper], activated or earlier
-
-
-# --- the way back -----------------------------------------------------------------------------------------
-
-
-def unfuse(root: Module) -> dict[Module, str]:
-    """Write out what layers below ``root`` compute besides; why not, for those where it cannot be done."""
-    kept: dict[Module, str] = {}
-    seen: set[Module] = set()
-    for _, module in _forwards(root):
-        try:
-            graph = trace_always(module, set())
-        except NotAGraph as why:
-            more = [child for child in module.children() if isinstance(child, Fused) and _does_more(child)]
-            kept.update(dict.fromkeys(more, f"in {type(module).__name__}, {why}"))
-            continue
-        calls = [(node, layer) for node in graph.nodes if isinstance(layer := module_of(node, module), Fused)]
-        seen.update(layer for _, layer in calls)
-        written = [_write_out(node, layer, graph) for node, layer in calls]
-        if any(written):
-            graph.lint()
-            install(module, graph)
+    """Rewrite ``root`` and every module below; what will join each batch norm, as far as it can be told."""
+    names = {module: name for name, module in root.named_modules()}
+    walk = _Walk()
+    learn_idle(root)
+    for module in _inside_out(root, set()):
+        walk.visit(module, names[module])
     for layer in root.modules():
-        if isinstance(layer, Fused) and _does_more(layer) and layer not in seen:
-            kept.setdefault(layer, "it computes more than a batch norm, and no code that calls it was found")
+        if isinstance(layer, Adapted) and layer not in walk.outcomes and (alone := walk.starts(layer)):
+            walk.outcomes[layer] = Outcome(
+                str(alone), names[layer] if str(alone) else None, _why_alone(layer)
+            )
+    for layer in root.modules():
+        if isinstance(layer, Fused) and layer not in walk.outcomes:
+            walk.outcomes[layer] = Outcome(reason=_why_alone(layer))
+    return walk.outcomes
+
+
+def write_out(root: Module) -> dict[Module, str]:
+    """Mark what layers below ``root`` compute besides, and rewrite their callers; why not, if none is found.
+
+    A marked layer may become one of torch's: what it computed besides is in its ``_tail``.
+    """
+    native = [m for m in root.modules() if isinstance(m, Fused) and "_made_from" not in vars(m)]
+    for layer in native:
+        vars(layer)["_tail"] = Epilogue(layer.activation, layer.pool)
+    walk = _Walk(written_out=True)
+    for module in _inside_out(root, set()):
+        walk.visit(module, "")
+    kept: dict[Module, str] = {}
+    for layer in native:
+        if not does_nothing_more(layer) and layer not in walk.written:
+            kept[layer] = "it computes more than a batch norm, and no code that calls it was found"
+            del vars(layer)["_tail"]
     return kept
 
 
-def _does_more(layer: Fused) -> bool:
-    return layer.activation is not None or layer.pool is not None
+def fuse_one(module: Module) -> None:
+    """Rewrite one module whose children were rewritten before."""
+    _Walk().visit(module, "")
 
 
-def _write_out(node: Node, layer: Fused, graph: Graph) -> bool:
-    """Replace one call by a plain one and what came with it; False if it is a plain call."""
-    given = {**dict(zip(("input", "residual"), node.args, strict=False)), **node.kwargs}
-    residual = given.get("residual")
-    activation = given.get("activation") or layer.activation
-    pool = given.get("pool") or layer.pool
-    if residual is None and activation is None and pool is None:
-        return False
-    with graph.inserting_before(node):
-        last = graph.call_module(str(node.target), (given["input"],))
-        if residual is not None:
-            last = graph.call_function(operator.add, (last, residual))
-        if activation is not None:
-            last = graph.call_function(ACTIVATIONS[str(activation)].function, (last,))
-        if isinstance(pool, MaxPool):
-            last = graph.call_function(F.max_pool2d, (last, *pool))
-        elif pool is not None:
-            last = graph.call_function(F.avg_pool2d, (last, pool))
-    node.replace_all_uses_with(last)
-    graph.erase_node(node)
-    return True
+def _why_alone(layer: Any) -> str:
+    if not does_nothing_more(layer):
+        return "it computes what follows it already"
+    return (
+        "it has hooks, which see its output"
+        if not quiet(layer)
+        else "no call of it was found in the code around it"
+    )
+
+
+def _inside_out(module: Module, seen: set[Module]) -> Iterator[Module]:
+    if module in seen:
+        return
+    seen.add(module)
+    for child in module.children():
+        yield from _inside_out(child, seen)
+    yield module
+
+
+def _with_its_tail(layer: Any) -> Described | None:
+    return _tail_joined(Described(layer), layer) if does_nothing_more(layer) else None
+
+
+def _tail_joined(found: Described, layer: Any) -> Described:
+    """What a call of an adapted layer starts: the layer, and the modules that it calls itself."""
+    for child in (getattr(layer, name) for name in layer._tail_of):
+        step = step_of_module(child) if quiet(child) else None
+        if step is None or not found.joins(step):
+            return Described(None)
+    return found
+
+
+class _Walk:
+    """Rewrites modules, each after its children."""
+
+    def __init__(self, written_out: bool = False) -> None:
+        self.written_out = written_out
+        self.written: set[Module] = set()  # layers with a tail whose callers were rewritten
+        self.outcomes: dict[Module, Outcome] = {}
+        self.ends: dict[Module, Described] = {}  # what a call of a rewritten module ends in
+
+    def starts(self, module: Module) -> Described | None:
+        """What a call of a module starts: a batch norm, or what a rewritten module ends in."""
+        if self.written_out or not quiet(module):
+            return None
+        if module in self.ends:
+            return self.ends[module].again()
+        if isinstance(module, Adapted):
+            return _with_its_tail(module)
+        if getattr(type(module), "_pending", None) is not None:
+            return Described(module if isinstance(module, Fused) else None)
+        plain = isinstance(module, Fused) and type(module).forward is Fused.forward
+        return Described(module) if plain and does_nothing_more(module) else None  # type: ignore[arg-type]
+
+    def visit(self, module: Module, name: str) -> None:
+        """Rewrite one module."""
+        if not self.written_out and adapt_frozen(module):
+            self.ends[module] = _tail_joined(Described(module), module)
+            self._keep(module, Outcome(str(self.ends[module]), name, "its output leaves the module"))
+            return
+        if original_class(module).__module__.startswith(
+            ("torch.nn.modules.", "gammabeta.")
+        ) and not runs_in_order(module):
+            return
+        if runs_in_order(module):
+            self._in_order(module, name)
+            return
+        try:
+            outlook = install(module, self.starts)
+        except NotReadable as why:
+            for child in module.children():
+                if self.starts(child) is not None:
+                    self._note(
+                        self.starts(child),
+                        None,
+                        f"in the forward of {original_class(module).__name__}: {why}",
+                    )
+            return
+        if outlook is None:
+            return
+        self.written |= outlook.written
+        if outlook.returns_waiting:
+            self.ends[module] = outlook.returned or Described(None)
+        if outlook.functional and not isinstance(module, Fused):
+            self._keep(module, Outcome(reason="no call of it was found in the code around it"))
+        for layer, (fused, reason) in outlook.fused.items():
+            self._keep(layer, Outcome(fused, name if fused else None, reason))
+
+    def _in_order(self, module: Module, name: str) -> None:
+        children = list(module.children())
+        tails = {child for child in children if any(vars(child).get("_tail", ()))}
+        if not tails and not any(self.starts(child) for child in children):
+            return
+        self.written |= tails
+        install_in_order(module)
+        waiting: Described | None = None
+        for child in children:
+            step = step_of_module(child) if quiet(child) else None
+            if waiting is not None and step is not None and waiting.joins(step):
+                continue
+            self._note(waiting, name, f"followed by {original_class(child).__name__}")
+            waiting = self.starts(child)
+        self._note(waiting, name, "its output leaves the module")
+        if waiting is not None:
+            self.ends[module] = waiting
+
+    def _note(self, waiting: Described | None, where: str | None, reason: str) -> None:
+        if waiting is not None and waiting.layer is not None:
+            fused = str(waiting)
+            self._keep(waiting.layer, Outcome(fused, where if fused else None, reason))
+
+    def _keep(self, layer: Module, outcome: Outcome) -> None:
+        known = self.outcomes.get(layer)
+        if known is None or len(outcome.fused) > len(known.fused) or not known.fused:
+            self.outcomes[layer] = outcome

@@ -1,40 +1,32 @@
-"""A module with another ``forward``: a subclass of its class, made from a graph.
+"""A module with other methods: a subclass of its class, made from the rewritten source.
 
-Only the code of one ``forward`` changes. The module stays what it was: same class for ``isinstance``, same
-methods, children, hooks and state dict. Removing the subclass undoes it. In the graph some modules do more
-than before, and some are not called any more. If one of these gets a hook later, or another module takes its
-place, the module's own ``forward`` runs. (A module in a container that is looked into is called by its path,
-whatever module that is by then.)
+The module stays what it was: same class for ``isinstance``, same children, hooks and state dict. Removing the
+subclass undoes it.
 """
 
+import ast
 import copy
 import functools
-import itertools
-import linecache
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
-from torch.fx import Graph
-from torch.fx.graph_module import _format_import_block
+import torch
 from torch.nn import Module, Sequential
-from torch.package.importer import sys_importer
 
-from ..graph.layers import hooked
+from ..graph.source import NotReadable, build, read
+from .pending import add, call, hold, iadd, method, now
+from .transform import ADD, CALL, HOLD, IADD, METHOD, NOW, Outlook, Starts, rewrite
 
-# Modules that do not do what they did: the names on the way to each, its class, its settings.
-Guarded = tuple[tuple[tuple[str, ...], type[Module], tuple[tuple[str, Any], ...]], ...]
-
+_HELPERS = {CALL: call, METHOD: method, ADD: add, IADD: iadd, NOW: now, HOLD: hold}
 _CLASSES: dict[Any, type] = {}
-_NUMBER = itertools.count()
+_ASKS: dict[type[Module], bool] = {}
 
 
 class Rewritten:
-    """Marks a class whose ``forward`` was generated; carries what is needed to make it again."""
+    """Marks a class some of whose methods were rewritten."""
 
     _base: type[Module]
-    _source: str
-    _imports: str
-    _guarded: Guarded
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         twin = type(self).__new__(type(self))
@@ -43,26 +35,25 @@ class Rewritten:
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return _restore, (self._base, self._source, self._imports, self._guarded), self.__getstate__()
+        return _blank, (self._base,), self.__getstate__(), None, None, _set_state
 
 
-def _changing(name: str) -> Callable[..., Any]:
-    def change(self: Any, *args: Any, **kwargs: Any) -> Any:
-        undo(self)
-        return getattr(self, name)(*args, **kwargs)
+class RewrittenSequential(Rewritten):
+    """A ``Sequential`` whose modules may join the batch norm before them."""
 
-    return change
+    def _pending(self: Any, input: Any) -> Any:
+        for module in self._modules.values():
+            input = call(module, input)
+        return input
 
-
-class _RewrittenSequential(Rewritten):
-    """Has its own ``forward`` again once its modules change: the generated one is of those it had."""
-
-    append, insert, extend, pop = map(_changing, ("append", "insert", "extend", "pop"))
-    __setitem__, __delitem__ = map(_changing, ("__setitem__", "__delitem__"))
-    __iadd__, __imul__ = map(_changing, ("__iadd__", "__imul__"))
+    def forward(self: Any, input: Any) -> Any:
+        """Run the modules in order."""
+        if torch.compiler.is_compiling():
+            return self._base.forward(self, input)
+        return now(self._pending(input))
 
     def __getitem__(self, place: Any) -> Any:
-        """A module, or for a slice a ``Sequential`` of some, whose ``forward`` is not the whole's."""
+        """A module, or for a slice a ``Sequential`` of some, which is a plain one."""
         inherited: Any = super()
         found = inherited.__getitem__(place)
         if isinstance(place, slice):
@@ -70,87 +61,153 @@ class _RewrittenSequential(Rewritten):
         return found
 
 
-def _unchanged(module: Module, guarded: Guarded) -> bool:
-    """Whether each of these modules has the class and the settings that it had, and no hook."""
-    for names, kind, settings in guarded:
-        found: Module | None = module
-        for name in names:
-            found = None if found is None else found._modules.get(name)
-        if found is None or original_class(found) is not kind or hooked(found):
-            return False
-        for name, value in settings:
-            if getattr(found, name, None) != value:
-                return False
-    return True
-
-
-def _settings(module: Module) -> tuple[tuple[str, Any], ...]:
-    """What an activation or a pooling was made with; of what has parameters or children nothing."""
-    if module._modules or module._parameters or module._buffers:
-        return ()
-    plain = (bool, int, float, str, tuple, list, type(None))
-    chosen = {name: value for name, value in vars(module).items() if isinstance(value, plain)}
-    return tuple((n, v) for n, v in chosen.items() if not n.startswith("_") and n != "training")
-
-
-def _guarded(base: type[Module], generated: Callable[..., Any], guarded: Guarded) -> Callable[..., Any]:
-    @functools.wraps(generated)
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return (generated if _unchanged(self, guarded) else base.forward)(self, *args, **kwargs)
-
-    return forward
-
-
-def _restore(base: type[Module], source: str, imports: str, guarded: Guarded) -> Module:
-    """Make the class again in another process, and an instance without attributes."""
-    scope: dict[str, Any] = {}
-    exec(imports, scope)
-    made = _class(base, source, imports, guarded, scope)
-    module: Module = made.__new__(made)
+def _blank(base: type[Module]) -> Module:
+    module: Module = base.__new__(base)
     return module
 
 
-def _class(
-    base: type[Module], source: str, imports: str, guarded: Guarded, scope: dict[str, Any]
-) -> type[Module]:
-    names = tuple(sorted((name, id(value)) for name, value in scope.items() if name != "__builtins__"))
-    key = (base, source, names, tuple((path, kind, repr(settings)) for path, kind, settings in guarded))
-    if key not in _CLASSES:
-        where = f"<gammabeta.convert {base.__name__}.forward {next(_NUMBER)}>"
-        linecache.cache[where] = (len(source), None, source.splitlines(keepends=True), where)
-        scope = dict(scope)
-        exec(compile(source, where, "exec"), scope)
-        body = {
-            "__module__": base.__module__,
-            "__qualname__": f"Fused{base.__name__}",
-            "__doc__": base.__doc__,
-            "forward": _guarded(base, scope["forward"], guarded),
-            "_base": base,
-            "_source": source,
-            "_imports": imports,
-            "_guarded": guarded,
-            "_kept": scope,
-        }
-        mark = _RewrittenSequential if issubclass(base, Sequential) else Rewritten
-        _CLASSES[key] = type(f"Fused{base.__name__}", (mark, base), body)
-    return _CLASSES[key]
+def _set_state(module: Module, state: Any) -> None:
+    """Give an unpickled module its state, and rewrite it again: its class may have other code by now."""
+    from .fuse import fuse_one
+
+    module.__setstate__(state)
+    fuse_one(module)
 
 
-def install(module: Module, graph: Graph, guarded: set[str] | None = None) -> None:
-    """Give ``module`` the graph as its ``forward``, as long as the modules at paths ``guarded`` stay."""
-    code = graph.python_code("self")
-    imports = _format_import_block(code.globals, sys_importer)
+def _restore(base: type[Module], source: str, imports: str, guarded: Any) -> Module:
+    """What the pickles of version 0.1.0 call: they hold a generated forward, which is not used any more."""
+    return _blank(base)
+
+
+def runs_in_order(module: Module) -> bool:
+    """Whether the module's forward is that of ``Sequential``."""
+    return isinstance(module, Sequential) and original_class(module).forward is Sequential.forward
+
+
+def install(module: Module, starts: Starts) -> Outlook | None:
+    """Rewrite the methods of ``module`` that call a batch norm; None if there are none.
+
+    Raises:
+        NotReadable: why its ``forward`` cannot be rewritten.
+    """
     base = original_class(module)
-    found = {path: module.get_submodule(path) for path in sorted(guarded or ())}
-    kept = tuple((tuple(path.split(".")), original_class(m), _settings(m)) for path, m in found.items())
-    module.__class__ = _class(base, code.src, imports, kept, dict(code.globals))
+    if base not in _ASKS:
+        _ASKS[base] = _asks_for_its_class(base)
+    if _ASKS[base]:
+        raise NotReadable("its code asks for its own class")
+    made: dict[str, tuple[Any, Any, Any, bool]] = {}
+    whole = Outlook()
+    for name, owner, function in _methods(base):
+        try:
+            found = rewrite(module, read(function), starts)
+        except NotReadable:
+            if name == "forward":
+                raise
+            continue
+        if found is None:
+            continue
+        tree, outlook = found
+        whole.fused |= {k: v for k, v in outlook.fused.items() if v[0] or k not in whole.fused}
+        whole.written |= outlook.written
+        whole.functional |= outlook.functional
+        if name == "forward":
+            whole.returned, whole.returns_waiting = outlook.returned, outlook.returns_waiting
+        made[name] = owner, function, tree, name == "forward" and outlook.returns_waiting
+    if not made:
+        return None
+    key = (base, tuple((name, ast.unparse(tree), function) for name, (_, function, tree, _) in made.items()))
+    if key not in _CLASSES:
+        body: dict[str, Any] = {"_base": base, **_names_of(base)}
+        for name, (owner, function, tree, waits) in made.items():
+            new = build(read(function), tree, _HELPERS)
+            body[name] = _guarded(name, owner, function, new)
+            if waits:
+                body["_pending"] = _unfinished(owner, function, new)
+        _CLASSES[key] = type(f"Fused{base.__name__}", (Rewritten, base), body)
+    module.__class__ = _CLASSES[key]
+    return whole
+
+
+def install_in_order(module: Module) -> None:
+    """Let the modules of a ``Sequential`` join the batch norms before them."""
+    base = original_class(module)
+    key = (base, "in order")
+    if key not in _CLASSES:
+        _CLASSES[key] = type(
+            f"Fused{base.__name__}", (RewrittenSequential, base), {"_base": base, **_names_of(base)}
+        )
+    module.__class__ = _CLASSES[key]
+
+
+def _names_of(base: type[Module]) -> dict[str, Any]:
+    return {"__module__": base.__module__, "__qualname__": f"Fused{base.__name__}", "__doc__": base.__doc__}
+
+
+def _methods(base: type[Module]) -> list[tuple[str, type, FunctionType]]:
+    """The methods of a class, and which class of its bases defines each; none of torch's or ours."""
+    found: dict[str, tuple[str, type, FunctionType]] = {}
+    for owner in base.__mro__:
+        if owner.__module__.startswith(("torch.nn.", "gammabeta.")) or owner in (Module, object):
+            continue
+        for name, function in vars(owner).items():
+            if isinstance(function, FunctionType) and not (name.startswith("__") and name.endswith("__")):
+                found.setdefault(name, (name, owner, function))
+    inherited = {name for name in found if getattr(base, name, None) is not found[name][2]}
+    return [entry for name, entry in found.items() if name not in inherited]
+
+
+def _asks_for_its_class(base: type[Module]) -> bool:
+    """Whether a method of the class reads the class of ``self``, which a rewritten module has another of."""
+    for _, _, function in _methods(base):
+        names = {*function.__code__.co_names}
+        if "__class__" in names or ("type" in names and _reads_type_of_self(function)):
+            return True
+    return False
+
+
+def _reads_type_of_self(function: FunctionType) -> bool:
+    try:
+        tree = read(function).tree
+    except NotReadable:
+        return True
+    calls = (
+        n
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "type"
+    )
+    me = function.__code__.co_varnames[:1]
+    return any(isinstance(a, ast.Name) and (a.id,) == me for call in calls for a in call.args)
+
+
+def _guarded(name: str, owner: Any, original: FunctionType, rewritten: FunctionType) -> Callable[..., Any]:
+    """The rewritten method, as long as the class has the one that it was made from.
+
+    A compiler that reads the code gets the method as written: it fuses for itself.
+    """
+
+    @functools.wraps(original)
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or getattr(owner, name) is not original:
+            return getattr(self._base, name)(self, *args, **kwargs)
+        return now(rewritten(self, *args, **kwargs))
+
+    return run
+
+
+def _unfinished(owner: Any, original: FunctionType, rewritten: FunctionType) -> Callable[..., Any]:
+    """``forward`` for a caller that may join what it returns."""
+
+    def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (rewritten if owner.forward is original else self._base.forward)(self, *args, **kwargs)
+
+    return run
 
 
 def original_class(module: Module) -> type[Module]:
-    """The class a module had before its ``forward`` was rewritten."""
+    """The class a module had before some of its methods were rewritten."""
     return module._base if isinstance(module, Rewritten) else type(module)
 
 
 def undo(module: Module) -> None:
-    """Give a rewritten module its own ``forward`` back."""
+    """Give a rewritten module its own methods back."""
     module.__class__ = original_class(module)

@@ -338,6 +338,13 @@ def _train_by_torch(call: Call, running: Running) -> tuple[Tensor, bool | Tensor
 # --- evaluation -------------------------------------------------------------------------------------------
 
 
+def _kept(x: Tensor, *statistics: Tensor | None) -> list[Tensor | None]:
+    """Copies, if a backward pass may need them: a training step in between updates them in place."""
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or traced(x) is not None:
+        return list(statistics)
+    return [None if one is None else one.clone() for one in statistics]
+
+
 def evaluate(
     call: Call, running_mean: Tensor | None, running_var: Tensor | None, backend: str = "auto"
 ) -> Tensor:
@@ -346,12 +353,14 @@ def evaluate(
         x, weight, bias, _, _, eps = call
         if eps < 0.0:
             F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)  # raises
+        running_mean, running_var = _kept(x, running_mean, running_var)
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
         return _epilogue_in_place(out, call)
     running = Running(running_mean, running_var)
     kind, call, _, _, kernels, pool = route(call, running, False, backend)
     if kind in ("refused", "torch") or running_mean is None or running_var is None:
-        return pool_by_torch(_torch_batch_norm(call, running, False), pool)
+        mean, var = _kept(call.x, running_mean, running_var)
+        return pool_by_torch(_torch_batch_norm(call, Running(mean, var), False), pool)
     with torch.no_grad():
         # A copy: the running mean may be updated in place between this forward and its backward pass.
         mean = running_mean.to(torch.float32, copy=True)

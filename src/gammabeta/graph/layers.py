@@ -8,8 +8,10 @@ its like) counts as one on each.
 from __future__ import annotations
 
 import copy
+from types import CellType, FunctionType
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -34,9 +36,32 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def sharing_copy(model: M) -> M:
-    """A copy of the modules that holds the very same parameters and buffers."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
+    """A copy of the modules that holds the very same parameters, buffers and ScriptModules."""
+    shared = (*model.parameters(), *model.buffers())
+    memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
+    memo |= {id(m): m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)}
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, FunctionType) and value.__closure__:
+                vars(module)[name] = _closed_over_copies(value, memo)
+    return twin
+
+
+def _closed_over_copies(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """The function with the copies in its closure, where it has what was copied; ``deepcopy`` keeps these."""
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(CellType(memo.get(id(cell.cell_contents), cell.cell_contents)))
+        except ValueError:  # not set yet
+            cells.append(cell)
+    made = FunctionType(
+        function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    vars(made).update(vars(function))
+    return made
 
 
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:

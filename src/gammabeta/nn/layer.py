@@ -142,9 +142,12 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         It does not count when activation checkpointing repeats it inside a backward pass. Then the statistics
         are copies, because checkpointing compares the saved tensors with those of the first time.
         """
-        if not self.training or not self.track_running_stats or mean is None or var is None:
+        if not self.training or not self.track_running_stats:
             return Running(None, None, 0.0, self.skip_nonfinite), False
-        if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
+        counts = torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1
+        if mean is None or var is None:  # PyTorch counts all the same
+            return Running(None, None, 0.0, self.skip_nonfinite), counts
+        if counts:
             return Running(mean, var, self._factor(), self.skip_nonfinite), True
         return Running(mean.clone(), var.clone(), 0.0, self.skip_nonfinite), False
 
@@ -213,6 +216,9 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
                 model passes it, so that the layer does the same as before for other callers.
             pool: likewise.
         """
+        held = self.__dict__.get("_held")
+        if held is not None and (earlier := held()) is not None:
+            earlier.run()  # a call of a converted model that waits for what follows it: it comes first
         if isinstance(input, Proxy) or isinstance(residual, Proxy):
             recorded: Tensor = self._record(input, residual, activation, pool)
             return recorded

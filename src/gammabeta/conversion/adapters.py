@@ -1,0 +1,261 @@
+"""Batch norms of other libraries: which classes are a batch norm and something after it, or a frozen one.
+
+A class is known by its name, or that of one of its bases, and taken in only after it gave what the row says
+on samples. A class that inherits its ``forward`` from PyTorch's batch norms needs no row.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import UsageError
+from .pending import IDLE, Pending, call, does_nothing_more, now
+from .rewrite import Rewritten
+
+_BUFFERS = ("running_mean", "running_var", "weight", "bias")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a class computes: a batch norm, then the modules in the attributes ``tail``, in order.
+
+    ``frozen``: it always normalises with its running statistics. ``synced``: over all processes.
+    """
+
+    name: str
+    tail: tuple[str, ...] = ()
+    frozen: bool = False
+    synced: bool = False
+
+
+_ROWS: dict[str, Row] = {}
+_IDLE_RATES: dict[str, str] = {}  # classes that drop something at random: the attribute with the probability
+_CLASSES: dict[Any, type[Module]] = {}
+_VERIFIED: dict[Any, bool] = {}
+
+
+def register_norm(
+    name: str, *, tail: tuple[str, ...] = (), frozen: bool = False, synced: bool = False
+) -> None:
+    """Let ``convert`` take in a class of batch norms.
+
+    Args:
+        name: of the class.
+        tail: attributes of the module that hold the modules it calls after the normalisation, in order.
+        frozen: it always uses ``running_mean``, ``running_var``, ``weight`` and ``bias``, and ``eps``.
+        synced: in training its statistics are those of all processes.
+
+    Raises:
+        UsageError: ``name`` is not the name of a class.
+    """
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UsageError(f"register_norm needs the name of a class, such as 'BatchNormAct2d'; got {name!r}")
+    _ROWS[name] = Row(name, tuple(tail), frozen, synced)
+
+
+for _name in ("BatchNormAct2d", "BatchNormAct3d", "BatchNormAct1d"):  # timm
+    register_norm(_name, tail=("drop", "act"))
+register_norm("SyncBatchNormAct", tail=("drop", "act"), synced=True)  # timm
+register_norm("FrozenBatchNormAct2d", tail=("drop", "act"), frozen=True)  # timm
+register_norm("FrozenBatchNorm2d", frozen=True)  # torchvision, timm, detectron2, fvcore, transformers
+for _name in ("DetrFrozenBatchNorm2d", "ConditionalDetrFrozenBatchNorm2d", "DeformableDetrFrozenBatchNorm2d",
+              "DetaFrozenBatchNorm2d", "GroundingDinoFrozenBatchNorm2d", "RTDetrFrozenBatchNorm2d",
+              "DFineFrozenBatchNorm2d", "TableTransformerFrozenBatchNorm2d"):  # fmt: skip
+    register_norm(_name, frozen=True)  # transformers
+register_norm("NaiveSyncBatchNorm", synced=True)  # detectron2, fvcore
+_IDLE_RATES |= {
+    "DropPath": "drop_prob",
+    "StochasticDepth": "p",
+    "DropBlock2d": "drop_prob",
+    "DropBlock2D": "drop_prob",
+}
+
+
+def row_of(module: Module) -> Row | None:
+    """The row for a module's class or the nearest of its bases that has one."""
+    for base in type(module).__mro__:
+        if base.__module__.startswith(("torch.nn.", "gammabeta.")):
+            continue
+        if base.__name__ in _ROWS:
+            return _ROWS[base.__name__]
+    return None
+
+
+def inherits_forward(layer: Module) -> bool:
+    """Whether a batch norm of another class runs PyTorch's ``forward``."""
+    kind = type(layer)
+    same_call = kind.__call__ is Module.__call__
+    return same_call and kind.forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+
+
+# --- batch norms ------------------------------------------------------------------------------------------
+
+
+class Adapted:
+    """Marks a class that is one of ours and one of another library's: its tail follows."""
+
+    _base: type[Module]
+    _normalising: Any
+    _tail_of: tuple[str, ...]
+
+    def _pending(self: Any, input: Any) -> Any:
+        value = input
+        if type(input) is Tensor and does_nothing_more(self):
+            value = Pending(self, input)
+        else:
+            value = self._normalising.forward(self, input)
+        for name in self._tail_of:
+            value = call(getattr(self, name), value)
+        return value
+
+    def forward(self: Any, input: Any) -> Any:
+        """Normalise, then what the other library's class does."""
+        if not torch.compiler.is_compiling():
+            return now(self._pending(input))
+        value = self._normalising.forward(self, input)
+        for name in self._tail_of:
+            value = getattr(self, name)(value)
+        return value
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (self._normalising, self._base, self._tail_of), vars(self)
+
+
+def _blank(kind: type[Module], base: type[Module], tail: tuple[str, ...]) -> Module:
+    made = adapted_class(kind, base, tail)
+    module: Module = made.__new__(made)
+    return module
+
+
+def adapted_class(kind: type[Module], base: type[Module], tail: tuple[str, ...]) -> type[Module]:
+    """The class that is both ``kind``, one of ours, and ``base``."""
+    key = (kind, base, tail)
+    if key not in _CLASSES:
+        body = {"_base": base, "_normalising": kind, "_tail_of": tail}
+        named = {"__module__": kind.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
+        _CLASSES[key] = type(base.__name__, (Adapted, kind, base), {**body, **named})
+    return _CLASSES[key]
+
+
+def tail_of(layer: Module) -> tuple[str, ...] | None:
+    """The attributes with what a foreign batch norm calls after normalising; None if it is not known."""
+    if inherits_forward(layer):
+        return ()
+    row = row_of(layer)
+    if row is None or row.frozen:
+        return None
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    return row.tail if alone or not row.synced else None
+
+
+def gives_the_same(layer: Module, kind: type[Module], tail: tuple[str, ...]) -> bool:
+    """Whether the layer of both classes gives, on samples, what the layer gives."""
+    key = (type(layer), kind, tail)
+    if key not in _VERIFIED:
+        _VERIFIED[key] = _same_on_samples(layer, kind, tail)
+    return _VERIFIED[key]
+
+
+def _same_on_samples(layer: Any, kind: type[Module], tail: tuple[str, ...]) -> bool:
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            one = copy.deepcopy(layer).to("cpu", torch.float64)
+            other = copy.deepcopy(one)
+            other.__class__ = adapted_class(kind, type(layer), tail)
+            return all(_alike(one, other, training) for training in (False, True))
+    except Exception:  # another library's code may raise anything: it is not taken in
+        return False
+
+
+def _alike(one: Any, other: Any, training: bool) -> bool:
+    dimension = {2: (5, 4), 1: (6,), 3: (3, 4, 2)}
+    sizes = next((size for dim, size in dimension.items() if f"{dim}d" in type(one).__name__.lower()), (5, 4))
+    x = torch.randn(6, len(one.running_mean), *sizes, dtype=torch.float64, device="cpu") * 2 + 0.5
+    one.train(training)
+    other.train(training)
+    torch.manual_seed(0)
+    expected = one(x)
+    torch.manual_seed(0)
+    same = torch.allclose(other(x), expected, rtol=1e-9, atol=1e-9)
+    return bool(same) and all(map(torch.allclose, other.buffers(), one.buffers()))
+
+
+# --- frozen batch norms -----------------------------------------------------------------------------------
+
+
+class AdaptedFrozen(Rewritten):
+    """Marks a subclass of another library's frozen batch norm that runs our function."""
+
+    _tail_of: tuple[str, ...]
+
+    def _pending(self: Any, x: Any) -> Any:
+        mean, var, weight, bias = (getattr(self, name) for name in _BUFFERS)
+        if type(x) is not Tensor or x.dtype != mean.dtype:
+            return self._base.forward(self, x)
+        value: Any = Pending(None, x, (mean, var, weight, bias, False, 0.0, float(self.eps)))
+        for name in self._tail_of:
+            value = call(getattr(self, name), value)
+        return value
+
+    def forward(self: Any, x: Any) -> Any:
+        """Normalise with the running statistics."""
+        return self._base.forward(self, x) if torch.compiler.is_compiling() else now(self._pending(x))
+
+
+def adapt_frozen(module: Module) -> bool:
+    """Let a frozen batch norm of another library run our function; whether it is one."""
+    row = row_of(module)
+    base: type[Module] = getattr(type(module), "_base", type(module))
+    if row is None or not row.frozen or isinstance(module, _BatchNorm):
+        return False
+    if not all(isinstance(getattr(module, name, None), Tensor) for name in _BUFFERS) or not hasattr(
+        module, "eps"
+    ):
+        return False
+    key = (base, row.tail, "frozen")
+    if key not in _CLASSES:
+        body = {"_base": base, "_tail_of": row.tail, "__module__": base.__module__, "__doc__": base.__doc__}
+        _CLASSES[key] = type(f"Fused{base.__name__}", (AdaptedFrozen, base), body)
+    if key not in _VERIFIED:
+        _VERIFIED[key] = _frozen_gives_the_same(module, _CLASSES[key])
+    if _VERIFIED[key]:
+        module.__class__ = _CLASSES[key]
+    return _VERIFIED[key]
+
+
+def _frozen_gives_the_same(module: Any, made: type[Module]) -> bool:
+    try:
+        with torch.no_grad():
+            one = copy.deepcopy(module).to("cpu", torch.float64)
+            other = copy.deepcopy(one)
+            other.__class__ = made
+            return _alike(one, other, training=False) and _alike(one, other, training=True)
+    except Exception:  # another library's code may raise anything: it is not taken in
+        return False
+
+
+# --- what drops at random ---------------------------------------------------------------------------------
+
+
+def learn_idle(root: Module) -> None:
+    """Learn which modules of other libraries give back what they get, in evaluation or at rate 0."""
+    for module in root.modules():
+        kind: type[Module] = type(module)
+        rate = _IDLE_RATES.get(kind.__name__)
+        if rate is None or kind in IDLE or not hasattr(module, rate) or list(module.parameters()):
+            continue
+        if _gives_back(module):
+            IDLE[kind] = lambda one, rate=rate: not one.training or not getattr(one, rate)  # type: ignore[misc]
+
+
+def _gives_back(module: Module) -> bool:
+    sample = torch.zeros(2, 3, 8, 8, device="cpu")
+    try:
+        return copy.deepcopy(module).eval()(sample) is sample
+    except Exception:  # another library's code may raise anything
+        return False

@@ -1,0 +1,259 @@
+"""Compare a converted model with the one it was made from, and take back what makes them differ.
+
+Both run on the example and on inputs like it, in evaluation and, where the kind promises the same there, in
+training mode, from the same random state. Compared are all tensors of the outputs, the gradients of inputs
+and parameters, the buffers, and the random states afterwards. What the runs change is put back.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..errors import SurgeryError
+from ..graph.record import map_tensors, tensors_in
+from ..stats.preserve import preserved
+from .pending import WATCHERS, Pending
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+# Sums in another order, in a deep network; relative to the largest value of a tensor.
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+
+
+def as_inputs(example: Any) -> Inputs:
+    """Positional and keyword arguments of an example: a tensor, a tuple of arguments, a dict of keywords."""
+    if isinstance(example, dict) and example and all(isinstance(key, str) for key in example):
+        return (), dict(example)
+    if isinstance(example, tuple) and not hasattr(example, "_fields"):
+        return tuple(example), {}
+    return (example,), {}
+
+
+class Part(NamedTuple):
+    """Something that was changed in the converted model, and how to undo it and do it again."""
+
+    module: Module
+    undo: Callable[[], None]
+    redo: Callable[[], None]
+
+
+class Verified(NamedTuple):
+    """The modules that were changed back, and why; and what joined each layer's calls, as it was seen."""
+
+    taken_back: dict[Module, str]
+    seen: dict[Module, str]
+
+
+def verify(model: Module, twin: Module, example: Any, training: bool, parts: list[Part]) -> Verified:
+    """Undo the parts with which ``twin`` gives something else than ``model``.
+
+    Args:
+        model: the one that was converted; it is left as it is.
+        twin: what became of it.
+        example: what to call both with.
+        training: whether the two do the same in training mode too.
+        parts: what may be undone, each for itself.
+
+    Raises:
+        SurgeryError: the model does not run on the example, or they differ even with every part undone.
+    """
+    cases = _cases(model, as_inputs(example), (False, True) if training else (False,))
+
+    def wrong() -> str:
+        for inputs, mode, expected in cases:
+            try:
+                found = _difference(_observed(twin, inputs, mode), expected)
+            except Exception as error:  # the model's own code may raise anything
+                found = f"it fails: {_first_line(error)}"
+            if found:
+                return f"{found} in {'training' if mode else 'evaluation'} mode"
+        return ""
+
+    first = wrong()
+    refused: list[Part] = []
+    if first:
+        refused = _take_back(parts, wrong)
+    rest = first and wrong()
+    if rest:
+        raise SurgeryError(f"the converted model gives other outputs on the example: {rest}")
+    why = {part.module: f"taken back: with it, {first}" for part in refused}
+    return Verified(why, _seen(twin, cases))
+
+
+def _seen(twin: Module, cases: "list[_Case]") -> dict[Module, str]:
+    """What joined the calls of each layer in the first case; the most that joined, where calls differ."""
+    seen: dict[Module, str] = {}
+
+    def watch(pending: Pending) -> None:
+        if pending.layer is not None:
+            seen[pending.layer] = max(seen.get(pending.layer, ""), str(pending), key=len)
+
+    WATCHERS.append(watch)
+    try:
+        for inputs, mode, _ in cases[:1]:
+            _observed(twin, inputs, mode)
+    finally:
+        WATCHERS.remove(watch)
+    return seen
+
+
+_Case = tuple[Inputs, bool, list[tuple[str, Tensor]]]  # inputs, training mode, what the model gives and does
+
+
+def _cases(model: Module, inputs: Inputs, modes: tuple[bool, ...]) -> list[_Case]:
+    """What the model gives in each mode on its example and on inputs like it, if always the same."""
+    cases: list[_Case] = []
+    for i, given in enumerate((inputs, *_like(inputs))):
+        for mode in modes:
+            try:
+                expected = _observed(model, given, mode)
+                if i or not _difference(_observed(model, given, mode), expected):
+                    cases.append((given, mode, expected))
+            except Exception as error:
+                if i == 0 and not mode:
+                    raise SurgeryError(
+                        f"the given model fails on the example: {_first_line(error)}; example= is a tensor, "
+                        "a tuple of arguments or a dict of keyword arguments"
+                    ) from error
+    return cases
+
+
+def _take_back(parts: list[Part], wrong: Callable[[], str]) -> list[Part]:
+    """Undo the parts that make a difference, found by halving; all others stay."""
+    for part in parts:
+        part.undo()
+    if wrong():
+        return parts
+    refused: list[Part] = []
+
+    def redo(some: list[Part]) -> None:
+        for part in some:
+            part.redo()
+        if not some or not wrong():
+            return
+        for part in reversed(some):
+            part.undo()
+        if len(some) == 1:
+            refused.extend(some)
+            return
+        middle = len(some) // 2
+        redo(some[:middle])
+        redo(some[middle:])
+
+    redo(parts)
+    return refused
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+# --- inputs like the example ------------------------------------------------------------------------------
+
+
+def _like(inputs: Inputs) -> Iterator[Inputs]:
+    """The same samples in another order, and half as large; no values that are not in the example."""
+
+    def flipped(tensor: Tensor) -> Tensor:
+        return tensor.flip(0) if tensor.dim() > 1 and tensor.shape[0] > 1 else tensor
+
+    def halved(tensor: Tensor) -> Tensor:
+        return tensor * 0.5 if tensor.is_floating_point() else tensor
+
+    yield map_tensors(inputs, flipped)
+    yield map_tensors(inputs, halved)
+
+
+_NO_GRADIENTS = "the failure of the backward pass"
+
+
+# --- a run and all that it did ----------------------------------------------------------------------------
+
+
+def _observed(model: Module, inputs: Inputs, training: bool) -> list[tuple[str, Tensor]]:
+    """What a run gives and does, as named tensors."""
+    with ExitStack() as stack:
+        stack.enter_context(preserved(model))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 (the global one is what models draw from)
+        model.train(training)
+        leaves: list[Tensor] = []
+        args, kwargs = map_tensors(inputs, lambda t: _given(t, leaves))
+        outputs = model(*args, **kwargs)
+        found = [(f"output {i}", t) for i, t in enumerate(tensors_in(outputs))]
+        seen = [(name, _copied(t)) for name, t in found]
+        seen += [(f"{name}'s need of a gradient", _number(t.requires_grad)) for name, t in found]
+        seen += [(f"the buffer {n}", _copied(b)) for n, b in model.named_buffers()]
+        drawn = float(torch.rand((), device="cpu")) + random.random() + float(np.random.rand())  # noqa: NPY002
+        seen.append(("what is drawn next", _number(drawn)))
+        return seen + _gradients(model, [t for _, t in found], leaves)
+
+
+def _number(value: float) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+
+
+def _given(tensor: Tensor, leaves: list[Tensor]) -> Tensor:
+    """A copy to call a model with, which it may write into; what it is a copy of is added to ``leaves``."""
+    copied = tensor.detach().clone()
+    if not tensor.is_floating_point() or tensor.dim() < 2:
+        return copied
+    leaves.append(copied.requires_grad_())
+    return copied.clone()
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone() if not tensor.is_sparse else tensor.detach().to_dense()
+
+
+def _gradients(model: Module, outputs: list[Tensor], inputs: list[Tensor]) -> list[tuple[str, Tensor]]:
+    """The gradients of inputs and parameters, of a sum that weighs each value of the outputs differently."""
+    goals = [t for t in outputs if t.requires_grad and t.is_floating_point() and t.numel()]
+    named: list[tuple[str, Tensor]]
+    named = [(f"the gradient of {n}", p) for n, p in model.named_parameters() if p.requires_grad]
+    named += [
+        (f"the gradient of input {i}", t) for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf
+    ]
+    if not goals or not named:
+        return []
+    generator = torch.Generator("cpu").manual_seed(0)
+    weights = [torch.rand(t.shape, generator=generator, device="cpu").to(t) + 0.5 for t in goals]
+    try:
+        found = torch.autograd.grad(goals, [t for _, t in named], weights, allow_unused=True)
+    except RuntimeError:  # the model's own code changed something that its gradient needs
+        return [(_NO_GRADIENTS, _number(0))]
+    return [(name, g.detach()) for (name, _), g in zip(named, found, strict=True) if g is not None]
+
+
+def _difference(found: list[tuple[str, Tensor]], expected: list[tuple[str, Tensor]]) -> str:
+    """The first thing that differs, in words."""
+    if expected and expected[-1][0] == _NO_GRADIENTS:
+        expected = expected[:-1]
+        found = found[: len(expected)]
+    if [name for name, _ in found] != [name for name, _ in expected]:
+        return "it gives other outputs or gradients"
+    for (name, a), (_, b) in zip(found, expected, strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            return f"{name} has another shape or dtype"
+        if not _close(a, b):
+            return f"{name} differs"
+    return ""
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    if not (a.is_floating_point() or a.is_complex()):
+        return bool(torch.equal(a, b))
+    tolerance = _TOLERANCE.get(a.dtype, 1e-3)
+    a, b = (t.double() if t.is_floating_point() else t for t in (a, b))
+    finite = b[b.isfinite()]
+    size = float(finite.abs().max()) if finite.numel() else 0.0
+    return bool(torch.allclose(a, b, rtol=0.0, atol=tolerance * max(size, 1e-6), equal_nan=True))
