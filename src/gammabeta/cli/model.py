@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, GammabetaError, UsageError, WeightsError
+from ..errors import DataError, GammabetaError, UsageError, WeightsError, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -228,6 +228,8 @@ def running(what: str) -> Iterator[None]:
     except (GammabetaError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise DataError(f"{what} could not run: {type(error).__name__}: {error}") from error
 
 

@@ -12,7 +12,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ..data import Dataset
 from ..train.evaluate import Evaluation
@@ -143,7 +150,8 @@ class Reporter(Observer):
     def load(self, job: Job) -> tuple[Dataset, float]:
         """Load a data set, with a bar if it must be downloaded; return it and the seconds it took."""
         clock = time.perf_counter()
-        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), TimeRemainingColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=self._screen, transient=True, disable=self._quiet) as bar:
             tasks: dict[str, Any] = {}
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, UnavailableError
+from ..errors import DataError, UnavailableError, installing
 from .picture import Style
 from .stream import reason
 
@@ -45,7 +45,7 @@ class OnnxClassifier:
             import onnxruntime
         except ImportError:
             raise UnavailableError(
-                "onnxruntime is not installed, and an ONNX file needs it: pip install 'gammabeta[onnx]'"
+                f"onnxruntime is not installed, and an ONNX file needs it: {installing('onnx')}"
             ) from None
         file = Path(path)
         if not file.is_file():

@@ -16,7 +16,7 @@ from torch import nn
 from .. import data
 from ..data import Dataset, Split
 from ..data.download import Progress
-from ..errors import RunError, UnavailableError, UsageError
+from ..errors import RunError, UnavailableError, UsageError, installing
 from ..files import (
     fit_weights,
     load_weights,
@@ -275,7 +275,7 @@ class Events:
 def check_tensorboard() -> None:
     """Raise ``UnavailableError`` unless TensorBoard is installed."""
     if find_spec("tensorboard") is None:
-        raise UnavailableError("TensorBoard is not installed: pip install 'gammabeta[tensorboard]'")
+        raise UnavailableError(f"TensorBoard is not installed: {installing('tensorboard')}")
 
 
 def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
