@@ -72,7 +72,7 @@ def doctor(
     report = _diagnose(subject, loader, settings, batch, screen, quiet or json)
     if fix is not None and out is not None:
         if not (json or quiet):
-            screen.print(report)
+            screen.print(report, soft_wrap=False)
             screen.print()
         report = _mend(subject, loader, settings, batch, screen, quiet or json, out)
     if html is not None:
@@ -85,7 +85,7 @@ def doctor(
     elif quiet:
         screen.print(report.verdict, markup=False)
     else:
-        screen.print(report)
+        screen.print(report, soft_wrap=False)
         if out is not None:
             screen.print(f"Mended weights: {out}")
         if html is not None:

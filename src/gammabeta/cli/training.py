@@ -22,6 +22,7 @@ from rich.progress import (
 )
 
 from ..data import Dataset
+from ..text import for_shell
 from ..train.evaluate import Evaluation
 from ..train.fitting import Observer, TrainingInterrupted
 from ..train.loop import Progress as Standing
@@ -174,7 +175,7 @@ class Reporter(Observer):
                 yield
             except (TrainingInterrupted, KeyboardInterrupt):
                 self._bar.stop()
-                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {path}", markup=False)
+                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {for_shell(path)}")
                 raise typer.Exit(self._stop.exit_code) from None
 
     def tell(self, message: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError, UnavailableError, installing
+from ..text import storable
 from .picture import Style
 from .stream import reason
 
@@ -55,7 +56,9 @@ class OnnxClassifier:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            # It takes names in UTF-8 only.
+            model = file if storable(str(file)) == str(file) else file.read_bytes()
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes share no public base
             why = reason(error)[:200]
             raise DataError(f"{file} is not an ONNX model that ONNX Runtime can load: {why}") from None
