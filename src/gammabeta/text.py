@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LONGEST_DRAWN = 80  # letters of a name in a picture
 # Letters and marks that leave no trace on the screen, beside those that are not printable for Python.
 _INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
 # Joiners shape the scripts from Arabic on, and emoji; between other letters they only deceive.
@@ -94,13 +93,15 @@ def stored(text: str) -> str:
     return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda found: chr(int(found[1], 16)), text)
 
 
-def for_figure(text: object) -> str:
-    """``visible``, for Matplotlib: no formula, no label left out, only characters that a font here has."""
-    shown = visible(text)
-    if len(shown) > _LONGEST_DRAWN:
-        shown = shown[: _LONGEST_DRAWN - 1] + "…"
-    drawn = "".join(c if _family(c) is not None else _escaped(c) for c in shown)
-    return " " * drawn.startswith("_") + visible(drawn).replace("$", r"\$")
+def for_figure(text: object, most: int = 96) -> str:
+    """``visible``, for Matplotlib: no formula, no label left out, only characters that a font here has.
+
+    Of more than ``most`` letters the middle is left out.
+    """
+    drawn = visible("".join(c if _family(c) is not None else _escaped(c) for c in visible(text)))
+    if len(drawn) > most:
+        drawn = f"{drawn[: most // 2]}…{drawn[1 + most // 2 - most :]}"
+    return " " * drawn.startswith("_") + drawn.replace("$", r"\$")
 
 
 def fit_fonts(figure: "Figure") -> None:

@@ -1,7 +1,10 @@
 """What commands print of names that other people chose: the names, in any terminal, and nothing else."""
 
+import base64
 import io
+import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +16,10 @@ from PIL import Image
 from rich.table import Table
 from rich.text import Text
 
+import gammabeta as gb
 from gammabeta.cli.app import run
 from gammabeta.cli.output import Screen
-from gammabeta.errors import UnavailableError
+from gammabeta.train.plots import confusion, mistakes, save_figure
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -191,4 +195,57 @@ def test_other_bugs_keep_their_traceback(gammabeta: Call, monkeypatch: pytest.Mo
     monkeypatch.setattr("gammabeta.train.provenance.machine", broken)
     with pytest.raises(KeyError):
         gammabeta("info")
-    assert UnavailableError.exit_code == 2
+
+
+NASTY_LAYERS = (
+    "[red]x[/red] $a$ <img src=x onerror=alert(1)>",
+    "\x1b[31mnew\nline",
+    "_日\u202e\udce9",
+    "a" * 500,
+)
+
+
+class Nasty(torch.nn.Module):
+    """Layers whose names are markup somewhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in NASTY_LAYERS:
+            self.add_module(name, torch.nn.BatchNorm2d(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.children():
+            x = layer(x)
+        return x
+
+
+def test_layer_names_stay_text_in_every_form_of_a_report(tmp_path: Path) -> None:
+    """In the terminal's text, the page and its pictures, the table of folding."""
+    batches = [torch.randn(8, 3, 4, 4) * 3 + 5 for _ in range(2)]
+    report = gb.diagnose(Nasty(), batches)
+    assert {finding.layer for finding in report} >= set(NASTY_LAYERS)
+    page = report.save_html(tmp_path / "page.html").read_text("utf-8")
+    tags = set(re.findall(r"<img [^>]*", page))
+    assert len(tags) == 2
+    assert all("src='data:image/svg" in tag for tag in tags)
+    assert r"\x1b[31mnew\nline" in page
+    for picture in re.findall(r"base64,([\w+/=]+)", page):
+        texts(base64.b64decode(picture).decode())
+    texts(page)
+    texts(str(report))
+    assert NASTY_LAYERS[0] in str(report)
+    assert json.loads(report.to_json())["findings"]
+    folded = gb.fold(Nasty().eval(), batches[0])
+    texts(folded.fold_report.table())
+    assert len(folded.fold_report.table().splitlines()) == len(NASTY_LAYERS) + 2
+
+
+def test_pictures_of_long_names(tmp_path: Path) -> None:
+    names = ["a" * 100_000, "[b]" * 40, "日本" * 30, "\x1b" * 50]
+    counts = np.full((4, 4), 2)
+    save_figure(confusion(counts, names, "t" * 1000), tmp_path / "confusion.png")
+    images = np.zeros((4, 1, 8, 8), np.uint8)
+    save_figure(mistakes(images, names, names, [0.5] * 4, "title $"), tmp_path / "mistakes.png")
+    for path in tmp_path.iterdir():
+        with Image.open(path) as picture:
+            assert max(picture.size) < 2000

@@ -17,6 +17,7 @@ from .run import Run
 # Okabe and Ito's colour-blind-safe palette.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _BLUE, _ORANGE, _GREY = COLORS[0], COLORS[1], "#777777"
+_NAME = 24  # letters of a class's name, where many stand side by side
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -130,7 +131,7 @@ def _tidy(many: Iterable[Axes]) -> None:
 def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix, int64 ``(classes, classes)``, rows true; small ones show the counts."""
     count = len(classes)
-    names = [for_figure(name) for name in classes]
+    names = [for_figure(name, _NAME) for name in classes]
     side = min(max(5.0, 0.55 * count), 20.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
@@ -165,5 +166,7 @@ def mistakes(
         axes.imshow(
             image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255
         )
-        axes.set_title(f"{for_figure(true)}, said {for_figure(said)}\n{100 * p:.1f} % sure", fontsize=8)
+        axes.set_title(
+            f"{for_figure(true, _NAME)}, said {for_figure(said, _NAME)}\n{100 * p:.1f} % sure", fontsize=8
+        )
     return figure
