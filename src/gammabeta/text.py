@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,21 +130,24 @@ def _usual_font() -> frozenset[int]:
 @cache
 def _other_fonts() -> dict[str, str]:
     """For each character of the fonts installed here the family to take it from; sans-serif first."""
-    from matplotlib.font_manager import FontProperties, fontManager
+    from matplotlib.font_manager import FontProperties, findfont, fontManager
     from matplotlib.ft2font import FT2Font
 
+    usual = FontProperties()
+    families = {entry.name for entry in fontManager.ttflist if _regular(entry)} - {usual.get_name()}
     found: dict[str, str] = {}
-    usual = FontProperties().get_name()  # another file of this name would not be asked
-    for entry in sorted(
-        fontManager.ttflist, key=lambda entry: ("sans" not in entry.name.lower(), entry.name)
-    ):
-        if entry.style != "normal" or entry.name == usual or _NO_LETTERS.fullmatch(entry.name):
+    for name in sorted(families, key=lambda name: ("sans" not in name.lower(), name)):
+        if _NO_LETTERS.fullmatch(name):
             continue
         try:
-            font = FT2Font(entry.fname)
-            characters = map(chr, font.get_charmap()) if font.scalable else ()
-        except (OSError, RuntimeError):  # gone since Matplotlib made its list, or of a kind it cannot draw
+            font = FT2Font(findfont(FontProperties(family=name), fallback_to_default=False))
+        except (OSError, RuntimeError, ValueError):  # gone meanwhile, or of a kind Matplotlib cannot draw
             continue
-        for character in characters:
-            found.setdefault(character, entry.name)
+        for code in font.get_charmap() if font.scalable else ():
+            found.setdefault(chr(code), name)
     return found
+
+
+def _regular(entry: Any) -> bool:
+    """Whether a font is upright and of normal weight and width, so that its family's name finds it."""
+    return entry.style == "normal" == entry.variant == entry.stretch and entry.weight in (400, "normal")

@@ -166,7 +166,7 @@ def mistakes(
         axes.imshow(
             image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255
         )
-        axes.set_title(
-            f"{for_figure(true, _NAME)}, said {for_figure(said, _NAME)}\n{100 * p:.1f} % sure", fontsize=8
-        )
+        true, said = for_figure(true, _NAME), f"said {for_figure(said, _NAME)}"
+        words = f"{true}, {said}" if len(true + said) <= _NAME else f"{true},\n{said}"
+        axes.set_title(f"{words}\n{100 * p:.1f} % sure", fontsize=8)
     return figure
