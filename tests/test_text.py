@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -123,6 +124,15 @@ def test_a_formula_of_ours_is_drawn_still():
     fit_fonts(figure)
     figure.draw_without_rendering()
     assert any("mathdefault" in label.get_text() for label in axes.get_yticklabels())
+
+
+def test_no_name_is_run_as_latex():
+    with rc_context({"text.usetex": True}):
+        figure = Figure()
+        title = figure.suptitle(for_figure(r"\input{secret} $x$"))
+        fit_fonts(figure)
+        figure.draw_without_rendering()
+    assert not title.get_usetex()
 
 
 def test_a_letter_comes_from_another_font_or_is_an_escape(monkeypatch):

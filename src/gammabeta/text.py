@@ -105,11 +105,12 @@ def for_figure(text: object, most: int = 96) -> str:
 
 
 def fit_fonts(figure: "Figure") -> None:
-    """Let each text of a figure take from other fonts the characters that its own lacks."""
+    """Let each text of a figure take from other fonts the characters that its own lacks, and none be LaTeX."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
+        text.set_usetex(False)  # whatever the user's settings are: LaTeX runs what it reads
         others = sorted({_family(character) or "" for character in text.get_text()} - {""})
         if others:
             text.set_fontfamily([*text.get_fontfamily(), *others])
