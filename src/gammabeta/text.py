@@ -90,7 +90,7 @@ def storable(text: str) -> str:
 
 def stored(text: str) -> str:
     """The text that ``storable`` was given."""
-    return re.sub(r"\\u(dc[89a-f][0-9a-f])", lambda found: chr(int(found[1], 16)), text)
+    return re.sub(r"\\u(d[89a-f][0-9a-f]{2})", lambda found: chr(int(found[1], 16)), text)
 
 
 def for_figure(text: object, most: int = 96) -> str:
@@ -105,7 +105,7 @@ def for_figure(text: object, most: int = 96) -> str:
 
 
 def fit_fonts(figure: "Figure") -> None:
-    """Let each text of a figure take from other fonts the characters that its own lacks, and none be LaTeX."""
+    """Let each text of a figure take from other fonts the characters that its own lacks; none is LaTeX."""
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
