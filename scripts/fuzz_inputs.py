@@ -365,7 +365,7 @@ def judge(read: Reader, content: bytes) -> tuple[str, str]:
             warnings.simplefilter("error")
             read(content)
     except GammabetaError as error:
-        message = str(error)
+        message = str(error.args[0])  # as it was written: shown, it is one line whatever it holds
         return ("refused", message) if "\n" not in message else ("failed", f"several lines: {message!r}")
     except BaseException:
         return "failed", traceback.format_exc(limit=-4)

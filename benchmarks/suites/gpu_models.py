@@ -113,7 +113,7 @@ def digits(seeds: int) -> dict[str, Any]:
     """Seconds of training and test accuracy of ``gammabeta train`` with the recipe ``fast``, over seeds."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        return {"digit network": f"left out: {', '.join(missing)} not installed (pip install gammabeta)"}
+        return {"digit network": f"left out: {', '.join(missing)} not installed (pip install .)"}
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(-1, seeds):  # the first warms the caches of compiled kernels and does not count

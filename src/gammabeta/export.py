@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from . import __version__
 from .data.onnxfile import METADATA
-from .errors import SurgeryError, UnavailableError, UsageError
+from .errors import SurgeryError, UnavailableError, UsageError, installing
 from .files import write_atomically
 from .folding import FoldReport, as_inputs, fold
 from .folding.layers import plain
@@ -139,7 +139,7 @@ def _libraries() -> tuple[Any, Any]:
             found.append(importlib.import_module(name))
         except ImportError:
             raise UnavailableError(
-                f"{name} is not installed, and ONNX export needs it: pip install 'gammabeta[onnx]'"
+                f"{name} is not installed, and ONNX export needs it: {installing('onnx')}"
             ) from None
     importlib.import_module("onnx.checker")
     return found[0], found[2]

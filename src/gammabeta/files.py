@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .errors import GammabetaError, RunError, WeightsError
+from .text import storable
 
 _LARGEST_JSON = 64 << 20  # bytes; a run's own documents are a thousand times smaller
 
@@ -71,8 +72,11 @@ def serialize(tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read tensors by name, and metadata; ``WeightsError`` if it is missing, damaged or not safetensors."""
     try:
-        with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+        with path.open("rb") as opened:
+            # Its library takes names in UTF-8 only.
+            name = str(path) if storable(str(path)) == str(path) else f"/dev/fd/{opened.fileno()}"
+            with safe_open(name, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except FileNotFoundError:
         raise WeightsError(f"there is no weights file {path}") from None
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, TypeError) as error:

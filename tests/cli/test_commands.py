@@ -133,5 +133,5 @@ def test_tensorboard_asked_for_and_missing(
     monkeypatch.setattr("gammabeta.train.run.find_spec", lambda _: None)
     code, _, err = gammabeta("train", digits_file, "-o", tmp_path / "run", "--tensorboard")
     assert (code, err.count("\n")) == (2, 1)
-    assert "gammabeta[tensorboard]" in err
+    assert ".[tensorboard]" in err
     assert not (tmp_path / "run").exists()

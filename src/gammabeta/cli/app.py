@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import typer
 
 from .. import __version__
-from ..errors import GammabetaError
+from ..errors import GammabetaError, out_of_memory
 from .doctor import doctor, recalibrate
 from .evaluate import compare, evaluate
 from .fold import export, fold
-from .output import Json, console, fail, print_json
+from .output import Json, console, fail, prepare_streams, print_json
 from .predict import predict
 from .train import train
 
@@ -79,10 +79,9 @@ def common(
 
 def run(arguments: list[str] | None = None) -> int:
     """Run a command line; print a user's error as one line and return the exit code."""
+    prepare_streams()
     try:
         code = app(args=arguments, standalone_mode=False)
-    except GammabetaError as error:
-        return fail(str(error), error.exit_code)
     except _ClickError as error:
         return _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
@@ -90,6 +89,12 @@ def run(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if isinstance(error, GammabetaError):
+            return fail(out_of_memory(error) or str(error), error.exit_code)
+        if told := out_of_memory(error):
+            return fail(told, 2)
+        raise
     return code if isinstance(code, int) else 0
 
 

@@ -72,20 +72,24 @@ def doctor(
     report = _diagnose(subject, loader, settings, batch, screen, quiet or json)
     if fix is not None and out is not None:
         if not (json or quiet):
-            screen.print(report)
+            screen.print(report, soft_wrap=False)
             screen.print()
         report = _mend(subject, loader, settings, batch, screen, quiet or json, out)
     if html is not None:
+        from ..files import write_atomically
+
         check_folder(html, "--html")
-        report.save_html(html)
+        write_atomically(html, report.to_html().encode(), UsageError)
     if json:
         print_json(report.to_dict())
     elif quiet:
         screen.print(report.verdict, markup=False)
     else:
-        screen.print(report)
+        screen.print(report, soft_wrap=False)
+        if out is not None:
+            screen.print(f"Mended weights: {out}")
         if html is not None:
-            screen.print(f"Pictures: {html}", markup=False)
+            screen.print(f"Pictures: {html}")
     return report.exit_code(severity)  # type: ignore[arg-type]
 
 

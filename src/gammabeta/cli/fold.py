@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from .model import Best, Name, Shape, Weights, example_input, find_model
 from .output import Json, console, print_json
@@ -46,7 +47,7 @@ def fold(
         print_json(document)
         return
     screen = console()
-    screen.print(report.table(), markup=False)
+    screen.print(Text(report.table()))
     if found.trained is not None:
         screen.print(f"{same:,} of {count:,} test images get the same prediction", markup=False)
     if out is not None:
@@ -92,7 +93,7 @@ def export(
         print_json({"model": model, **report.to_dict()})
         return
     screen = console()
-    screen.print(report.fold.table(), markup=False)
+    screen.print(Text(report.fold.table()))
     sizes = ", ".join(map(str, report.batches))
     screen.print(
         f"{report.path}: {report.size / 1e6:.2f} MB, opset {report.opset}; ONNX Runtime's output differs "

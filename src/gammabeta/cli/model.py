@@ -6,6 +6,7 @@ A model is a run folder of ours, or ``module:factory`` of the user's; weights ma
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, GammabetaError, UsageError, WeightsError
+from ..errors import DataError, GammabetaError, UsageError, WeightsError, out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -155,9 +156,11 @@ def write_weights(model: nn.Module, path: Path) -> None:
     check_folder(path, "--out")
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     if path.suffix == ".safetensors":
-        write_atomically(path, serialize(state))
+        write_atomically(path, serialize(state), UsageError)
     else:
-        torch.save(state, path)
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_atomically(path, buffer.getvalue(), UsageError)
 
 
 def check_folder(path: Path, option: str) -> None:
@@ -228,6 +231,8 @@ def running(what: str) -> Iterator[None]:
     except (GammabetaError, KeyboardInterrupt):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise DataError(f"{what} could not run: {type(error).__name__}: {error}") from error
 
 

@@ -2,10 +2,15 @@
 
 import json
 import sys
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+from rich.text import Text
+
+from ..text import for_terminal, one_line
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")
@@ -14,9 +19,41 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only th
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 
 
-def console(json_wanted: bool = False) -> Console:
+class Screen(Console):
+    """A console on which text from outside stays text: no markup, no emoji codes, no control sequences.
+
+    A string is one line. What has several, and what has a style, is a ``Text`` or a table.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, soft_wrap=True, **options)
+
+    def render_str(
+        self, text: str, *, style: Any = "", justify: Any = None, overflow: Any = None, **_: Any
+    ) -> Text:
+        """Return a string, also a cell of a table, as it is measured and shown."""
+        return Text(for_terminal(text, self.encoding), style=style, justify=justify, overflow=overflow)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render; whatever the text went through, the terminal gets no more than text."""
+        for segment in super().render(renderable, options):
+            if segment.control or (segment.text.isascii() and segment.text.isprintable()):
+                yield segment
+            else:
+                lines = (for_terminal(line, self.encoding) for line in segment.text.split("\n"))
+                yield Segment("\n".join(lines), segment.style)
+
+
+def prepare_streams() -> None:
+    """Write what the encoding of standard output or error lacks as escapes, where nothing else has."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def console(json_wanted: bool = False) -> Screen:
     """Return the console for people's text: standard error if standard output belongs to JSON."""
-    return Console(stderr=json_wanted, highlight=False, soft_wrap=True)
+    return Screen(stderr=json_wanted)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -27,6 +64,5 @@ def print_json(document: dict[str, Any]) -> None:
 
 def fail(message: str, code: int) -> int:
     """Print an error as one line on standard error; return the exit code."""
-    line = " ".join(message.split())
-    Console(stderr=True, highlight=False, soft_wrap=True).print(f"gammabeta: error: {line}", markup=False)
+    Screen(stderr=True).print(f"gammabeta: error: {one_line(message)}")
     return code

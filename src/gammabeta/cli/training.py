@@ -12,9 +12,17 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from ..data import Dataset
+from ..text import for_shell
 from ..train.evaluate import Evaluation
 from ..train.fitting import Observer, TrainingInterrupted
 from ..train.loop import Progress as Standing
@@ -143,7 +151,8 @@ class Reporter(Observer):
     def load(self, job: Job) -> tuple[Dataset, float]:
         """Load a data set, with a bar if it must be downloaded; return it and the seconds it took."""
         clock = time.perf_counter()
-        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        name = TextColumn("{task.description}", markup=False)
+        columns = (name, BarColumn(), TimeRemainingColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, console=self._screen, transient=True, disable=self._quiet) as bar:
             tasks: dict[str, Any] = {}
 
@@ -166,7 +175,7 @@ class Reporter(Observer):
                 yield
             except (TrainingInterrupted, KeyboardInterrupt):
                 self._bar.stop()
-                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {path}", markup=False)
+                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {for_shell(path)}")
                 raise typer.Exit(self._stop.exit_code) from None
 
     def tell(self, message: str) -> None:

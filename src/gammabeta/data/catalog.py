@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..text import one_line
 from .archives import read_cifar10, read_emnist_letters
 from .dataset import Dataset
 from .download import Progress, RemoteFile, fetch
@@ -164,7 +165,7 @@ def load(
             found = _load_path(Path(name_or_path), size)
         except DataError as error:
             # What is wrong with arrays that do not fit together was noticed where no path is known.
-            where = str(name_or_path)
+            where = one_line(name_or_path)
             raise error if where in str(error) else DataError(f"{where}: {error}") from None
     if size is not None and found.image_shape[1:] != tuple(size):
         _, height, width = found.image_shape

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
+from ..text import storable
 
 #: Larger images are photographs, not the input of a network that is held in memory whole.
 MAX_SIDE = 4096
@@ -84,6 +85,9 @@ class Dataset:
             raise DataError(
                 f"{self.name}: {len(self.classes)} classes; between 1 and {MAX_CLASSES} can be used"
             )
+        object.__setattr__(
+            self, "classes", tuple(map(storable, self.classes))
+        )  # a folder's name can be bytes
         for part, split in (("training", self.train), ("test", self.test)):
             least, most = int(split.labels.min()), int(split.labels.max())
             if least < 0 or most >= len(self.classes):

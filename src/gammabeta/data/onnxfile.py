@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError, UnavailableError
+from ..errors import DataError, UnavailableError, installing
+from ..text import storable
 from .picture import Style
 from .stream import reason
 
@@ -45,7 +46,7 @@ class OnnxClassifier:
             import onnxruntime
         except ImportError:
             raise UnavailableError(
-                "onnxruntime is not installed, and an ONNX file needs it: pip install 'gammabeta[onnx]'"
+                f"onnxruntime is not installed, and an ONNX file needs it: {installing('onnx')}"
             ) from None
         file = Path(path)
         if not file.is_file():
@@ -55,7 +56,9 @@ class OnnxClassifier:
         if threads is not None:
             options.intra_op_num_threads = threads
         try:
-            session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+            # It takes names in UTF-8 only.
+            model = file if storable(str(file)) == str(file) else file.read_bytes()
+            session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes share no public base
             why = reason(error)[:200]
             raise DataError(f"{file} is not an ONNX model that ONNX Runtime can load: {why}") from None

@@ -1,8 +1,8 @@
 """The report as one self-contained page: no script, no font, no picture from anywhere else."""
 
 import base64
-from html import escape
 
+from ..text import for_html
 from .plots import plots
 from .summary import Group, Summary
 from .terminal import cells
@@ -37,34 +37,34 @@ def page(report: Summary) -> str:
 
 def body(report: Summary) -> str:
     """What stands in the page, and in a notebook's cell."""
-    parts = [f'<style>{STYLE}</style><div class="gb"><h1>{escape(report.verdict)}</h1>']
+    parts = [f'<style>{STYLE}</style><div class="gb"><h1>{for_html(report.verdict)}</h1>']
     parts += [_group(group) for group in report.groups]
     for title, explanation, svg in plots(report):
         data = base64.b64encode(svg.encode()).decode()
         parts.append(
-            f"<h2>{escape(title)}</h2><figure><img alt='{escape(title)}'"
+            f"<h2>{for_html(title)}</h2><figure><img alt='{for_html(title)}'"
             f" src='data:image/svg+xml;base64,{data}'>"
-            f"<figcaption>{escape(explanation)}</figcaption></figure>"
+            f"<figcaption>{for_html(explanation)}</figcaption></figure>"
         )
     if report.evidence.layers:
         parts.append(f"<h2>Layers</h2><div class='wide'>{_table(report)}</div>")
     if report.evidence.not_examined:
-        items = "".join(f"<li>{escape(line)}</li>" for line in report.evidence.not_examined)
+        items = "".join(f"<li>{for_html(line)}</li>" for line in report.evidence.not_examined)
         parts.append(f"<h2>Not examined</h2><ul>{items}</ul>")
     return "".join(parts) + "</div>"
 
 
 def _group(group: Group) -> str:
     first = group.first
-    texts = "".join(f"<dt>{label}</dt><dd>{escape(text)}</dd>" for label, text in group.texts.items())
+    texts = "".join(f"<dt>{label}</dt><dd>{for_html(text)}</dd>" for label, text in group.texts.items())
     return (
         f'<div class="f {first.severity}"><b>{first.check}</b> ({first.severity})'
-        f" <code>{escape(group.names(NAMED))}</code><dl>{texts}</dl></div>"
+        f" <code>{for_html(group.names(NAMED))}</code><dl>{texts}</dl></div>"
     )
 
 
 def _table(report: Summary) -> str:
     rows = [cells(report.layer_row(layer), missing="–") for layer in report.evidence.layers]
     head = "".join(f"<th>{header}</th>" for header in rows[0])
-    body = ("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
+    body = ("<tr>" + "".join(f"<td>{for_html(cell)}</td>" for cell in row.values()) + "</tr>" for row in rows)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..text import fit_fonts, for_figure
 from .evidence import BINS, REACH, Activity, Layer
 from .summary import Summary
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, INK = "#2f6fb5", "#d9722b", "#9aa3ad", "#2b3036"
 PANELS, CHANNELS = 12, 128
+NAME = 40  # letters of a layer's name
 
 
 def plots(report: Summary) -> Iterator[tuple[str, str, str]]:
@@ -61,6 +63,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 def _svg(figure: "Figure") -> str:
     from matplotlib import rc_context
 
+    fit_fonts(figure)
     buffer = io.StringIO()
     with rc_context({"svg.hashsalt": "gammabeta", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -119,7 +122,7 @@ def _statistics_figure(compared: Compared) -> "Figure":
         (upper, "running − true mean\n(standard deviations)", 0.5),
         (lower, "log₂ of running\nover true variance", 1.0),
     )
-    names = [layer.label for layer, _ in compared]
+    names = [for_figure(layer.label, NAME) for layer, _ in compared]
     step = math.ceil(len(names) / 24)
     for axis, label, least in panels:
         axis.axhline(0, color=INK, linewidth=0.8)
@@ -151,7 +154,7 @@ def _histogram_figure(compared: Compared, report: Summary) -> "Figure":
         running, own = (counts.numpy() / max(float(counts.sum()), 1.0) for counts in seen.histogram)
         axis.stairs(running, edges, fill=True, color=BLUE, alpha=0.45, label="by running statistics")
         axis.stairs(own, edges, color=ORANGE, linewidth=1.3, label="by its own")
-        axis.set_title(layer.label, fontsize=8, color=INK)
+        axis.set_title(for_figure(layer.label, NAME), fontsize=8, color=INK)
         axis.set_yticks([])
         axis.set_xticks([-4, 0, 4])
     handles, labels = axes.flat[0].get_legend_handles_labels()

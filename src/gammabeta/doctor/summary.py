@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
+from ..text import visible
 from .checks.drift import measure
 from .evidence import Evidence, Layer
 from .finding import SEVERITIES, Finding, Severity
@@ -28,14 +29,15 @@ class Group:
     def names(self, most: int) -> str:
         """The layers in one line, of which at most ``most`` are named."""
         more = f" and {len(self.layers) - most} more" if len(self.layers) > most else ""
-        return ", ".join(self.layers[:most]) + more
+        return ", ".join(map(visible, self.layers[:most])) + more
 
     @property
     def texts(self) -> dict[str, str]:
         """What was found (in the first layer), the cause and the fix, by these headings."""
-        found = f"{self.layers[0]}: " if len(self.layers) > 1 else ""
+        found = f"{visible(self.layers[0])}: " if len(self.layers) > 1 else ""
         first = self.first
-        return {"found": found + first.evidence, "cause": first.cause, "fix": first.fix}
+        texts = {"found": found + first.evidence, "cause": first.cause, "fix": first.fix}
+        return {label: visible(text) for label, text in texts.items()}
 
 
 class Summary:

@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from ..text import visible
 from .finding import Severity
 from .summary import Group, Summary
 
@@ -34,7 +35,7 @@ def render(report: Summary) -> Iterator[RenderableType]:
         yield Text()
         yield from _layers(report)
     for line in report.evidence.not_examined:
-        yield Text(f"Not examined: {line}", style="dim")
+        yield Text(f"Not examined: {visible(line)}", style="dim")
 
 
 def _group(group: Group) -> Iterator[RenderableType]:
@@ -65,8 +66,8 @@ def cells(row: dict[str, Any], missing: str = "-") -> dict[str, str]:
     """A row of the table of layers, by column; ``missing`` stands where there is no value."""
     variance = row["drift_log_variance"]
     return {
-        "layer": row["name"] or "(model)",
-        "kind": row["kind"] + (" frozen" if row["frozen"] else ""),
+        "layer": visible(row["name"]) or "(model)",
+        "kind": visible(row["kind"]) + (" frozen" if row["frozen"] else ""),
         "channels": str(row["channels"]),
         "eps": f"{row['eps']:g}",
         "momentum": _number(row["momentum"], missing),

@@ -12,6 +12,7 @@ from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
 from ..graph.record import map_tensors, record
+from ..text import visible
 from .affine import NotExactError
 from .apply import apply
 from .find import Norm, flows_alike, is_known_norm
@@ -88,7 +89,7 @@ class FoldReport:
             detail = f"{layer.how} {layer.into}".strip() if not layer.reason else layer.reason
             if layer.outcome == "merged":
                 detail = f"into {layer.into}" + (f" ({layer.reason})" if layer.reason else "")
-            rows.append((layer.name, layer.outcome, detail))
+            rows.append((visible(layer.name), layer.outcome, visible(detail)))
         widths = [max(len(row[i]) for row in rows) for i in range(2)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}".rstrip() for a, b, c in rows]
         return "\n".join([*lines, self.summary()])

@@ -234,6 +234,13 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         recomputing.spare(out, input, residual, self.recompute)
         return out
 
+    def __prepare_scriptable__(self) -> Any:
+        """What ``torch.jit.script`` calls first: its language has no operators of ours."""
+        raise UsageError(
+            f"torch.jit.script cannot compile gammabeta's {type(self).__name__}: script "
+            'gammabeta.convert(model, to="torch"), or use torch.jit.trace, torch.export or torch.compile'
+        )
+
     def _record(self, x: Any, residual: Any, activation: str | None, pool: Pool) -> Any:
         """While ``torch.fx`` traces symbolically: one node, as for PyTorch's own layers."""
         tracer: Any = (x if isinstance(x, Proxy) else residual).tracer

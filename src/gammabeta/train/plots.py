@@ -11,15 +11,18 @@ from matplotlib.figure import Figure
 
 from ..errors import UsageError
 from ..files import write_atomically
+from ..text import fit_fonts, for_figure
 from .run import Run
 
 # Okabe and Ito's colour-blind-safe palette.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _BLUE, _ORANGE, _GREY = COLORS[0], COLORS[1], "#777777"
+_NAME = 24  # letters of a class's name, where many stand side by side
 
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, atomically."""
+    fit_fonts(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_atomically(path, buffer.getvalue())
@@ -28,7 +31,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Draw loss and accuracy over epochs from the lines of ``metrics.jsonl``."""
     figure, loss_axes, accuracy_axes = _loss_and_accuracy(height=4)
-    figure.suptitle(title)
+    figure.suptitle(for_figure(title))
     steps = _rows(rows, "progress")
     style: dict[str, Any] = {"color": _BLUE, "label": "training, moving average"}
     _line(loss_axes, steps, "loss", **style)
@@ -52,7 +55,10 @@ def curves_of_runs(runs: Sequence[Run]) -> Figure:
     for number, run in enumerate(runs):
         rows = run.metrics()
         if steps := _rows(rows, "progress"):
-            style: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "label": run.path.name}
+            style: dict[str, Any] = {
+                "color": COLORS[number % len(COLORS)],
+                "label": for_figure(run.path.absolute().name),
+            }
             _line(loss_axes, steps, "loss", **style)
             _line(accuracy_axes, _rows(rows, "evaluation", "test"), "accuracy", marker="o", **style)
     if not loss_axes.lines:
@@ -87,12 +93,12 @@ def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     rows = _rows(rows, "statistics")
     names = list(rows[0]["layers"])
     figure = Figure(figsize=(max(3.3 * len(names), 5), 8), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(for_figure(title))
     grid = figure.subplots(3, len(names), squeeze=False, sharex=True)
     x = [row["epochs"] for row in rows]
     for (top, middle, bottom), name in zip(grid.T, names, strict=True):
         layers = [row["layers"][name] for row in rows]
-        top.set_title(name)
+        top.set_title(for_figure(name))
         low, median, high = zip(*(layer["percentiles"] for layer in layers), strict=True)
         top.fill_between(x, low, high, color=_BLUE, alpha=0.2, label="15th to 85th percentile")
         top.plot(x, median, color=_BLUE, label="median")
@@ -125,6 +131,7 @@ def _tidy(many: Iterable[Axes]) -> None:
 def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     """Draw a confusion matrix, int64 ``(classes, classes)``, rows true; small ones show the counts."""
     count = len(classes)
+    names = [for_figure(name, _NAME) for name in classes]
     side = min(max(5.0, 0.55 * count), 20.0)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.subplots()
@@ -132,9 +139,9 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     np.fill_diagonal(mistakes, np.nan)
     most = max(np.nanmax(mistakes), 1.0)
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=most)
-    axes.set(title=title, xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(count), classes, rotation=90 if max(map(len, classes)) > 2 else 0)
-    axes.set_yticks(range(count), classes)
+    axes.set(title=for_figure(title), xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(count), names)
     centred: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
     if count <= 30:
         for row, column in np.argwhere(table > 0):
@@ -151,7 +158,7 @@ def mistakes(
     columns = 6
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(columns * 1.6, rows * 1.95 + 0.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(for_figure(title))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
@@ -159,5 +166,7 @@ def mistakes(
         axes.imshow(
             image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255
         )
-        axes.set_title(f"{true}, said {said}\n{100 * p:.1f} % sure", fontsize=8)
+        true, said = for_figure(true, _NAME), f"said {for_figure(said, _NAME)}"
+        words = f"{true}, {said}" if len(true + said) <= _NAME else f"{true},\n{said}"
+        axes.set_title(f"{words}\n{100 * p:.1f} % sure", fontsize=8)
     return figure

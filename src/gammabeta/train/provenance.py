@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..text import storable
 from .world import computes_bf16
 
 _PACKAGES = ("torch", "numpy", "numba", "llvmlite", "triton", "safetensors", "onnxruntime")
@@ -80,7 +81,7 @@ def provenance() -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
         "machine": machine(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [storable(word) for word in (Path(sys.argv[0]).name, *sys.argv[1:])],
         "torchrun": torchrun_job(),
     }
 

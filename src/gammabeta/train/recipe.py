@@ -10,6 +10,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import UsageError
+from ..text import storable
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -93,7 +94,7 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     base = settings.pop("base", None)
     if base is None:
         return settings
-    return {**_read(str(base), (*seen, source)), "name": Path(source).stem, **settings}
+    return {**_read(str(base), (*seen, source)), "name": storable(Path(source).stem), **settings}
 
 
 def _parse_toml(source: str) -> dict[str, Any]:

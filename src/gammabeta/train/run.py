@@ -16,7 +16,7 @@ from torch import nn
 from .. import data
 from ..data import Dataset, Split
 from ..data.download import Progress
-from ..errors import RunError, UnavailableError, UsageError
+from ..errors import RunError, UnavailableError, UsageError, installing
 from ..files import (
     fit_weights,
     load_weights,
@@ -26,6 +26,7 @@ from ..files import (
     serialize,
     write_atomically,
 )
+from ..text import for_shell, stored
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
 
@@ -154,7 +155,7 @@ class Run:
         """What the run trains, its images of the size that the network takes."""
         info, network = self.info, self.info.network
         size = (network.height, network.width)
-        return Job(info.data, self.recipe, info.seed, info.holdout, size, info.device)
+        return Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device)
 
     @property
     def metrics_bytes(self) -> int:
@@ -173,7 +174,9 @@ class Run:
         """Open a run folder for reading; ``RunError`` if it is missing, not a run, or damaged."""
         folder = Path(path)
         if not folder.is_dir():
-            raise RunError(f"there is no run folder {folder}: `gammabeta train --out {folder}` makes one")
+            raise RunError(
+                f"there is no run folder {folder}: `gammabeta train --out {for_shell(folder)}` makes one"
+            )
         if not (folder / _INFO).is_file():
             raise RunError(f"{folder} is not a run folder: it holds no {_INFO}")
         try:
@@ -275,7 +278,7 @@ class Events:
 def check_tensorboard() -> None:
     """Raise ``UnavailableError`` unless TensorBoard is installed."""
     if find_spec("tensorboard") is None:
-        raise UnavailableError("TensorBoard is not installed: pip install 'gammabeta[tensorboard]'")
+        raise UnavailableError(f"TensorBoard is not installed: {installing('tensorboard')}")
 
 
 def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:

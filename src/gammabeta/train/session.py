@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data import Dataset
 from ..errors import DataError, RunError
+from ..text import storable
 from .batches import Scaling, batch_starts
 from .checkpoint import Checkpointer, Checkpoints
 from .evaluate import Evaluation, LayerStatistics
@@ -50,7 +51,7 @@ def train_run(
         "seed": job.seed,
         "device": str(place),
         "precision": resolve_precision(job.recipe.precision, place),
-        "data": job.source,
+        "data": storable(job.source),
         "data_sha256": dataset_sha256(dataset),
         "holdout": job.holdout,
         "network": describe(dataset, job.recipe),

@@ -54,7 +54,10 @@ def test_first_process_compiles_with_one_message_and_the_next_needs_no_numba(tmp
 def test_cache_that_cannot_be_written(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    assert run(blocked).stdout.strip() == "True"
+    done = run(blocked)
+    assert done.stdout.strip() == "True"
+    assert done.stderr.count("\n") == 1
+    assert "at each start" in done.stderr
 
 
 def test_source_is_part_of_the_name(monkeypatch):

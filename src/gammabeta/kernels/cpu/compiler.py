@@ -4,25 +4,24 @@ Numba turns the Python of a kernel into LLVM IR. The machine code made from it i
 without a single outside symbol, so a later process needs llvmlite alone to load it: milliseconds, and no
 ``import numba``. A file is named after everything it depends on (the processor and its features, the
 versions of Numba and llvmlite, the source text of this folder, the kernel's name and options), so nothing
-stale is ever loaded.
+stale is ever loaded; ``cache`` sees to it that nothing damaged or foreign is.
 """
 
 import hashlib
 import os
 import sys
-import tempfile
 import threading
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from .cache import keep, read, tell_compiling
 from .registry import Key
 
 _lock = threading.RLock()
 _addresses: dict[Key, int] = {}
 _engines: list[Any] = []  # an engine owns the code it loaded
-_told = False
 
 
 def address(key: Key) -> int:
@@ -53,12 +52,11 @@ def _load(key: Key) -> int:
     llvm.initialize_native_asmprinter()
     directory = cache_directory()
     path = directory / f"{key.slug}-{_fingerprint()}.o"
-    try:
-        code = path.read_bytes()
-    except OSError:
-        _tell(directory)
+    code = read(path)
+    if code is None:
+        tell_compiling(directory)
         code = _compile(key, llvm)
-        _keep(path, code)
+        keep(path, code)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(llvm))
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -132,26 +130,3 @@ def _sources() -> list[Path]:
     kernels = Path(__file__).parents[1]
     patterns = ("*/jit/*.py", "*/*arguments.py", "cpu/compiler.py", "cpu/registry.py")
     return [path for pattern in patterns for path in sorted(kernels.glob(pattern))]
-
-
-def _keep(path: Path, code: bytes) -> None:
-    """Write the file whole or not at all; a cache that cannot be written costs time, not the result."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(code)
-        Path(file.name).replace(path)
-    except OSError:
-        pass
-
-
-def _tell(directory: Path) -> None:
-    """Say once per process why the first step takes seconds."""
-    global _told
-    if not _told:
-        _told = True
-        print(
-            f"gammabeta: compiling kernels (once per machine; cached in {directory})",
-            file=sys.stderr,
-            flush=True,
-        )
