@@ -12,6 +12,7 @@ import typer
 
 from .. import __version__
 from ..errors import GammabetaError
+from ..memory import out_of_memory
 from .doctor import doctor, recalibrate
 from .evaluate import compare, evaluate
 from .fold import export, fold
@@ -87,6 +88,11 @@ def run(arguments: list[str] | None = None) -> int:
         return _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
+    except (MemoryError, RuntimeError) as error:
+        line = out_of_memory(error)
+        if line is None:
+            raise
+        return fail(line, 2)
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
