@@ -1,4 +1,4 @@
-"""``gammabeta predict`` on many pictures: folders, standard input, bad files among good ones, tables, memory."""
+"""``gammabeta predict`` on many pictures: folders, standard input, bad files among good ones, tables."""
 
 import csv
 import io

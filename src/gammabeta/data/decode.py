@@ -39,7 +39,7 @@ SUFFIXES = (
 
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _SCALED = ("JPEG", "MPO")
-_TWICE = ("WEBP", "AVIF", "JPEG2000")  # their decoders hand over a copy of their own
+_COPIED = ("WEBP", "AVIF", "JPEG2000")  # their decoders hold copies of their own
 _MAX_SAMPLE = (281, 341)  # TIFF: MaxSampleValue, SMaxSampleValue
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GREY = ("1", "L", "LA", "La", *_DEEP)
@@ -120,9 +120,8 @@ def _room(picture: Image.Image, mode: str, at_least: int | None) -> int:
         need = held + (0 if picture.mode in ("LA", "RGBA") else 4) + 2 + wanted
     else:
         need = held + wanted
-    if picture.format in _TWICE:
-        need += held
-    return pixels * need + coefficients
+    copies = 2.5 * held if picture.format in _COPIED else 0
+    return int(pixels * (need + copies)) + coefficients
 
 
 def _depth(picture: Image.Image) -> int:
