@@ -6,6 +6,7 @@ from PIL import Image
 
 from gammabeta.data import Preparation, Split, load
 from gammabeta.data.dataset import Dataset
+from gammabeta.data.likeness import Likeness
 from gammabeta.data.preparation import BlankError
 from gammabeta.errors import DataError
 
@@ -227,11 +228,31 @@ def test_flat_pictures_are_noticed(digits):
     assert flat.startswith("1 of 6 training images are one flat colour (the first: number 2, of class 'dog')")
 
 
+@pytest.mark.parametrize("highest", [1, 100, 127, 255, 3000])
+def test_any_range_that_a_file_states(tmp_path, highest):
+    samples = np.full((8, 8), highest, np.uint16)
+    samples[0] = 0
+    Image.fromarray(samples).save(tmp_path / "x.tif", tiffinfo={281: highest})
+    assert np.unique(Preparation(1, 8, 8).prepare(tmp_path / "x.tif")).tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("mean", "row", "limit"),
+    [((0.0,) * 4, (0.0,) * 4, 1.0), ((0.0,) * 5, (0.0,) * 4, 1.0), ((0.0,) * 5, (0.0,) * 5, 0.0),
+     ((float("inf"),) * 5, (0.0,) * 5, 1.0), ((0.0,) * 5, (float("nan"),) * 5, 1.0),
+     ((0.0,) * 5, (1e300,) * 5, 1.0)],
+)  # fmt: skip
+def test_statistics_that_cannot_be(mean, row, limit):
+    with pytest.raises(DataError, match="damaged"):
+        Likeness(mean, (row,) * len(mean), limit)
+
+
 @pytest.mark.parametrize(
     "changed",
     [
         {"channels": 2}, {"height": 0}, {"style": "x"}, {"fit": "x"}, {"ink": "x"}, {"box": 0.0},
-        {"box": float("nan")}, {"full": -1.0}, {"full": float("nan")},
+        {"box": float("nan")}, {"full": -1.0}, {"full": float("nan")}, {"full": 1e-300},
+        {"like": Likeness((0.0,) * 8, ((0.0,) * 8,) * 8, 1.0)},
     ],
 )  # fmt: skip
 def test_a_preparation_that_cannot_be(changed):

@@ -99,7 +99,7 @@ def predict(
             advance(1)
     show.end()
     if failed and len(found) > 1:
-        fail(f"{failed} of {len(found)} could not be read; the others are answered", 2)
+        fail(f"{failed} of {len(found)} have no answer; the others are answered", 2)
     return 2 if failed else 0
 
 

@@ -257,7 +257,7 @@ def _stated(picture: Image.Image) -> float | None:
     for tag in _MAX_SAMPLE:
         value = tags.get(tag)
         value = value[0] if isinstance(value, tuple) and value else value
-        if isinstance(value, int | float) and 0 < value < 65535:
+        if isinstance(value, int | float) and 1 <= value < 65535:
             return float(value)
     bits = tags.get(258)  # BitsPerSample
     bits = bits[0] if isinstance(bits, tuple) and bits else bits
@@ -285,6 +285,6 @@ def _eight_bits(samples: npt.NDArray[Any], full: float | None, first: bool) -> n
         samples = np.nan_to_num(samples, nan=0.0, posinf=full, neginf=0.0)
         return np.asarray(np.clip(samples * (255.0 / full), 0, 255), np.uint8)
     samples = np.clip(samples, 0, min(int(full), 65535))
-    if not (int(full) + 1) & int(full):  # whole bits: the upper eight of them
+    if full >= 255 and not (int(full) + 1) & int(full):  # whole bits: the upper eight of them
         return np.asarray(samples >> (int(full).bit_length() - 8), np.uint8)
-    return np.asarray(samples * (256.0 / (full + 1)), np.uint8)
+    return np.asarray(np.clip(np.rint(samples * (255.0 / full)), 0, 255), np.uint8)

@@ -76,7 +76,9 @@ class Preparation:
                 f"not {self.channels} and {(self.height, self.width)}"
             )
         known = self.style in _STYLES and self.fit in _FITS and self.ink in _INKS
-        if not known or not 0.1 <= self.box <= 1 or not 0 <= (self.full or 0) <= 1e9:
+        scaled = not self.full or 1 <= self.full <= 65535
+        fitting = self.like is None or len(self.like.mean) == (5 if self.channels == 1 else 8)
+        if not (known and scaled and fitting and 0.1 <= self.box <= 1):
             raise DataError("the preparation of pictures cannot be: it is damaged")
 
     @property

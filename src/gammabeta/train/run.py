@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from .. import data
@@ -79,6 +79,13 @@ class NetworkInfo(BaseModel):
     hidden_bias: bool = True
     eps: float = Field(default=1e-5, gt=0)
     preparation: Preparation | None = None  # null before 0.2: see `Run.preparation`
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        kept = self.preparation
+        if kept is not None and (kept.channels, *kept.size) != (self.channels, self.height, self.width):
+            raise ValueError("the preparation is of another input than the network's")
+        return self
 
 
 class RunInfo(BaseModel):
