@@ -75,8 +75,7 @@ def predict(
     """Name the class of each picture, and how probable it is; an ONNX file needs no torch.
 
     A picture unlike those of the training is marked, and its probabilities are drawn towards equal shares.
-    Pictures
-    that cannot be read are named on standard error; the others are answered, and the exit code is 2.
+    Pictures that cannot be read are named at the end, on standard error; the exit code is then 2.
     """
     if style not in (None, "digit", "object", "plain"):
         raise UsageError(f"unknown style {style!r}: choose digit, object or plain")
@@ -89,18 +88,19 @@ def predict(
         classifier = replace(classifier, preparation=preparation)
     found = list(_listed(images))
     show = _Json(run) if json else _Table() if csv_wanted else _Lines()
-    failed = 0
+    failures: list[str] = []
     with _progress(len(found), quiet, streams=not json) as advance:
         for answer in _answers(classifier, found, top):
             if answer.error is not None:
-                failed += 1
-                fail(answer.error, 2)
+                failures.append(answer.error)
             show.add(answer)
             advance(1)
     show.end()
-    if failed and len(found) > 1:
-        fail(f"{failed} of {len(found)} have no answer; the others are answered", 2)
-    return 2 if failed else 0
+    for failure in failures:
+        fail(failure, 2)
+    if failures and len(found) > 1:
+        fail(f"{len(failures)} of {len(found)} have no answer; the others are answered", 2)
+    return 2 if failures else 0
 
 
 def _from_run(run: Path, device: str, best: bool) -> _Classifier:
