@@ -7,7 +7,7 @@ from PIL import Image
 from gammabeta.data import Preparation, Split, load
 from gammabeta.data.dataset import Dataset
 from gammabeta.data.likeness import Likeness
-from gammabeta.data.preparation import BlankError
+from gammabeta.data.preparation import BlankError, earlier, earlier_training
 from gammabeta.errors import DataError
 
 
@@ -186,6 +186,22 @@ def test_what_a_tiff_says_of_its_range_is_believed(tmp_path):
     samples[0, 0] = 0
     Image.fromarray(samples).save(tmp_path / "x.tif", tiffinfo={281: 2999})
     assert Preparation(1, 8, 8).prepare(tmp_path / "x.tif").max() == 128
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [
+        (np.array([[0, 257, 4095, 65535]], np.uint16), [0, 1, 15, 255]),
+        (np.array([[0, 7, 255]], np.int32), [0, 7, 255]),
+        (np.array([[0, 300]], np.int32), [0, 1]),
+        (np.array([[0, 0.5, 1]], np.float32), [0, 127, 255]),
+        (np.array([[0, 99, 1000]], np.float32), [0, 99, 255]),
+    ],
+)
+def test_a_run_of_an_earlier_version_reads_samples_as_it_did(tmp_path, samples, expected):
+    save(samples, tmp_path / "x.tif")
+    for earlier_one in (earlier(1, samples.shape, "plain"), earlier_training(1, samples.shape)):
+        assert earlier_one.prepare(tmp_path / "x.tif").ravel().tolist() == expected
 
 
 def test_floating_point_is_scaled_alike_over_a_data_set(tmp_path):

@@ -206,8 +206,12 @@ def deep_scale(pictures: Sequence[tuple[Source, bool]]) -> float | None:
 
 def flat_pictures(images: Pixels) -> npt.NDArray[np.int64]:
     """The numbers of the pictures (N, C, H, W) that are one flat colour."""
-    flat = images.reshape(len(images), images.shape[1], -1)
-    return np.flatnonzero((flat.min(2) == flat.max(2)).all(1))
+    lines = images.reshape(len(images), images.shape[1], -1)
+    some = lines[..., :: max(1, lines.shape[2] // 40)]  # rules out nearly all, at a twentieth of the cost
+    maybe = np.flatnonzero((some == some[..., :1]).all((1, 2)))
+    rest = lines[maybe]
+    found: npt.NDArray[np.int64] = maybe[(rest == rest[..., :1]).all((1, 2))]
+    return found
 
 
 def _default(channels: int) -> Style:

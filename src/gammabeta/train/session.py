@@ -48,7 +48,8 @@ def train_run(
     holds a checkpoint and the weights so far.
     """
     place = resolve_device(world.device(job.device))
-    if dataset.train.images.min() == dataset.train.images.max():
+    first = dataset.train.images[:1]
+    if first.min() == first.max() == dataset.train.images.max() == dataset.train.images.min():
         raise DataError(f"{job.source}: every training image is the same flat colour: nothing can be learned")
     _check_memory(dataset, job.recipe)
     network = build_network(job.recipe, dataset, job.seed)
