@@ -24,6 +24,26 @@ def test_what_is_free_is_known_here():
 
 
 @pytest.mark.parametrize(
+    ("names", "stat", "free"),
+    [
+        (("memory.max", "memory.current"), "anon 5\ninactive_file 300\n", 700),
+        (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "inactive_file 1\ntotal_inactive_file 300\n",
+            700,
+        ),
+    ],
+)
+def test_a_container_s_limit_counts(tmp_path, monkeypatch, names, stat, free):
+    for name, value in zip((*names, "memory.stat"), ("1000", "600", stat), strict=True):
+        (tmp_path / name).write_text(value, "ascii")
+    monkeypatch.setattr(memory, "_GROUPS", tmp_path)
+    assert memory.available() == free
+    (tmp_path / names[0]).write_text("max", "ascii")
+    assert memory.available() != free
+
+
+@pytest.mark.parametrize(
     "error",
     [
         MemoryError(),

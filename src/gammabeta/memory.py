@@ -5,9 +5,10 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-_GROUPS = (  # a container's limit and use: version 2 of Linux control groups, and version 1
+_GROUPS = Path("/sys/fs/cgroup")
+_NAMES = (  # a container's or a job's limit and use: version 2 of Linux control groups, and version 1
     ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
 _REFUSED = re.compile(
     r"can't allocate memory|not enough memory|out of memory|failed to allocate", re.IGNORECASE
@@ -16,7 +17,7 @@ _REFUSED = re.compile(
 
 def available() -> int | None:
     """Bytes that this process may still take: by machine, container and its own limit; None: unknown."""
-    rooms = [room for room in (_machine(), *map(_group, _GROUPS), _limit()) if room is not None]
+    rooms = [room for room in (_machine(), *_groups(), _limit()) if room is not None]
     return max(0, min(rooms)) if rooms else None
 
 
@@ -55,11 +56,25 @@ def _machine() -> int | None:
     return None
 
 
-def _group(names: tuple[str, str]) -> int | None:
-    with suppress(OSError, ValueError):  # ValueError: "max", which is no limit
-        limit, used = (int((Path("/sys/fs/cgroup") / name).read_text("ascii")) for name in names)
-        return limit - used
-    return None
+def _groups() -> list[int]:
+    """What each control group that this process is in leaves; cached files give way, so they count as free."""
+    places = {_GROUPS, _GROUPS / "memory"}
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/self/cgroup").read_text("ascii").splitlines():
+            _, kinds, path = line.split(":", 2)
+            if kinds in ("", "memory"):
+                below = _GROUPS / kinds / path.lstrip("/")
+                places |= {below, *(parent for parent in below.parents if _GROUPS in parent.parents)}
+    found = []
+    for place in places:
+        for names in _NAMES:
+            with suppress(OSError, ValueError):  # ValueError: "max", which is no limit
+                limit, used = (int((place / name).read_text("ascii")) for name in names)
+                pairs = (line.split() for line in (place / "memory.stat").read_text("ascii").splitlines())
+                cached = {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2}
+                reclaimed = cached.get("total_inactive_file", cached.get("inactive_file", 0))
+                found.append(limit - used + reclaimed)
+    return found
 
 
 def _limit() -> int | None:
