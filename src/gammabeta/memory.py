@@ -57,7 +57,7 @@ def _machine() -> int | None:
 
 
 def _groups() -> list[int]:
-    """What each control group that this process is in leaves; cached files give way, so they count as free."""
+    """What each control group of this process leaves; cached files give way, so they count as free."""
     places = {_GROUPS, _GROUPS / "memory"}
     with suppress(OSError, ValueError):
         for line in Path("/proc/self/cgroup").read_text("ascii").splitlines():

@@ -233,14 +233,26 @@ class _Table:
         self._writer.writerow(["image", "rank", "class", "probability", "distance", "unlike"])
 
     def add(self, answer: _Answer) -> None:
-        image = answer.image.encode("utf-8", "backslashreplace").decode()
         distance = "" if answer.distance is None else f"{answer.distance:.3g}"
         for rank, (name, probability) in enumerate(answer.guesses, 1):
-            cells = [image, rank, name, f"{probability:.6g}", distance, "yes" if answer.unlike else "no"]
+            cells = [
+                _written(answer.image),
+                rank,
+                _written(name),
+                f"{probability:.6g}",
+                distance,
+                "yes" if answer.unlike else "no",
+            ]
             self._writer.writerow(cells)
 
     def end(self) -> None:
         sys.stdout.flush()
+
+
+def _written(text: str) -> str:
+    """Text as standard output can take it: what its encoding lacks is escaped."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 class _Json:
