@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .data import Preparation
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError, installing
 from .files import write_atomically
@@ -35,7 +36,7 @@ class Preprocessing:
     """How pictures become the model's input: ``(pixel - mean) * scale`` per channel, pixels 0 to 255.
 
     ``style``: how a picture of another size or ink is prepared, as in ``gammabeta.data.picture``; None: its
-    default for the number of channels.
+    default for the number of channels. ``preparation``: all that is known of that, as a run folder keeps it.
     """
 
     channels: int
@@ -44,6 +45,7 @@ class Preprocessing:
     mean: tuple[float, ...]
     scale: tuple[float, ...]
     style: str | None = None
+    preparation: Preparation | None = None
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,7 @@ def _silence() -> Iterator[None]:
 
 def _describe(graph: Any, classes: Any, preprocessing: Preprocessing | None, report: FoldReport) -> None:
     document = {
-        "format": 1,
-        "version": __version__,
-        "classes": None if classes is None else [str(name) for name in classes],
-        "preprocessing": None if preprocessing is None else asdict(preprocessing),
+        **_metadata(classes, preprocessing),
         "folded": [layer.name for layer in report.folded],
         "left": {layer.name: layer.reason for layer in report.left},
     }
@@ -214,10 +213,26 @@ def _describe(graph: Any, classes: Any, preprocessing: Preprocessing | None, rep
     graph.producer_name, graph.producer_version = "gammabeta", __version__
 
 
-def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
+def _metadata(classes: Any, preprocessing: Preprocessing | None) -> dict[str, Any]:
+    given = None if preprocessing is None else asdict(preprocessing)
+    if given is not None and given["preparation"] is None:
+        del given["preparation"]
+    names = None if classes is None else [str(name) for name in classes]
+    return {"format": 1, "version": __version__, "classes": names, "preprocessing": given}
+
+
+def save_program(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    example: Any,
+    *,
+    classes: list[str] | tuple[str, ...] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> None:
     """Write ``model`` as a ``torch.export`` program, its batch size left open: whole, or not at all.
 
-    ``torch.export.load(path).module()`` runs it where gammabeta is not installed.
+    ``torch.export.load(path).module()`` runs it where gammabeta is not installed. ``classes`` and
+    ``preprocessing`` are kept as in an ONNX file, as JSON in the program's extra file ``gammabeta``.
 
     Raises:
         UsageError: the example is of the wrong kind, or the file cannot be written.
@@ -230,7 +245,8 @@ def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -
                 plain(copy.deepcopy(model)), inputs[0], inputs[1], dynamic_shapes=_open_batch(model, inputs)
             )
             buffer = io.BytesIO()
-            torch.export.save(program, buffer)
+            described = {METADATA: json.dumps(_metadata(classes, preprocessing))}
+            torch.export.save(program, buffer, extra_files=described)
     except Exception as error:
         raise SurgeryError(f"torch.export cannot trace the model: {_cause(error)}") from error
     write_atomically(Path(path), buffer.getvalue(), UsageError)

@@ -75,6 +75,15 @@ def _changed(**values):
         (_changed(mean=[1.0, 2.0]), "damaged"),
         (_changed(style="upside down"), "damaged"),
         (_changed(width=4), "does not take the pictures"),
+        (_changed(mean=[float("nan")]), "damaged"),
+        ({**GOOD, "classes": ["a", "b", "c"]}, "gives another number"),
+        (_changed(preparation=[]), "preparation is damaged"),
+        (_changed(preparation={"channels": 1, "height": 2}), "preparation is damaged"),
+        (_changed(preparation={"channels": 1, "height": 9, "width": 3}), "two inputs"),
+        (
+            _changed(preparation={"channels": 1, "height": 2, "width": 3, "fit": "x"}),
+            "preparation is damaged",
+        ),
     ],
 )
 def test_metadata_that_cannot_be(tmp_path, document, message):

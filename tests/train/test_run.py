@@ -203,7 +203,26 @@ def test_weights_carry_what_it_takes_to_build_the_network(finished: Path) -> Non
 
 def test_a_huge_network_in_a_forged_run_is_refused_before_it_is_allocated(run_copy: Path) -> None:
     document = json.loads((run_copy / "run.json").read_text("utf-8"))
-    document["network"] |= {"height": 16_000, "width": 16_000}  # 400 GB of weights
+    document["network"] |= {"height": 16_000, "width": 16_000, "preparation": None}  # 400 GB of weights
     (run_copy / "run.json").write_text(json.dumps(document), "utf-8")
     with pytest.raises(WeightsError, match=r"fc1\.weight"):
         load_model(run_copy, "cpu")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"height": 9},
+        {"channels": 3, "like": None},
+        {"style": "upside down"},
+        {"like": {"mean": []}},
+        {"box": "x"},
+    ],
+)
+def test_a_damaged_preparation_is_refused(run_copy: Path, changed: dict[str, Any]) -> None:
+    document = json.loads((run_copy / "run.json").read_text("utf-8"))
+    document["network"]["preparation"] |= changed
+    (run_copy / "run.json").write_text(json.dumps(document), "utf-8")
+    with pytest.raises(RunError, match=r"run\.json is damaged") as caught:
+        Run.open(run_copy)
+    assert "\n" not in str(caught.value)

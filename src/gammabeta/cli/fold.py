@@ -42,7 +42,7 @@ def fold(
         same, count = _compare(found.trained, folded)
         document |= {"images": count, "same_predictions": same}
     if out is not None:
-        save_program(folded, out, example)
+        save_program(folded, out, example, **(_described(found.trained) if found.trained else {}))
     if json:
         print_json(document)
         return
@@ -59,14 +59,15 @@ def _compare(trained: Trained, folded: nn.Module) -> tuple[int, int]:
     import torch
 
     from ..train.batches import DeviceImages
+    from ..train.evaluate import evaluation_batch
     from ..train.load import load_split
 
     images = load_split(trained, None, "test")
     held = DeviceImages(images, trained.scaling, trained.device)
-    same = 0
+    same, batch = 0, evaluation_batch(*held.size)
     with torch.inference_mode():
-        for start in range(0, len(held), 500):
-            x, _ = held.batch(slice(start, start + 500))
+        for start in range(0, len(held), batch):
+            x, _ = held.batch(slice(start, start + batch))
             same += int((trained.model(x).argmax(1) == folded(x).argmax(1)).sum())
     return same, len(held)
 
@@ -104,11 +105,10 @@ def export(
 
 def _described(trained: Trained) -> dict[str, Any]:
     """Return what an ONNX file says of its classes and its input."""
-    from ..data import picture_style
     from ..export import Preprocessing
 
     network, scaling = trained.run.info.network, trained.scaling
     shape = (network.channels, network.height, network.width)
-    style = picture_style(trained.run.info.data, network.channels)
-    preprocessing = Preprocessing(*shape, scaling.mean, scaling.scale, style)
+    preparation = trained.run.preparation
+    preprocessing = Preprocessing(*shape, scaling.mean, scaling.scale, preparation.style, preparation)
     return {"classes": network.classes, "preprocessing": preprocessing}

@@ -165,6 +165,8 @@ class Reporter(Observer):
         loaded = time.perf_counter() - clock
         count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
         self._print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
+        for note in dataset.notes():
+            self.tell(note)
         return dataset, loaded
 
     @contextmanager

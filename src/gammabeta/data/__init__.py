@@ -6,10 +6,11 @@
 from .catalog import known_names, load, picture_style
 from .dataset import Dataset, Split
 from .idx import read_idx, write_idx
-from .picture import load_picture
+from .preparation import Preparation, load_picture
 
 __all__ = [
     "Dataset",
+    "Preparation",
     "Split",
     "known_names",
     "load",

@@ -7,7 +7,7 @@ handwritten digits, 28×28 grey, by Y. LeCun, C. Cortes and C. J. C. Burges; see
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError
@@ -19,6 +19,7 @@ from .folder import is_picture_folder, read_picture_folder
 from .idx import is_idx_folder, read_idx_folder
 from .npz import read_npz
 from .picture import Style
+from .preparation import Preparation
 
 MNIST_FOLDER = Path(__file__).with_name("mnist")
 
@@ -138,6 +139,7 @@ def load(
     name_or_path: str | os.PathLike[str],
     *,
     size: tuple[int, int] | None = None,
+    preparation: Preparation | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
     """Load a data set by name, or read it from a file or folder.
@@ -147,6 +149,8 @@ def load(
             pictures with one subfolder per class. A name wins over a path of the same spelling; write
             ``./mnist`` for the folder.
         size: (H, W) to which a folder's pictures are resized; the other formats state their own.
+        preparation: how a folder's pictures are read, as a run keeps it; ``size`` is then its own. By
+            default it is learned from the pictures, and is the data set's ``preparation``.
         progress: called during a download with the file's name, the bytes here, and the bytes in all.
 
     Returns:
@@ -156,13 +160,17 @@ def load(
         DataError: there is no such name or path, what is there is damaged or in no known format, or a
             download failed (the message says what to fetch by hand, and where to put it).
     """
+    size = preparation.size if preparation is not None else size
     if isinstance(name_or_path, str) and name_or_path in KNOWN:
         known = KNOWN[name_or_path]
         files = known.files
         found = known.read(fetch(files, name_or_path, progress=progress) if files else MNIST_FOLDER)
+        channels, height, width = found.image_shape
+        style = picture_style(name_or_path, channels)
+        found = replace(found, preparation=Preparation(channels, height, width, style))
     else:
         try:
-            found = _load_path(Path(name_or_path), size)
+            found = _load_path(Path(name_or_path), size, preparation)
         except DataError as error:
             # What is wrong with arrays that do not fit together was noticed where no path is known.
             where = one_line(name_or_path)
@@ -175,7 +183,7 @@ def load(
     return found
 
 
-def _load_path(path: Path, size: tuple[int, int] | None) -> Dataset:
+def _load_path(path: Path, size: tuple[int, int] | None, preparation: Preparation | None) -> Dataset:
     if not os.path.exists(path):  # noqa: PTH110 -- Path.exists raises where a name is too long
         raise DataError(f"{str(path)!r}: no such data set or path; names are {', '.join(KNOWN)}")
     name = path.resolve().stem if path.is_file() else path.resolve().name
@@ -183,7 +191,7 @@ def _load_path(path: Path, size: tuple[int, int] | None) -> Dataset:
         if is_idx_folder(path):
             return read_idx_folder(path, name)
         if is_picture_folder(path):
-            return read_picture_folder(path, name, size=size)
+            return read_picture_folder(path, name, size=size, preparation=preparation)
     elif path.suffix.lower() == ".npz":
         return read_npz(path, name)
     raise DataError(

@@ -2,13 +2,14 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
 from ..text import storable
+from .preparation import Preparation, flat_pictures
 
 #: Larger images are photographs, not the input of a network that is held in memory whole.
 MAX_SIDE = 4096
@@ -65,6 +66,7 @@ class Dataset:
         train: what a network learns from.
         test: what it is judged by; the same C, H, W as ``train``.
         classes: the name of class ``i`` at place ``i``.
+        preparation: how its pictures were read, or are to be; None: the training learns it from the images.
 
     Raises:
         DataError: the splits differ in image shape, or a label has no class.
@@ -74,6 +76,7 @@ class Dataset:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    preparation: Preparation | None = None
 
     def __post_init__(self) -> None:
         if self.train.images.shape[1:] != self.test.images.shape[1:]:
@@ -101,6 +104,26 @@ class Dataset:
         """(C, H, W) of every image."""
         _, c, h, w = self.train.images.shape
         return c, h, w
+
+    def settled(self) -> "Dataset":
+        """The data set with a preparation, learned from the training images if its reader had none."""
+        c, h, w = self.image_shape
+        if self.preparation is not None or c not in (1, 3):
+            return self
+        return replace(self, preparation=Preparation(c, h, w).learned(self.train.images))
+
+    def notes(self) -> list[str]:
+        """What a person should know of the pictures before training on them, a line each."""
+        found = [] if self.preparation is None else [f"pictures: {self.preparation.words()}"]
+        for part, split in (("training", self.train), ("test", self.test)):
+            flat = flat_pictures(split.images)
+            if len(flat):
+                name = self.classes[int(split.labels[flat[0]])]
+                found.append(
+                    f"{len(flat):,} of {len(split):,} {part} images are one flat colour (the first: number "
+                    f"{flat[0]}, of class {name!r}); are they damaged?"
+                )
+        return found
 
 
 def _size(images: npt.NDArray[np.uint8]) -> str:

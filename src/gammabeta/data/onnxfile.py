@@ -12,10 +12,11 @@ import numpy.typing as npt
 from ..errors import DataError, UnavailableError, installing
 from ..text import storable
 from .picture import Style
+from .preparation import Preparation, earlier
 from .stream import reason
 
 METADATA = "gammabeta"  # the metadata entry that holds our JSON; the export writes it
-_BATCH = 256  # images per run: bounds the memory
+_BATCH, _PIXELS = 256, 256 * 32 * 32  # images and their pixels per run: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class OnnxClassifier:
     mean: npt.NDArray[np.float32]
     scale: npt.NDArray[np.float32]
     style: Style | None
+    preparation: Preparation
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], threads: int | None = None) -> "OnnxClassifier":
@@ -74,7 +76,8 @@ class OnnxClassifier:
         name = self.session.get_inputs()[0].name
         if not len(pictures):
             return np.empty((0, len(self.classes)), np.float32)
-        batches = (pictures[i : i + _BATCH] for i in range(0, len(pictures), _BATCH))
+        batch = max(1, min(_BATCH, _PIXELS // (self.size[0] * self.size[1])))
+        batches = (pictures[i : i + batch] for i in range(0, len(pictures), batch))
         parts = [self.session.run(None, {name: (part - self.mean) * self.scale})[0] for part in batches]
         found: npt.NDArray[np.float32] = np.concatenate(parts)
         return found
@@ -98,13 +101,36 @@ def _described(file: Path, session: Any) -> dict[str, Any]:
         given = document["preprocessing"]
         channels, height, width = (int(given[name]) for name in ("channels", "height", "width"))
         mean, scale = (np.asarray(given[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "scale"))
-        style = given["style"]
-    except (ValueError, KeyError, TypeError):
+        style, kept = given["style"], given.get("preparation")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise DataError(f"{file} does not name its classes and preprocessing: export it from a run") from None
-    if not (len(mean) == len(scale) == channels) or style not in ("digit", "object", "plain", None):
+    finite = np.isfinite(mean).all() and np.isfinite(scale).all()
+    if not (finite and len(mean) == len(scale) == channels) or style not in (
+        "digit",
+        "object",
+        "plain",
+        None,
+    ):
         raise DataError(f"{file} describes an input that cannot be: it is damaged")
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1 or inputs[0].shape[1:] != [channels, height, width]:
         raise DataError(f"{file} does not take the pictures it describes")
-    described = {"classes": classes, "channels": channels, "size": (height, width)}
+    given_back = outputs[0].shape[1:]
+    if len(given_back) != 1 or (isinstance(given_back[0], int) and given_back[0] != len(classes)):
+        raise DataError(f"{file} names {len(classes)} classes and gives another number")
+    size = (height, width)
+    preparation = earlier(channels, size, style) if kept is None else _preparation(file, kept)
+    if (preparation.channels, preparation.size) != (channels, size):
+        raise DataError(f"{file} describes two inputs: it is damaged")
+    described = {"classes": classes, "channels": channels, "size": size, "preparation": preparation}
     return {**described, "mean": mean, "scale": scale, "style": style}
+
+
+def _preparation(file: Path, kept: object) -> Preparation:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Preparation).validate_python(kept)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{file}: its preparation is damaged: {first['loc']}: {first['msg']}") from None

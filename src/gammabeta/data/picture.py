@@ -11,16 +11,11 @@ pen's width, because a hair of ink would vanish in the next step; 5. the ink is 
 placed so that its centre of mass is the middle.
 """
 
-import os
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
-
-from ..errors import DataError
-from .decode import decode, planes
 
 #: How a picture is prepared: ``digit`` as MNIST, ``object`` as Fashion-MNIST (cropped to fill the frame,
 #: light on dark), ``plain`` resized and nothing else.
@@ -29,9 +24,9 @@ Style = Literal["digit", "object", "plain"]
 Array = npt.NDArray[np.float32]
 
 #: Ink is looked for at this scale: fine enough for a frame of 28, coarse enough that noise averages out.
-_WORK = 400
+WORK = 400
 #: MNIST's ink fills 20 of 28 pixels.
-_BOX = 20 / 28
+BOX = 20 / 28
 #: A stroke thinner than this share of the ink's longer side is thickened to it. MNIST: median 0.13, 5 %
 #: below 0.09.
 _STROKE = 0.08
@@ -40,42 +35,6 @@ _STROKE = 0.08
 _EDGE, _FINE = 48, 56
 #: A piece of ink smaller than this share of the largest piece is a speck. The dot of an i has 0.03 or more.
 _SPECK = 0.015
-
-
-def load_picture(
-    path: str | os.PathLike[str],
-    *,
-    channels: int,
-    size: tuple[int, int],
-    style: Style | None = None,
-) -> npt.NDArray[np.uint8]:
-    """Read a picture of any common format and size as the input of a network.
-
-    Args:
-        path: the picture: PNG, JPEG, BMP, GIF, WebP, TIFF and others; EXIF orientation and transparency are
-            obeyed.
-        channels: 1 for grey, 3 for colour.
-        size: (H, W) of the network's input.
-        style: how it is prepared (see `Style`); by default ``digit`` for one channel, ``plain`` for three.
-
-    Returns:
-        uint8 of shape (channels, H, W), C-contiguous.
-
-    Raises:
-        DataError: no picture, a damaged one or one that is too large; nothing on it stands out from the
-            background (styles ``digit`` and ``object``); or ``channels`` or ``size`` is none that a picture
-            can have.
-    """
-    if channels not in (1, 3) or min(size) < 1:
-        raise DataError(f"a picture has 1 or 3 channels and at least 1×1 pixels, not {channels} and {size}")
-    style = style or ("digit" if channels == 1 else "plain")
-    if style == "plain":
-        return _plain(path, channels, size)
-    grey = _shrink(decode(path, "L", at_least=2 * _WORK))
-    ink = find_ink(np.asarray(grey, np.float32))
-    if ink is None:
-        raise DataError(f"{Path(path)}: nothing stands out from the background; is the picture blank?")
-    return np.repeat(_framed(ink, size, style)[np.newaxis], channels, axis=0)
 
 
 def find_ink(grey: Array) -> Array | None:
@@ -105,20 +64,12 @@ def find_ink(grey: Array) -> Array | None:
     return np.ascontiguousarray(kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32)
 
 
-def _plain(path: str | os.PathLike[str], channels: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    height, width = size
-    picture = decode(path, "L" if channels == 1 else "RGB", at_least=2 * max(size))
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return np.array(planes(picture), order="C")
-
-
-def _shrink(picture: Image.Image) -> Image.Image:
+def shrink(picture: Image.Image) -> Image.Image:
     """No side above the working scale; pixels are averaged, which averages noise away too."""
     longest = max(picture.size)
-    if longest <= _WORK:
+    if longest <= WORK:
         return picture
-    width, height = (max(1, round(side * _WORK / longest)) for side in picture.size)
+    width, height = (max(1, round(side * WORK / longest)) for side in picture.size)
     return picture.resize((width, height), Image.Resampling.BOX, reducing_gap=3.0)
 
 
@@ -242,10 +193,13 @@ def _fit(ink: Array, height: float, width: float) -> Array:
     return np.asarray(np.clip(resized * (255.0 / full), 0, 255), np.float32)
 
 
-def _framed(ink: Array, size: tuple[int, int], style: Style) -> npt.NDArray[np.uint8]:
-    """Put the ink into a black frame: a digit by its centre of mass, an object by the middle of its sides."""
+def framed(ink: Array, size: tuple[int, int], style: Style, box: float = BOX) -> npt.NDArray[np.uint8]:
+    """Put the ink into a black frame: a digit by its centre of mass, an object by the middle of its sides.
+
+    ``box``: the share of the frame that a digit fills.
+    """
     if style == "digit":
-        small = _fit(_thicken(ink), _BOX * size[0], _BOX * size[1])
+        small = _fit(_thicken(ink), box * size[0], box * size[1])
         sums = small.sum(axis=1), small.sum(axis=0)
         centre = [float((each * np.arange(len(each))).sum()) / float(small.sum()) for each in sums]
     else:

@@ -57,6 +57,12 @@ class DeviceImages:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the images."""
+        height, width = self._windows.shape[-2:]
+        return height, width
+
     def batch(
         self,
         index: Tensor | slice,

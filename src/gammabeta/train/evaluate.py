@@ -19,7 +19,8 @@ from ..stats.preserve import observed, preserved
 from .batches import DeviceImages
 from .world import ALONE, Precision, World
 
-EVALUATION_BATCH = 500  # images per forward pass: large enough to be quick, small enough to stay in cache
+EVALUATION_BATCH = 500  # images per forward pass: large enough to be quick, small enough to stay in cache …
+_PIXELS = EVALUATION_BATCH * 32 * 32  # … and fewer of large ones: layers hold some 100 bytes a pixel
 LEVELS = (0.15, 0.5, 0.85)  # of the percentiles
 _MOST = 25_000  # values a percentile is taken from, to a hundredth of a deviation: a picture shows no more
 
@@ -38,6 +39,11 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of images classified rightly."""
         return self.correct / self.count
+
+
+def evaluation_batch(height: int, width: int) -> int:
+    """How many images of this size go through the network at once."""
+    return max(1, min(EVALUATION_BATCH, _PIXELS // (height * width)))
 
 
 @contextmanager
@@ -68,8 +74,9 @@ def evaluate(
     loss = torch.zeros((), dtype=torch.float64, device=device)
     kept: list[Tensor] = []
     with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        for start in range(world.rank * EVALUATION_BATCH, len(data), world.size * EVALUATION_BATCH):
-            x, y = data.batch(slice(start, start + EVALUATION_BATCH))
+        batch = evaluation_batch(*data.size)
+        for start in range(world.rank * batch, len(data), world.size * batch):
+            x, y = data.batch(slice(start, start + batch))
             log_p = model(x).float().log_softmax(1)
             loss -= log_p.gather(1, y[:, None]).sum()
             confusion += torch.bincount(y * classes + log_p.argmax(1), minlength=classes * classes)

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import Split
+from ..data import Preparation, Split
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
-from .evaluate import Evaluation, evaluate, evaluating
+from .evaluate import Evaluation, evaluate, evaluating, evaluation_batch
 from .network import DigitNetwork
 from .run import Run
 from .world import place_model, resolve_device
@@ -30,22 +30,27 @@ class Trained:
         network = self.run.info.network
         return Scaling(tuple(network.pixel_mean), tuple(network.pixel_scale))
 
+    @property
+    def preparation(self) -> Preparation:
+        """How a picture becomes the pixels that the network takes."""
+        return self.run.preparation
+
     def evaluate(self, split: Split, *, keep_probabilities: bool = False) -> Evaluation:
-        """Judge the network on a split, in the precision it was trained in."""
+        """Judge the network on a split, in float32: as it predicts, folded and exported too."""
         images = DeviceImages(split, self.scaling, self.device)
         classes = len(self.run.info.network.classes)
-        precision = self.run.info.precision if str(self.device) == self.run.info.device else "fp32"
-        return evaluate(
-            self.model, images, classes, precision=precision, keep_probabilities=keep_probabilities
-        )
+        return evaluate(self.model, images, classes, keep_probabilities=keep_probabilities)
 
     def probabilities(self, pictures: np.ndarray) -> Tensor:
         """Return class probabilities float32 ``(N, classes)`` for uint8 pictures ``(N, C, H, W)``."""
-        split = Split(pictures, np.zeros(len(pictures), np.int64))
-        x, _ = DeviceImages(split, self.scaling, self.device).batch(slice(None))
+        held = DeviceImages(Split(pictures, np.zeros(len(pictures), np.int64)), self.scaling, self.device)
+        batch = evaluation_batch(*held.size)
         with evaluating(self.model):
-            logits: Tensor = self.model(x)
-        return logits.float().softmax(1).cpu()
+            parts = [
+                self.model(held.batch(slice(start, start + batch))[0]).float().softmax(1).cpu()
+                for start in range(0, len(held), batch)
+            ]
+        return torch.cat(parts)
 
 
 def load_model(path: str | Path, device: str = "auto", *, best: bool = False) -> Trained:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import count
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, Literal, Self, TextIO
 
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from .. import data
-from ..data import Dataset, Split
+from ..data import Dataset, Preparation, Split, picture_style
 from ..data.download import Progress
+from ..data.preparation import earlier, earlier_training
 from ..errors import RunError, UnavailableError, UsageError, installing
 from ..files import (
     fit_weights,
@@ -46,11 +47,12 @@ class Job:
     holdout: int = 0  # how many of the last training images are used in place of the test images
     size: tuple[int, int] | None = None  # (H, W) to which a folder's pictures are resized; None: as they are
     device: str = "auto"  # or cpu, cuda, cuda:<index>
+    preparation: Preparation | None = None  # of a folder's pictures; None: learned from them
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
-        dataset = data.load(self.source, size=self.size, progress=progress)
-        return hold_out(dataset, self.holdout) if self.holdout else dataset
+        dataset = data.load(self.source, size=self.size, preparation=self.preparation, progress=progress)
+        return (hold_out(dataset, self.holdout) if self.holdout else dataset).settled()
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
@@ -59,7 +61,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     if not 0 < count < len(labels):
         raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
     kept, held = Split(images[:-count], labels[:-count]), Split(images[-count:], labels[-count:])
-    return Dataset(dataset.name, kept, held, dataset.classes)
+    return replace(dataset, train=kept, test=held)
 
 
 class NetworkInfo(BaseModel):
@@ -77,6 +79,14 @@ class NetworkInfo(BaseModel):
     batch_norm: bool = True
     hidden_bias: bool = True
     eps: float = Field(default=1e-5, gt=0)
+    preparation: Preparation | None = None  # null before 0.2: see `Run.preparation`
+
+    @model_validator(mode="after")
+    def _one_input(self) -> Self:
+        kept = self.preparation
+        if kept is not None and (kept.channels, *kept.size) != (self.channels, self.height, self.width):
+            raise ValueError("the preparation is of another input than the network's")
+        return self
 
 
 class RunInfo(BaseModel):
@@ -155,7 +165,19 @@ class Run:
         """What the run trains, its images of the size that the network takes."""
         info, network = self.info, self.info.network
         size = (network.height, network.width)
-        return Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device)
+        read = network.preparation
+        if read is None and network.channels in (1, 3):
+            read = earlier_training(network.channels, size)
+        return Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device, read)
+
+    @property
+    def preparation(self) -> Preparation:
+        """How a picture becomes the network's input: as in training; in a run of 0.1.0 as it was there."""
+        network = self.info.network
+        if network.preparation is not None:
+            return network.preparation
+        style = picture_style(stored(self.info.data), network.channels)
+        return earlier(network.channels, (network.height, network.width), style)
 
     @property
     def metrics_bytes(self) -> int:

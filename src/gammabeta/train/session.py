@@ -13,12 +13,15 @@ from torch import nn
 
 from ..data import Dataset
 from ..errors import DataError, RunError
+from ..memory import lacking
+from ..memory import size as in_words
 from ..text import storable
 from .batches import Scaling, batch_starts
 from .checkpoint import Checkpointer, Checkpoints
 from .evaluate import Evaluation, LayerStatistics
 from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
 from .loop import Progress
+from .network import training_bytes
 from .plots import curves, save_figure, statistics
 from .provenance import torchrun_job
 from .recipe import Recipe
@@ -46,6 +49,10 @@ def train_run(
     holds a checkpoint and the weights so far.
     """
     place = resolve_device(world.device(job.device))
+    first = dataset.train.images[:1]
+    if first.min() == first.max() == dataset.train.images.max() == dataset.train.images.min():
+        raise DataError(f"{job.source}: every training image is the same flat colour: nothing can be learned")
+    _check_memory(dataset, job.recipe)
     network = build_network(job.recipe, dataset, job.seed)
     info = {
         "seed": job.seed,
@@ -62,6 +69,18 @@ def train_run(
     if tensorboard:
         run.events = Events(path)
     return run, _fit_and_record(run, network, dataset, observer, Checkpointer(run, checkpoint_every), world)
+
+
+def _check_memory(dataset: Dataset, recipe: Recipe) -> None:
+    """Refuse a network that cannot be held, before it is built."""
+    batch = min(recipe.batch_size, len(dataset.train.labels))
+    weights, whole = training_bytes(*dataset.image_shape, len(dataset.classes), batch)
+    if lack := lacking(whole):
+        _, height, width = dataset.image_shape
+        raise DataError(
+            f"images of {height}×{width} make a network of {in_words(weights)}; training it takes {lack}: "
+            "resize a folder's pictures with --image-size, such as 64x64, or take a smaller --batch-size"
+        )
 
 
 def resume_run(
@@ -82,6 +101,7 @@ def resume_run(
     run = Run.open(path)
     if run.info.data_sha256 != dataset_sha256(dataset):
         raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
+    _check_memory(dataset, run.recipe)
     state, messages = Checkpoints(path).load()
     network = build_network(run.recipe, dataset, run.info.seed)
     threads = run.info.provenance.get("machine", {}).get("threads")
@@ -228,6 +248,9 @@ def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
     """Return how a run folder describes the digit network and its input."""
     _, channels, height, width = dataset.train.images.shape
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
+    preparation = dataset.settled().preparation
+    if preparation is not None:
+        preparation = preparation.knowing(dataset.train.images)
     return NetworkInfo(
         channels=channels,
         height=height,
@@ -238,6 +261,7 @@ def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
         batch_norm=recipe.batch_norm,
         hidden_bias=recipe.hidden_bias,
         eps=recipe.batch_norm_eps,
+        preparation=preparation,
     )
 
 
