@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from . import nn as nn
     from . import reference as reference
     from . import train as train
+    from .conversion.adapters import register_norm as register_norm
     from .conversion.convert import convert as convert
     from .doctor.diagnosis import diagnose as diagnose
     from .export import export_onnx as export_onnx
@@ -32,6 +33,7 @@ _NAMES: dict[str, str] = {
     "fit": ".train.fitting",
     "fold": ".folding",
     "diagnose": ".doctor.diagnosis",
+    "register_norm": ".conversion.adapters",
     "recalibrate": ".stats.recalibrate",
 }
 

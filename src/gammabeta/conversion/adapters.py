@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import Module
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..epilogue import ACTIVATIONS
 from ..errors import UsageError
-from .pending import IDLE, Pending, call, does_nothing_more, now
+from .pending import IDLE, LEARNED, Pending, call, does_nothing_more, now
 from .rewrite import Rewritten
 
 _BUFFERS = ("running_mean", "running_var", "weight", "bias")
@@ -239,18 +240,30 @@ def _frozen_gives_the_same(module: Any, made: type[Module]) -> bool:
         return False
 
 
-# --- what drops at random ---------------------------------------------------------------------------------
+# --- activations, and what drops at random ----------------------------------------------------------------
+
+# Names under which other libraries have an activation of ours; a class counts only if it gives the same.
+_ACTIVATION_NAMES = {
+    "GELU", "GELUActivation", "GELUTanh", "PytorchGELUTanh", "SiLUActivation", "Swish", "SwishMe",
+    "MemoryEfficientSwish", "HSwish", "Hswish", "HardSwish", "HardSwishMe", "HardSwishJit", "h_swish", "Mish",
+    "MishMe", "MishActivation", "Sigmoid", "Tanh", "HSigmoid", "Hsigmoid", "HardSigmoid", "HardSigmoidMe",
+    "h_sigmoid", "ReLUActivation", "ReLU6Activation", "ReLU", "ReLU6", "SiLU", "LeakyReLU",
+}  # fmt: skip
 
 
-def learn_idle(root: Module) -> None:
-    """Learn which modules of other libraries give back what they get, in evaluation or at rate 0."""
+def learn(root: Module) -> None:
+    """Learn which modules below ``root`` compute an activation of ours, and which drop."""
     for module in root.modules():
         kind: type[Module] = type(module)
-        rate = _IDLE_RATES.get(kind.__name__)
-        if rate is None or kind in IDLE or not hasattr(module, rate) or list(module.parameters()):
+        known = kind in IDLE or kind in LEARNED or kind.__module__.startswith("torch.nn.")
+        if known or module._modules or module._parameters or module._buffers:
             continue
-        if _gives_back(module):
+        rate = _IDLE_RATES.get(kind.__name__)
+        if rate is not None and hasattr(module, rate) and _gives_back(module):
             IDLE[kind] = lambda one, rate=rate: not one.training or not getattr(one, rate)  # type: ignore[misc]
+        settings = {n for n in vars(module) if not n.startswith("_")} - {"training", "inplace"}
+        if kind.__name__ in _ACTIVATION_NAMES and not settings and (name := _activation(module)):
+            LEARNED[kind] = name
 
 
 def _gives_back(module: Module) -> bool:
@@ -259,3 +272,28 @@ def _gives_back(module: Module) -> bool:
         return copy.deepcopy(module).eval()(sample) is sample
     except Exception:  # another library's code may raise anything
         return False
+
+
+def _activation(module: Module) -> str | None:
+    """The activation that gives the same on samples, with the same derivative, in both modes."""
+    special = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), 1e30, -1e30]
+    points = torch.cat([torch.linspace(-12, 12, 2401), torch.tensor(special)]).double().view(1, 2, 4, -1)
+    try:
+        found = [_values(copy.deepcopy(module).train(mode), points) for mode in (True, False)]
+    except Exception:  # another library's code may raise anything
+        return None
+    for name, row in ACTIVATIONS.items():
+        expected = _values(row.function, points)
+        if all(torch.allclose(f, expected, rtol=1e-6, atol=1e-9, equal_nan=True) for f in found):
+            return name
+    return None
+
+
+def _values(function: Any, points: Tensor) -> Tensor:
+    """A function's values, and its derivative where it is smooth."""
+    with torch.enable_grad():
+        leaf = points.clone().requires_grad_()
+        out = function(leaf * 1.0)
+        (slopes,) = torch.autograd.grad(out.sum(), leaf)
+    smooth = points.isfinite() & (points.abs() < 1e3) & (points.frac() != 0)
+    return torch.stack([out.detach(), torch.where(smooth, slopes, torch.zeros_like(slopes))])

@@ -8,7 +8,7 @@ from torch.nn import Module
 from ..epilogue import Epilogue
 from ..graph.source import NotReadable
 from ..nn.layer import Fused
-from .adapters import Adapted, adapt_frozen, learn_idle
+from .adapters import Adapted, adapt_frozen, learn
 from .pending import does_nothing_more, quiet, step_of_module
 from .rewrite import install, install_in_order, original_class, runs_in_order
 from .transform import Described
@@ -26,7 +26,7 @@ def fuse(root: Module) -> dict[Module, Outcome]:
     """Rewrite ``root`` and every module below; what will join each batch norm, as far as it can be told."""
     names = {module: name for name, module in root.named_modules()}
     walk = _Walk()
-    learn_idle(root)
+    learn(root)
     for module in _inside_out(root, set()):
         walk.visit(module, names[module])
     for layer in root.modules():

@@ -293,7 +293,7 @@ def step_of_module(module: Module) -> Step | None:
     pooling = _POOL_MODULES.get(kind)
     if pooling is not None:
         return _pool_step(pooling, {name: getattr(module, name) for name in pooling})
-    name = activation_of_module(module)
+    name = LEARNED.get(kind) or activation_of_module(module)
     return ("activation", name) if name is not None else None
 
 
@@ -306,6 +306,9 @@ IDLE: dict[type[Module], Callable[[Any], bool]] = {nn.Identity: lambda module: T
     (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     _drops_nothing,
 )
+
+#: Classes of other libraries whose modules compute one of our activations, by its name.
+LEARNED: dict[type[Module], str] = {}
 
 _MEAN = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
 _MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")

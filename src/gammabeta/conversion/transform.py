@@ -275,14 +275,18 @@ class _Rewriting:
                 return False
             if isinstance(one, ast.Attribute) and one.attr in _STATE:
                 return False
-            if isinstance(one, ast.Call):
-                if isinstance(one.func, ast.Attribute):
-                    owner = self.value(one.func.value)
-                    if isinstance(owner, Module) and hasattr(type(owner), one.func.attr):
-                        return False
-                if any(isinstance(self.value(a), Module) for a in one.args):
-                    return False
+            if isinstance(one, ast.Constant) and one.value in _STATE:
+                return False
+            if isinstance(one, ast.Call) and not self._harmless_call(one):
+                return False
         return True
+
+    def _harmless_call(self, call: ast.Call) -> bool:
+        if isinstance(call.func, ast.Attribute):
+            owner = self.value(call.func.value)
+            return not (isinstance(owner, Module) and hasattr(type(owner), call.func.attr))
+        known = isinstance(self.value(call.func), type(len) | type)  # a function or a class of Python's
+        return known or not any(isinstance(self.value(a), Module) for a in call.args)
 
     # What comes next
 

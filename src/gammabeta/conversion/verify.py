@@ -86,7 +86,7 @@ def verify(model: Module, twin: Module, example: Any, training: bool, parts: lis
 
 
 def _seen(twin: Module, cases: "list[_Case]") -> dict[Module, str]:
-    """What joined the calls of each layer in the first case; the most that joined, where calls differ."""
+    """What joined the calls of each layer, in training if that was compared; where calls differ, the most."""
     seen: dict[Module, str] = {}
 
     def watch(pending: Pending) -> None:
@@ -95,7 +95,7 @@ def _seen(twin: Module, cases: "list[_Case]") -> dict[Module, str]:
 
     WATCHERS.append(watch)
     try:
-        for inputs, mode, _ in cases[:1]:
+        for inputs, mode, _ in sorted(cases, key=lambda case: not case[1])[:1]:
             _observed(twin, inputs, mode)
     finally:
         WATCHERS.remove(watch)
