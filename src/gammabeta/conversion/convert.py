@@ -111,26 +111,26 @@ class ConversionReport:
 def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool = False) -> M:
     """Return a model with another kind of batch norm: same outputs, gradients and state dict keys.
 
-    ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` replace PyTorch's layers, and each other, by layers
-    of ``gammabeta.nn``. An activation, a residual addition and a pooling that follow are fused into their
-    calls, where the code of the module around them shows that this is safe. ``"torch"`` undoes both.
+    ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` replace PyTorch's layers, those of other libraries
+    (``register_norm``), and each other, by layers of ``gammabeta.nn``. An activation, a residual addition
+    and a pooling that follow are computed in the same pass. ``"torch"`` undoes both.
 
     The given model does not change. The result is a copy that *shares* its parameters and buffers, so an
     optimiser made for one trains the other; use only one of the two afterwards. (``"frozen"`` makes new
     ``Parameter`` objects, without gradient, on the same memory.) Convert before wrapping in
     ``DistributedDataParallel`` and before ``torch.compile``.
 
-    Where something is fused, the module around it gets a generated ``forward``, in a subclass of its class.
-    What the original read from attributes that are not tensors or modules is fixed at conversion. Hooks keep
-    working: nothing is fused that a hook sees, and nothing at all while there are hooks on all modules.
-    ``"ghost"`` normalises other batches and ``"frozen"`` none, so with those only evaluation gives the same
-    outputs.
+    A module whose methods call a batch norm gets a subclass of its class. There a few of their calls wait for
+    what follows; all else is the module's own code, so every path gives what it gave. Hooks see what they
+    saw. ``"ghost"`` normalises other batches and ``"frozen"`` none, so with those only evaluation gives the
+    same outputs.
 
     Args:
         model: any module; a single batch norm too.
         to: "fused", "sync", "ghost", "frozen" or "torch".
-        example: an input, or a tuple of inputs, to compare both models on: in evaluation mode, for "fused"
-            and "torch" in training mode too.
+        example: a tensor, a tuple of arguments or a dict of keyword ones, to compare both models on: in
+            evaluation mode, for "fused" and "torch" in training mode too. What makes a difference is taken
+            back.
         recompute: for "fused" and "frozen": less memory, more time. Outputs of batch norms are not kept for
             the backward pass but computed again in it, with the same bits.
 
@@ -139,7 +139,7 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
 
     Raises:
         UsageError: a kind that does not exist, or ``recompute`` with one that cannot.
-        SurgeryError: the model cannot be copied, or does not give the same outputs on ``example``.
+        SurgeryError: the model cannot be copied, does not run on ``example``, or is TorchScript.
     """
     if to != "torch" and to not in KINDS:
         raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
