@@ -308,8 +308,12 @@ class _Rewriting:
                 or not self._harmless(statement)
             ):
                 return ""
-            if any(self._link(body, name) for body in (statement.body, statement.orelse)):
-                return "later"
+            arms = [statement.body, statement.orelse]
+            links = [self._link(arm, name) for arm in arms if _mentions(arm, name)]
+            if any(links):
+                others = [statement.test, *(s for arm in arms if not _mentions(arm, name) for s in arm)]
+                at_once = set(links) == {"next"} and not any(_has(other, ast.Call) for other in others)
+                return "next" if at_once and not between else "later"
             between = True
         return ""
 
