@@ -10,7 +10,14 @@ from ..graph.source import NotReadable
 from ..nn.layer import Fused
 from .adapters import Adapted, adapt_frozen, learn
 from .pending import does_nothing_more, quiet, step_of_module
-from .rewrite import install, install_in_order, original_class, runs_in_order
+from .rewrite import (
+    asks_for_classes,
+    install,
+    install_in_order,
+    mark_plain_code,
+    original_class,
+    runs_in_order,
+)
 from .transform import Described
 
 
@@ -26,6 +33,7 @@ def fuse(root: Module) -> dict[Module, Outcome]:
     """Rewrite ``root`` and every module below; what will join each batch norm, as far as it can be told."""
     names = {module: name for name, module in root.named_modules()}
     walk = _Walk()
+    walk.watched = {c for m in root.modules() if asks_for_classes(original_class(m)) for c in m.children()}
     learn(root)
     for module in _inside_out(root, set()):
         walk.visit(module, names[module])
@@ -103,6 +111,7 @@ class _Walk:
         self.written_out = written_out
         self.written: set[Module] = set()  # layers with a tail whose callers were rewritten
         self.outcomes: dict[Module, Outcome] = {}
+        self.watched: set[Module] = set()  # modules whose parent asks for their classes
         self.ends: dict[Module, Described] = {}  # what a call of a rewritten module ends in
 
     def starts(self, module: Module) -> Described | None:
@@ -120,6 +129,8 @@ class _Walk:
 
     def visit(self, module: Module, name: str) -> None:
         """Rewrite one module."""
+        if module in self.watched:
+            return
         if not self.written_out and adapt_frozen(module):
             self.ends[module] = _tail_joined(Described(module), module)
             self._keep(module, Outcome(str(self.ends[module]), name, "its output leaves the module"))
@@ -131,6 +142,7 @@ class _Walk:
         if runs_in_order(module):
             self._in_order(module, name)
             return
+        mark_plain_code(module)
         try:
             outlook = install(module, self.starts)
         except NotReadable as why:

@@ -212,18 +212,28 @@ def add(one: Any, other: Any) -> Any:
     """``one + other``."""
     if type(one) is Pending:
         other = now(other)
-        if _addable(other) and one.joins(("residual", other)):
+        if _addable(other, one) and one.joins(("residual", other)):
             return one
         return one.run() + other
     if type(other) is Pending:
-        if _addable(one) and other.joins(("residual", one)):
+        if _addable(one, other) and other.joins(("residual", one)):
             return other
         other = other.run()
     return one + other
 
 
-def _addable(value: Any) -> bool:
-    return type(value) in (Tensor, nn.Parameter, int, float)
+def _addable(value: Any, to: Pending) -> bool:
+    kind = type(value)
+    if kind is not Tensor and kind is not nn.Parameter:
+        return kind is int or kind is float
+    return value.shape == to.x.shape or not _is_statistic(value, to)
+
+
+def _is_statistic(value: Tensor, of: Pending) -> bool:
+    """Whether a tensor has the memory of what the call is to update."""
+    held = of.given[:2] if of.layer is None else of.layer._buffers.values()
+    here = value.untyped_storage().data_ptr()
+    return any(t is not None and t.untyped_storage().data_ptr() == here for t in held)
 
 
 def iadd(one: Any, other: Any) -> Any:
@@ -242,24 +252,84 @@ def now(value: Any) -> Any:
     return value.run() if type(value) is Pending else value
 
 
-def hold(value: Any, known: int = 0) -> Any:
-    """Keep a ``Pending`` while other code runs, if nothing but ``known`` local names can reach its input."""
+def hold(value: Any, known: int = 0, *called: Any) -> Any:
+    """Keep a ``Pending`` while other modules run, or run it at once.
+
+    It is kept if nothing but ``known`` local names can reach its input, and the modules ``called`` are plain.
+    """
     if type(value) is not Pending or value.out is not None:
         return value
-    if value.residual is not None or _holders(value) > _ALONE + known:
-        return value.run()
     layer = value.layer
+    if value.residual is not None or not _unshared(value, known):
+        return value.run()
+    for one in called:
+        if one is not None and not (plain(one, layer) if isinstance(one, Module) else is_plain_function(one)):
+            return value.run()
     if layer is not None and layer.training:
         layer.__dict__["_held"] = weakref.ref(value)
     value.modes = _modes(value.x)
     return value
 
 
-def _holders(pending: Pending) -> int:
-    return sys.getrefcount(pending.x)
+def _unshared(pending: Pending, known: int) -> bool:
+    """Whether no other tensor has the memory of the input, and no other code has the input."""
+    x = pending.x
+    if sys.getrefcount(x) > _ALONE + known or x._is_view() or x.layout is not torch.strided:
+        return False
+    # Another tensor on the same memory (`.data`, `.detach()`, NumPy's) holds its storage too.
+    return int(torch._C._storage_Use_Count(x.untyped_storage()._cdata)) <= _OWNERS
 
 
-_ALONE = _holders(Pending(None, torch.empty(0)))
+def _count_alone() -> tuple[int, int]:
+    pending = Pending(None, torch.empty(1))
+    x = pending.x
+    return sys.getrefcount(x), int(torch._C._storage_Use_Count(x.untyped_storage()._cdata))
+
+
+_ALONE, _OWNERS = _count_alone()
+
+
+# --- what may run while a call waits ----------------------------------------------------------------------
+
+_FUNCTIONS = ("torch.nn.functional", "torch._C._nn")
+_HAVE_STATE = ("batch_norm", "instance_norm", "embedding_bag")
+
+
+def plain(module: Module, layer: Module | None = None) -> bool:
+    """Whether a module, and all in it, does what its class says and nothing else; and is not ``layer``."""
+    for one in module.modules():
+        known = _is_plain_class(type(one)) or "_plain_code" in one.__dict__
+        if one is layer or not known or not quiet(one):
+            return False
+    return True
+
+
+_PLAIN_CLASSES: dict[type[Module], bool] = {}
+
+
+def _is_plain_class(kind: type[Module]) -> bool:
+    if kind not in _PLAIN_CLASSES:
+        _PLAIN_CLASSES[kind] = _is_known(kind)
+    return _PLAIN_CLASSES[kind]
+
+
+def _is_known(kind: type[Module]) -> bool:
+    place = kind.__module__
+    ours = place.startswith("gammabeta.nn") and issubclass(kind, Fused)
+    return bool(
+        ours
+        or (place.startswith("torch.nn.modules.") and not issubclass(kind, nn.modules.lazy.LazyModuleMixin))
+    )
+
+
+def is_plain_function(function: Any) -> bool:
+    """Whether a function of PyTorch's only computes from its arguments."""
+    name = getattr(function, "__name__", "_")
+    return (
+        getattr(function, "__module__", "") in _FUNCTIONS
+        and not name.endswith("_")
+        and name not in _HAVE_STATE
+    )
 
 
 # --- steps ------------------------------------------------------------------------------------------------

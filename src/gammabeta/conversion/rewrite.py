@@ -16,7 +16,7 @@ from torch.nn import Module, Sequential
 
 from ..graph.source import NotReadable, build, read
 from .pending import add, call, hold, iadd, method, now
-from .transform import ADD, CALL, HOLD, IADD, METHOD, NOW, Outlook, Starts, rewrite
+from .transform import ADD, CALL, HOLD, IADD, METHOD, NOW, Outlook, Starts, has_plain_code, rewrite
 
 _HELPERS = {CALL: call, METHOD: method, ADD: add, IADD: iadd, NOW: now, HOLD: hold}
 _CLASSES: dict[Any, type] = {}
@@ -32,6 +32,12 @@ class Rewritten:
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
         vars(twin).update(copy.deepcopy(vars(self), memo))
+        return twin
+
+    def __copy__(self: Any) -> Any:
+        made: Any = type(self)
+        twin = made.__new__(made)
+        twin.__setstate__(self.__dict__.copy())
         return twin
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -81,7 +87,9 @@ def _restore(base: type[Module], source: str, imports: str, guarded: Any) -> Mod
 
 def runs_in_order(module: Module) -> bool:
     """Whether the module's forward is that of ``Sequential``."""
-    return isinstance(module, Sequential) and original_class(module).forward is Sequential.forward
+    kind = original_class(module)
+    plain = issubclass(kind, Sequential) and kind.forward is Sequential.forward
+    return plain and kind.__iter__ is Sequential.__iter__  # type: ignore[attr-defined]
 
 
 def install(module: Module, starts: Starts) -> Outlook | None:
@@ -91,9 +99,7 @@ def install(module: Module, starts: Starts) -> Outlook | None:
         NotReadable: why its ``forward`` cannot be rewritten.
     """
     base = original_class(module)
-    if base not in _ASKS:
-        _ASKS[base] = _asks_for_its_class(base)
-    if _ASKS[base]:
+    if asks_for_classes(base):
         raise NotReadable("its code asks for its own class")
     made: dict[str, tuple[Any, Any, Any, bool]] = {}
     whole = Outlook()
@@ -118,14 +124,26 @@ def install(module: Module, starts: Starts) -> Outlook | None:
     key = (base, tuple((name, ast.unparse(tree), function) for name, (_, function, tree, _) in made.items()))
     if key not in _CLASSES:
         body: dict[str, Any] = {"_base": base, **_names_of(base)}
-        for name, (owner, function, tree, waits) in made.items():
+        for name, (_, function, tree, waits) in made.items():
             new = build(read(function), tree, _HELPERS)
-            body[name] = _guarded(name, owner, function, new)
+            body[name] = _guarded(name, function, new)
             if waits:
-                body["_pending"] = _unfinished(owner, function, new)
-        _CLASSES[key] = type(f"Fused{base.__name__}", (Rewritten, base), body)
+                body["_pending"] = _unfinished(function, new)
+        _CLASSES[key] = type(base.__name__, (Rewritten, base), body)
     module.__class__ = _CLASSES[key]
     return whole
+
+
+def mark_plain_code(module: Module) -> None:
+    """Note of a module whether its forward only calls plain modules, so that a call may wait meanwhile."""
+    vars(module).pop("_plain_code", None)
+    base = original_class(module)
+    try:
+        found = "forward" not in vars(module) and has_plain_code(module, read(base.forward))
+    except NotReadable:
+        return
+    if found:
+        vars(module)["_plain_code"] = True
 
 
 def install_in_order(module: Module) -> None:
@@ -133,14 +151,12 @@ def install_in_order(module: Module) -> None:
     base = original_class(module)
     key = (base, "in order")
     if key not in _CLASSES:
-        _CLASSES[key] = type(
-            f"Fused{base.__name__}", (RewrittenSequential, base), {"_base": base, **_names_of(base)}
-        )
+        _CLASSES[key] = type(base.__name__, (RewrittenSequential, base), {"_base": base, **_names_of(base)})
     module.__class__ = _CLASSES[key]
 
 
 def _names_of(base: type[Module]) -> dict[str, Any]:
-    return {"__module__": base.__module__, "__qualname__": f"Fused{base.__name__}", "__doc__": base.__doc__}
+    return {"__module__": base.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
 
 
 def _methods(base: type[Module]) -> list[tuple[str, type, FunctionType]]:
@@ -156,49 +172,40 @@ def _methods(base: type[Module]) -> list[tuple[str, type, FunctionType]]:
     return [entry for name, entry in found.items() if name not in inherited]
 
 
-def _asks_for_its_class(base: type[Module]) -> bool:
-    """Whether a method of the class reads the class of ``self``, which a rewritten module has another of."""
-    for _, _, function in _methods(base):
-        names = {*function.__code__.co_names}
-        if "__class__" in names or ("type" in names and _reads_type_of_self(function)):
-            return True
-    return False
+def asks_for_classes(base: type[Module]) -> bool:
+    """Whether a method of the class reads the class of anything; a rewritten module has another one."""
+    if base not in _ASKS:
+        found = [{*function.__code__.co_names} for _, _, function in _methods(base)]
+        _ASKS[base] = any(names & {"type", "__class__"} for names in found)
+    return _ASKS[base]
 
 
-def _reads_type_of_self(function: FunctionType) -> bool:
-    try:
-        tree = read(function).tree
-    except NotReadable:
-        return True
-    calls = (
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id == "type"
-    )
-    me = function.__code__.co_varnames[:1]
-    return any(isinstance(a, ast.Name) and (a.id,) == me for call in calls for a in call.args)
-
-
-def _guarded(name: str, owner: Any, original: FunctionType, rewritten: FunctionType) -> Callable[..., Any]:
+def _guarded(name: str, original: FunctionType, rewritten: FunctionType) -> Callable[..., Any]:
     """The rewritten method, as long as the class has the one that it was made from.
 
     A compiler that reads the code gets the method as written: it fuses for itself.
     """
+    code, defaults = original.__code__, original.__defaults__
 
     @functools.wraps(original)
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() or getattr(owner, name) is not original:
+        now_there = getattr(self._base, name)
+        same = now_there is original and original.__code__ is code and original.__defaults__ is defaults
+        if not same or torch.compiler.is_compiling():
             return getattr(self._base, name)(self, *args, **kwargs)
         return now(rewritten(self, *args, **kwargs))
 
     return run
 
 
-def _unfinished(owner: Any, original: FunctionType, rewritten: FunctionType) -> Callable[..., Any]:
+def _unfinished(original: FunctionType, rewritten: FunctionType) -> Callable[..., Any]:
     """``forward`` for a caller that may join what it returns."""
+    code, defaults = original.__code__, original.__defaults__
 
     def run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return (rewritten if owner.forward is original else self._base.forward)(self, *args, **kwargs)
+        now_there = self._base.forward
+        same = now_there is original and original.__code__ is code and original.__defaults__ is defaults
+        return (rewritten if same else now_there)(self, *args, **kwargs)
 
     return run
 

@@ -19,7 +19,7 @@ from torch.nn import Module
 
 from ..epilogue import ACTIVATIONS
 from ..graph.source import UNKNOWN, Source, live_test, live_value
-from .pending import BATCH_NORM_FUNCTIONS, Joined, Step, step_of
+from .pending import BATCH_NORM_FUNCTIONS, Joined, Step, is_plain_function, plain, step_of
 
 CALL, METHOD, ADD, IADD, NOW, HOLD = (
     f"_gammabeta_{name}" for name in ("call", "method", "add", "iadd", "now", "hold")
@@ -28,15 +28,12 @@ _METHODS = {call for row in ACTIVATIONS.values() for call in row.calls if isinst
     "add",
     "add_",
 }
-# Names whose mention says that code looks at the state of a layer, which a waiting call has yet to update.
-_STATE = {
-    "running_mean", "running_var", "num_batches_tracked", "momentum", "eps", "state_dict", "buffers",
-    "named_buffers", "train", "eval", "set_grad_enabled", "requires_grad_", "load_state_dict",
-}  # fmt: skip
-_LEAVES = (ast.Return, ast.Raise, ast.Yield, ast.YieldFrom, ast.Await, ast.Global, ast.Nonlocal)
 _SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SEES_LOCALS = {"locals", "vars", "eval", "exec", "_getframe", "globals"}
+
+
+_LISTS = (nn.ModuleList, nn.Sequential, list, tuple, int)
 
 
 class Described(Joined):
@@ -80,6 +77,11 @@ def rewrite(module: Module, source: Source, starts: Starts) -> tuple[ast.Functio
     return rewriting.result()
 
 
+def has_plain_code(module: Module, source: Source) -> bool:
+    """Whether a forward only names and passes on what it is given, and calls plain modules and functions."""
+    return _Rewriting(module, source, lambda _: None).has_plain_code()
+
+
 class _Names(Mapping[str, Any]):
     """The values of a method's names that it does not assign itself."""
 
@@ -113,6 +115,10 @@ def _mentions(node: ast.AST | Sequence[ast.AST], name: str) -> int:
 
 def _has(node: ast.AST, *kinds: type[ast.AST]) -> bool:
     return any(isinstance(n, kinds) for n in ast.walk(node))
+
+
+def _called_in(node: ast.AST) -> list[ast.expr]:
+    return [n.func for n in ast.walk(node) if isinstance(n, ast.Call)]
 
 
 def _target(statement: ast.stmt) -> str | None:
@@ -258,64 +264,117 @@ class _Rewriting:
             if self._method(node):
                 return self._may_wait(node.func.value)  # type: ignore[attr-defined]
             joins = bool(node.args) and self._may_wait(node.args[0]) and self._step(node) is not None
-            return joins and all(map(self._harmless, [*node.args[1:], *node.keywords]))
+            return joins and all(map(self.harmless, [node.func, *node.args[1:], *node.keywords]))
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-            return self._harmless(node) and (self._may_wait(node.left) or self._may_wait(node.right))
+            left, right = self._may_wait(node.left), self._may_wait(node.right)
+            return (left and (right or self.harmless(node.right))) or (right and self.harmless(node.left))
         if isinstance(node, ast.IfExp):
             return self._may_wait(node.body) or self._may_wait(node.orelse)
         return False
 
-    def _harmless(self, node: ast.AST) -> bool:
-        """Whether a call may wait while code runs: it does not leave the method, or look at a layer's state.
+    def harmless(self, node: ast.AST) -> bool:
+        """Whether a call may wait while code runs: it takes and names what is known, and calls plain modules.
 
-        A method of a module, or a function that is given the module, may look at anything.
+        All else could read or write what the waiting call is to read or write.
         """
-        for one in ast.walk(node):
-            if isinstance(one, (*_LEAVES, ast.With, ast.AsyncWith)):
-                return False
-            if isinstance(one, ast.Attribute) and one.attr in _STATE:
-                return False
-            if isinstance(one, ast.Constant) and one.value in _STATE:
-                return False
-            if isinstance(one, ast.Call) and not self._harmless_call(one):
+        if isinstance(node, ast.If | ast.IfExp):
+            arms = [*node.body, *node.orelse] if isinstance(node, ast.If) else [node.body, node.orelse]
+            return self._harmless_test(node.test) and all(map(self.harmless, arms))
+        if isinstance(node, ast.Assign):
+            return all(isinstance(t, ast.Name) for t in node.targets) and self.harmless(node.value)
+        if isinstance(node, ast.Call) and self.value(node.func) is getattr:
+            return self.value(node) is not UNKNOWN
+        if isinstance(node, ast.Call):
+            given = [*node.args, *(k.value for k in node.keywords)]
+            return self._harmless_callee(node.func) and all(map(self.harmless, given))
+        if isinstance(node, ast.Attribute):
+            return self.value(node) is not UNKNOWN or self._is_missing(node)
+        if isinstance(node, ast.Subscript):
+            return isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant)
+        return isinstance(node, ast.Name | ast.Constant | ast.Pass)
+
+    def _is_missing(self, node: ast.Attribute) -> bool:
+        """Whether a module has no such attribute, so that to read it runs no code."""
+        owner = self.value(node.value)
+        plain_class = isinstance(owner, Module) and type(owner).__getattr__ is Module.__getattr__
+        return plain_class and not hasattr(type(owner), node.attr)
+
+    def _harmless_callee(self, func: ast.expr) -> bool:
+        callee = self.value(func)
+        of_a_name = isinstance(func, ast.Attribute) and isinstance(func.value, ast.Name)
+        if of_a_name and (callee is None or self._is_missing(func)):  # type: ignore[arg-type]
+            return True  # not called as long as it is not there; `hold` looks again
+        return plain(callee) if isinstance(callee, Module) else is_plain_function(callee)
+
+    def _harmless_test(self, node: ast.expr) -> bool:
+        """The same for a condition: of values that are known, or whether a name is None."""
+        if isinstance(node, ast.BoolOp):
+            return all(map(self._harmless_test, node.values))
+        if isinstance(node, ast.UnaryOp):
+            return self._harmless_test(node.operand)
+        if isinstance(node, ast.Compare):
+            same = all(isinstance(op, ast.Is | ast.IsNot) for op in node.ops)
+            sides = [node.left, *node.comparators]
+            return all((same and self._is_module_or_name(s)) or self._is_plain_value(s) for s in sides)
+        return self._is_plain_value(node)
+
+    def _is_module_or_name(self, node: ast.expr) -> bool:
+        return isinstance(node, ast.Name) or isinstance(self.value(node), Module)
+
+    def _is_plain_value(self, node: ast.expr) -> bool:
+        return isinstance(self.value(node), bool | int | float | str | None)
+
+    def has_plain_code(self) -> bool:
+        """Whether the whole method is of that kind."""
+        for node in self.tree.body:
+            text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            ends = isinstance(node, ast.Return) and node.value is not None and self.harmless(node.value)
+            if not (text or ends or self.harmless(node)):
                 return False
         return True
 
-    def _harmless_call(self, call: ast.Call) -> bool:
-        if isinstance(call.func, ast.Attribute):
-            owner = self.value(call.func.value)
-            return not (isinstance(owner, Module) and hasattr(type(owner), call.func.attr))
-        known = isinstance(self.value(call.func), type(len) | type)  # a function or a class of Python's
-        return known or not any(isinstance(self.value(a), Module) for a in call.args)
-
     # What comes next
+
+    def _hold(self, name: str, rest: Sequence[ast.stmt], known: int = 0) -> ast.expr:
+        """``hold(name, known, what is called until the variable is read)``."""
+        called: list[ast.expr] = []
+        for statement in rest:
+            called += _called_in(statement)
+            if _mentions(statement, name) and not isinstance(statement, ast.If):
+                break
+        known_callees = [f for f in called if self.value(f) is not UNKNOWN and self.value(f) is not getattr]
+        return self._call(HOLD, _load(name), ast.Constant(known), *known_callees)
 
     def _link(self, rest: Sequence[ast.stmt], name: str) -> str:
         """Whether what next reads a variable may join: "next", "later" if other code runs before, or ""."""
         between = False
         for statement in rest:
             if not _mentions(statement, name):
-                if not self._harmless(statement):
+                if not self.harmless(statement):
                     return ""
                 between = between or _has(statement, ast.Call, ast.Subscript, ast.AugAssign)
                 continue
             found = self._takes(statement, name)
             if found:
                 return "later" if between else found
-            if (
-                not isinstance(statement, ast.If)
-                or _mentions(statement.test, name)
-                or not self._harmless(statement)
-            ):
+            if not isinstance(statement, ast.If) or _mentions(statement.test, name):
                 return ""
-            arms = [statement.body, statement.orelse]
-            links = [self._link(arm, name) for arm in arms if _mentions(arm, name)]
-            if any(links):
-                others = [statement.test, *(s for arm in arms if not _mentions(arm, name) for s in arm)]
-                at_once = set(links) == {"next"} and not any(_has(other, ast.Call) for other in others)
-                return "next" if at_once and not between else "later"
+            arms = [self._arm(arm, name) for arm in (statement.body, statement.orelse)]
+            if "" in arms or not self._harmless_test(statement.test):
+                return ""
+            if {"next", "later"} & {*arms}:
+                return "next" if not between and {*arms} <= {"next", "nothing runs"} else "later"
             between = True
         return ""
+
+    def _arm(self, arm: Sequence[ast.stmt], name: str) -> str:
+        """What a branch does with a waiting call: "next", "later", "reads", "runs", "nothing runs", ""."""
+        read = next((i for i, statement in enumerate(arm) if _mentions(statement, name)), len(arm))
+        if not all(map(self.harmless, arm[:read])) and not self._link(arm, name):
+            return ""
+        if read < len(arm):
+            return self._link(arm, name) or "reads"
+        return "runs" if any(_has(statement, ast.Call) for statement in arm) else "nothing runs"
 
     def _takes(self, statement: ast.stmt, name: str) -> str:
         """Whether a statement joins the variable and nothing else reads it: "next", "later" or ""."""
@@ -328,10 +387,10 @@ class _Rewriting:
         if target is None or target in self.hidden:
             return ""
         if isinstance(statement, ast.AugAssign):
-            fits = (
-                target == name and isinstance(statement.op, ast.Add) and not _mentions(statement.value, name)
-            )
-            return ("later" if _has(statement.value, ast.Call) else "next") if fits else ""
+            value = statement.value
+            fits = target == name and isinstance(statement.op, ast.Add) and not _mentions(value, name)
+            fits = fits and (self._may_wait(value) or self.harmless(value))
+            return ("later" if _has(value, ast.Call) else "next") if fits else ""
         if target != name and not self._read_once(name):
             return ""
         return self._joins(statement.value, name)  # type: ignore[attr-defined]
@@ -353,14 +412,23 @@ class _Rewriting:
                 inner, others = node.args[0], [node.func, *node.args[1:], *node.keywords]
             else:
                 return ""
+            if not all(
+                map(
+                    self.harmless,
+                    (getattr(o, "value", o) if isinstance(o, ast.keyword) else o for o in others),
+                )
+            ):
+                return ""
             found = "next" if isinstance(inner, ast.Name) and inner.id == name else self._joins(inner, name)
             return "later" if found and any(_has(o, ast.Call) for o in others) else found
         if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
             sides = (node.left, node.right)
             inner, other = sides if _mentions(node.left, name) else sides[::-1]
+            if not (self.harmless(other) or self._may_wait(other)):
+                return ""
             found = "next" if isinstance(inner, ast.Name) else self._joins(inner, name)
             return "later" if found and _has(other, ast.Call) else found
-        if isinstance(node, ast.IfExp) and not _mentions(node.test, name):
+        if isinstance(node, ast.IfExp) and not _mentions(node.test, name) and self._harmless_test(node.test):
             arms = [a for a in (node.body, node.orelse) if _mentions(a, name)]
             return "later" if all(isinstance(a, ast.Name) or self._joins(a, name) for a in arms) else ""
         return ""
@@ -418,15 +486,13 @@ class _Rewriting:
         value, found = self.expression(node.value, env, wait=bool(link), passing=passing, why=why)
         made = [_assign(name, value, node)]
         if link == "later":
-            made.append(
-                _assign(name, self._call(HOLD, _load(name), self._own_names(node.value, name, rest)), node)
-            )
+            made.append(_assign(name, self._hold(name, rest, self._own_names(node.value, name)), node))
         env.pop(name, None)
         if link and found is not None:
             env[name] = found
         return made
 
-    def _own_names(self, value: ast.expr, name: str, rest: Sequence[ast.stmt]) -> ast.expr:
+    def _own_names(self, value: ast.expr, name: str) -> int:
         """How many other local names hold the input and are not read before the variable is."""
         start = value
         while isinstance(start, ast.Call) and not self._is_start(start) and start.args:
@@ -434,8 +500,8 @@ class _Rewriting:
         given = start.args[0] if isinstance(start, ast.Call) and start.args else None
         idle = isinstance(given, ast.Name) and given.id != name and given.id not in self.hidden
         if idle and self.loads.get(given.id) == 1:  # type: ignore[union-attr]
-            return ast.Constant(1)
-        return ast.Constant(0)
+            return 1
+        return 0
 
     def _augmented(
         self, node: ast.AugAssign, name: str, rest: Sequence[ast.stmt], env: dict[str, Described]
@@ -451,7 +517,7 @@ class _Rewriting:
             found = None
         first: list[ast.stmt] = []
         if _has(node.value, ast.Call):
-            first = [_assign(name, self._call(HOLD, _load(name)), node)]
+            first = [_assign(name, self._hold(name, [node]), node)]
         link = self._link(rest, name)
         made = self._call(IADD, _load(name), value)
         if link:
@@ -461,7 +527,7 @@ class _Rewriting:
             made = self._call(NOW, made)
             if found is not None:
                 self._note(found, self._reason(rest, name))
-        tail = [_assign(name, self._call(HOLD, _load(name)), node)] if link == "later" else []
+        tail = [_assign(name, self._hold(name, rest), node)] if link == "later" else []
         return [*first, _assign(name, made, node), *tail]
 
     def _settled(self, name: str, node: ast.AST, env: dict[str, Described]) -> ast.stmt:
@@ -498,7 +564,7 @@ class _Rewriting:
                 if found is not None:
                     self._note(found, self._reason(rest, name))
             elif link == "later" and self._bound(name):
-                made.append(_assign(name, self._call(HOLD, _load(name)), node))
+                made.append(_assign(name, self._hold(name, rest), node))
         return made
 
     def _bound(self, name: str) -> bool:
@@ -514,7 +580,7 @@ class _Rewriting:
             n for n in self.waiting if any(_target(s) == n for s in ast.walk(node) if isinstance(s, ast.stmt))
         }
         was, self.live = self.live, False
-        body = self.block(node.body, node.body, {})
+        body = self.block(node.body, node.body if self._known_turns(node) else [], {})
         self.live = was
         orelse = self.block(node.orelse, [], {})
         made: ast.stmt
@@ -526,6 +592,19 @@ class _Rewriting:
             made = self._like(node, ast.While(test, body, orelse))
         last = [_assign(n, self._call(NOW, _load(n)), node) for n in sorted(changed) if self._bound(n)]
         return [*first, made, *last]
+
+    def _known_turns(self, node: ast.For | ast.While) -> bool:
+        """Whether no code runs between two turns of the loop."""
+        if isinstance(node, ast.While):
+            return False
+        over = [node.iter]
+        while over:
+            one = over.pop()
+            if isinstance(one, ast.Call) and self.value(one.func) in (zip, enumerate, reversed, range):
+                over += one.args
+            elif not (isinstance(one, ast.Constant) or type(self.value(one)) in _LISTS):
+                return False
+        return True
 
     def _other(self, node: ast.stmt, env: dict[str, Described]) -> ast.stmt:
         """Any other statement: its expressions and blocks, each for itself."""
@@ -661,7 +740,7 @@ class _Rewriting:
         left, one = self.expression(node.left, env, wait=True, passing=passing)
         right, other = self.expression(node.right, env, wait=True, passing=passing)
         if self._may_wait(node.left) and _has(node.right, ast.Call):
-            left = self._call(HOLD, left)
+            left = self._call(HOLD, left, ast.Constant(0), *_called_in(node.right))
         if one is not None and other is not None:
             self._note(other, "it is added to another batch norm")
         found = one or other

@@ -237,6 +237,13 @@ def live_value(node: ast.expr, module: nn.Module, names: Mapping[str, Any]) -> A
         return _attribute(live_value(node.value, module, names), node.attr)
     if isinstance(node, ast.Subscript):
         return _item(live_value(node.value, module, names), live_value(node.slice, module, names))
+    if isinstance(node, ast.Call) and live_value(node.func, module, names) is getattr and len(node.args) == 3:
+        owner, name, default = (live_value(a, module, names) for a in node.args)
+        if not (isinstance(owner, nn.Module) and isinstance(name, str)):
+            return UNKNOWN
+        missing = not hasattr(type(owner), name) and type(owner).__getattr__ is nn.Module.__getattr__
+        found = _attribute(owner, name)
+        return default if found is UNKNOWN and missing else found
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = live_value(node.operand, module, names)
         return -value if isinstance(value, int | float) else UNKNOWN
