@@ -207,8 +207,8 @@ class SequentialBackwards(nn.Sequential):
 def nested_with_hooks():
     inner = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())
     model = nn.Sequential(nn.Conv2d(3, 3, 1), inner, nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)))
-    model.seen = []
-    inner.register_forward_pre_hook(lambda m, i: model.seen.append(float(i[0].detach().sum())))
+    inner.seen = []
+    inner.register_forward_pre_hook(lambda m, i: m.seen.append(float(i[0].detach().sum())))
     model[2][1].register_forward_hook(lambda m, i, o: o * 2)
     return model
 
@@ -234,24 +234,16 @@ class CallOverridden(Parent):
         return super().__call__(x) + 1
 
 
+class Doubled(nn.BatchNorm2d):
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
 @kind(call(IMAGE), call(OTHER))
-class NormsCallOverridden(Base):
+class NormsCallOverridden(Parent):
     def __init__(self):
         super().__init__()
-
-        class Logged(nn.BatchNorm2d):
-            def __call__(self, x):
-                return super().__call__(x) * 2
-
-        self.bn = Logged(3)
-
-    def forward(self, x):
-        return self.relu(self.bn(self.conv(x)))
-
-    def __deepcopy__(self, memo):
-        twin = type(self)().double()
-        twin.load_state_dict(self.state_dict())
-        return twin
+        self.bn = Doubled(3)
 
 
 @kind(call(IMAGE), Call((IMAGE,), run="encode"), Call((OTHER,), run="decode"))
@@ -279,7 +271,9 @@ class OtherMethodFirst(Base):
 
 
 @kind(
-    call(IMAGE), Call((IMAGE,), run=lambda m, x: m.bn(m.conv2(x))), Call((IMAGE,), run=lambda m, x: m.conv(x))
+    call(IMAGE),
+    Call((IMAGE,), run=lambda m, x: m.bn(m.conv2(x)), fold=False),
+    Call((IMAGE,), run=lambda m, x: m.conv(x), fold=False),
 )
 class PartsCalledFromOutside(Base):
     """What stands in a model can be called by its user."""
@@ -330,7 +324,7 @@ class ParentSeen(nn.Module):
         return self.child(x) + self.bn(x + 1)
 
 
-@kind(call(IMAGE), call(OTHER))
+@kind(call(IMAGE), call(OTHER), twice=True)
 class Checkpointed(Base):
     def block(self, x):
         return self.relu(self.bn(self.conv(x)))
@@ -339,7 +333,7 @@ class Checkpointed(Base):
         return self.bn2(checkpoint(self.block, x, use_reentrant=False))
 
 
-@kind(call(IMAGE), call(OTHER))
+@kind(call(IMAGE), call(OTHER), twice=True)
 class CheckpointedSequential(nn.Module):
     def __init__(self):
         super().__init__()
@@ -349,7 +343,7 @@ class CheckpointedSequential(nn.Module):
         return checkpoint_sequential(self.blocks, 2, x, use_reentrant=False)
 
 
-@kind(call(IMAGE), call(OTHER))
+@kind(call(IMAGE), call(OTHER), twice=True)
 class CheckpointedInTraining(Base):
     def forward(self, x):
         y = self.conv(x)
@@ -402,18 +396,6 @@ class AutocastAround(Base):
         with torch.autocast("cpu", torch.bfloat16):
             y = self.conv(x)
         return self.relu(self.bn(y))
-
-
-@kind(call(IMAGE), call(OTHER), never=())
-def scripted_part():
-    model = Base()
-    model.part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()).double())
-    model.forward = functools.partial(_then_part, model)
-    return model
-
-
-def _then_part(model, x):
-    return model.part(model.relu(model.bn(model.conv(x))))
 
 
 class WithScript(Base):
@@ -534,20 +516,45 @@ class CallsByType(Base):
         return x
 
 
-@kind(call(IMAGE), call(OTHER))
+@kind(call(IMAGE), call(OTHER), must=())
 class InstanceForward(nn.Module):
-    """``forward`` is set on the instance."""
+    """``forward`` is a function set on the instance, and holds this instance: copies call its layers."""
 
     def __init__(self):
         super().__init__()
         self.bn = nn.BatchNorm2d(3)
         self.forward = lambda x: F.relu(self.bn(x))
 
-    def __deepcopy__(self, memo):
-        twin = InstanceForward().double()
-        twin.load_state_dict(self.state_dict())
-        twin.train(self.training)
-        return twin
+
+@kind(call(IMAGE), call(OTHER))
+class InstanceMethod(Base):
+    """``forward`` is another method of the same object."""
+
+    def __init__(self):
+        super().__init__()
+        self.forward = self.run
+
+    def run(self, x):
+        return self.relu(self.bn(self.conv(x)))
+
+
+@kind(call(IMAGE), call(OTHER))
+class HalfCalledDirectly(Base):
+    """Hooks see one of the two norms."""
+
+    def forward(self, x):
+        y = self.relu(self.bn.forward(self.conv(x)))
+        return self.relu(self.bn2(self.conv2(y)))
+
+
+@kind(call(IMAGE), call(OTHER))
+class HalfThroughAFunction(Base):
+    def forward(self, x):
+        b = self.bn2
+        y = self.relu(self.bn(self.conv(x)))
+        return F.batch_norm(
+            y, b.running_mean, b.running_var, b.weight, b.bias, b.training, b.momentum, b.eps
+        ).relu()
 
 
 @kind(call(IMAGE), call(OTHER))

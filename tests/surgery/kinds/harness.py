@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 TOLERANCE = 1e-9  # relative to the largest value of a tensor; sums in another order
 _OF_TORCH = set(vars(nn.Module()))
+_OF_DYNAMO = ("_torchdynamo", "_dynamo", "get_compiler_config")
 
 
 def no_change(_model: nn.Module) -> None:
@@ -53,14 +54,15 @@ def call(*args: Any, **kwargs: Any) -> Call:
     return Call(args, kwargs)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Kind:
     """A model, its calls, and what may be said of it.
 
     ``reset`` puts back what the model keeps outside itself, and ``outside`` tells it, to be compared.
     ``must`` names the operations that may not refuse ("convert", "fold", "recalibrate"); ``never`` those that
     make no sense for the model. ``around`` is the context in which surgery is done. ``example`` is what
-    surgery is given where that is not the first call's arguments.
+    surgery is given where that is not the first call's arguments. ``twice``: torch's running statistics take
+    in each batch twice under activation checkpointing, and ours rightly once.
     """
 
     build: Callable[[], nn.Module]
@@ -72,6 +74,7 @@ class Kind:
     around: Callable[[], Any] = contextlib.nullcontext
     example: Any = None
     modes: tuple[bool, ...] = (True, False)
+    twice: bool = False
 
     def fresh(self) -> nn.Module:
         """A new model in float64, the same one each time."""
@@ -87,8 +90,8 @@ class Kind:
 
     @property
     def changing(self) -> bool:
-        """Whether something is done to the model between the calls."""
-        return any(one.before is not no_change for one in self.calls)
+        """Whether what is done to the model in training shows in evaluation."""
+        return self.twice or any(one.before is not no_change for one in self.calls)
 
     def given(self) -> Any:
         """The example: a tensor, a tuple of arguments or a dict of keywords."""
@@ -233,7 +236,11 @@ def state(model: nn.Module) -> dict[str, Any]:
     """Everything a model holds, by name: tensors, modes, plain attributes, classes left out."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules(remove_duplicate=False):
-        attributes = {k: v for k, v in vars(module).items() if k not in _OF_TORCH or k == "training"}
+        attributes = {
+            key: value
+            for key, value in vars(module).items()
+            if key == "training" or not (key in _OF_TORCH or key.startswith(_OF_DYNAMO))
+        }
         tensors = {**module._parameters, **module._buffers}
         found[name] = {**attributes, **tensors}
     return found
@@ -257,8 +264,8 @@ def _same(found: Any, wanted: Any, where: str, exact: bool, seen: set[tuple[int,
     seen.add((id(found), id(wanted)))
     if isinstance(wanted, Tensor):
         _same_tensor(found, wanted, where, exact)
-        if getattr(wanted, "__dict__", None):  # what a model hung on its output
-            _same(getattr(found, "__dict__", {}), vars(wanted), f"{where}.__dict__", exact, seen)
+        a, b = (_hung_on(value) for value in (found, wanted))
+        _same(a, b, f"{where}.__dict__", exact, seen)
         return
     if type(found) is not type(wanted):
         raise DifferentError(f"{where}: {type(found).__name__} where {type(wanted).__name__} is right")
@@ -285,6 +292,11 @@ def _same(found: Any, wanted: Any, where: str, exact: bool, seen: set[tuple[int,
         _same_tensor(found.get_state(), wanted.get_state(), where, True)
     elif hasattr(wanted, "__dict__") and not callable(wanted):
         _same(vars(found), vars(wanted), where, exact, seen)
+
+
+def _hung_on(tensor: Any) -> dict[str, Any]:
+    """The attributes that a model gave to a tensor."""
+    return {k: v for k, v in getattr(tensor, "__dict__", {}).items() if not k.startswith(_OF_DYNAMO)}
 
 
 def _same_tensor(found: Any, wanted: Tensor, where: str, exact: bool) -> None:
@@ -331,12 +343,20 @@ def same_effects(found: dict[str, Any], wanted: dict[str, Any], where: str, only
         same(found[what], wanted[what], f"{where}, {what}")
 
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
 def same_state(
-    found: nn.Module, wanted: nn.Module, where: str, exact: bool = False, only: Sequence[str] | None = None
+    found: nn.Module,
+    wanted: nn.Module,
+    where: str,
+    exact: bool = False,
+    only: Sequence[str] | None = None,
+    left: Sequence[str] = (),
 ) -> None:
     """Compare what two models hold, under the names that the second one has.
 
-    ``only``: the names of the modules to compare, where not all.
+    ``only``: the names of the modules to compare, where not all; ``left``: attributes that are left out.
     """
     theirs = state(found)
     for name, values in state(wanted).items():
@@ -345,6 +365,8 @@ def same_state(
         if name not in theirs:
             raise DifferentError(f"{where}: there is no module {name!r}")
         for key, value in values.items():
+            if key in left:
+                continue
             if key not in theirs[name]:
                 raise DifferentError(f"{where}: {name or 'the model'} has no {key}")
             same(theirs[name][key], value, f"{where}, {name or 'the model'}.{key}", exact)
@@ -355,7 +377,7 @@ def unchanged(model: nn.Module, reference: nn.Module, where: str) -> None:
     same_state(model, reference, where, exact=True)
     same_state(reference, model, where, exact=True)
     for (name, a), (_, b) in zip(model.named_modules(), reference.named_modules(), strict=True):
-        if type(a) is not type(b):
+        if type(a).__qualname__ != type(b).__qualname__:  # a class may be made anew for each model
             raise DifferentError(f"{where}: {name or 'the model'} is a {type(a).__name__}")
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             if len(getattr(a, hooks, ())) != len(getattr(b, hooks, ())):

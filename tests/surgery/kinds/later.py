@@ -252,24 +252,28 @@ class HookOnACopy(Two):
 
 @kind(
     call(IMAGE),
-    Call((IMAGE,), run=lambda m, x: m.stem[:2](x)),
-    Call((IMAGE,), run=lambda m, x: m.stem[1:](x)),
+    Call((IMAGE,), run=lambda m, x: m.stem[:2](x), fold=False),
+    Call((IMAGE,), run=lambda m, x: m.stem[1:](x), fold=False),
 )
 class PartOfASequential(Two):
     pass
 
 
-@kind(call(IMAGE), Call((IMAGE,), run=lambda m, x: nn.Sequential(*m.stem.children(), m.block)(x)))
+@kind(call(IMAGE), Call((IMAGE,), run=lambda m, x: nn.Sequential(*m.stem.children(), m.block)(x), fold=False))
 class LayersInANewSequential(Two):
     """A new model is built from the layers of the old one."""
 
 
-@kind(call(IMAGE), Call((IMAGE,), run=lambda m, x: m.bn(x)), Call((IMAGE,), run=lambda m, x: m.relu(m.bn(x))))
+@kind(
+    call(IMAGE),
+    Call((IMAGE,), run=lambda m, x: m.bn(x), fold=False),
+    Call((IMAGE,), run=lambda m, x: m.relu(m.bn(x)), fold=False),
+)
 class NormCalledAlone(Two):
     pass
 
 
-@kind(call(IMAGE), Call((IMAGE,), run=lambda m, x: [c(x) for c in m.children()]))
+@kind(call(IMAGE), Call((IMAGE,), run=lambda m, x: [c(x) for c in m.children()], fold=False))
 class ChildrenCalledAlone(Two):
     pass
 

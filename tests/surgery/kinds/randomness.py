@@ -41,7 +41,7 @@ class NumpyScales(Base):
         return self.relu(self.bn(self.conv(x)) * np.random.uniform(0.5, 1.5))  # noqa: NPY002
 
 
-@kind(call(IMAGE), call(OTHER))
+@kind(call(IMAGE), call(OTHER), never=("recalibrate",))
 class PythonChooses(Base):
     def forward(self, x):
         return self.relu(random.choice([self.bn, self.bn2])(self.conv(x)))
@@ -167,7 +167,7 @@ class NoiseInTraining(Base):
         return self.relu(y)
 
 
-@kind(call(ROWS), call(x(6, 5, at=1)))
+@kind(call(ROWS), call(x(6, 5, at=1)), never=("recalibrate",))
 class VariationalAutoencoder(nn.Module):
     def __init__(self):
         super().__init__()

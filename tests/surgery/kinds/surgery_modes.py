@@ -83,7 +83,7 @@ def in_evaluation_already():
     return Network().eval()
 
 
-@kind(call(IMAGE), call(OTHER), must=ALL)
+@kind(call(IMAGE), call(OTHER), must=("convert", "fold"), never=("recalibrate",))
 def mixed_modes():
     network = Network()
     network.blocks[0].eval()
@@ -103,7 +103,7 @@ def example_may_be_one_sample():
     return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
 
 
-@kind(call(x(1, 3, 1, 1)), call(IMAGE), must=("convert", "fold"), never=("recalibrate",))
+@kind(call(x(1, 3, 1, 1)), call(IMAGE), must=("convert", "fold"), never=("recalibrate",), modes=(False,))
 def example_of_one_value():
     """In training a batch norm cannot take the example."""
     return nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU())
