@@ -124,7 +124,7 @@ class Foreign:
     name: str
     build: Callable[[], nn.Module]
     inputs: Callable[[int, int, int], Inputs]  # of a batch size, an image size and a seed
-    sizes: tuple[int, ...] = (*SIZES, 224)
+    sizes: tuple[int, ...] = (*SIZES, 224, 256)
 
 
 def _images(batch: int, size: int, seed: int) -> Inputs:

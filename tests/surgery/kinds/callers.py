@@ -516,7 +516,7 @@ class CallsByType(Base):
         return x
 
 
-@kind(call(IMAGE), call(OTHER), must=())
+@kind(call(IMAGE), call(OTHER), must=(), never=("recalibrate",))
 class InstanceForward(nn.Module):
     """``forward`` is a function set on the instance, and holds this instance: copies call its layers."""
 
