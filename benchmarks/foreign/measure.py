@@ -94,7 +94,7 @@ class _Subject:
         for size in foreign.sizes:
             twin = copy.deepcopy(model).double()
             try:
-                _enliven(twin, _double(foreign.inputs(2 * _TRAINING, size, 0)))
+                _enliven(twin, _double(foreign.inputs(_TRAINING, size, 0)))
                 return cls(foreign, twin, size)
             except Exception:  # other people's checks of sizes raise anything
                 continue

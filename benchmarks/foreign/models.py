@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import stub
+from .stub import import_timm
 
 SIZES = (64, 96, 128, 160)
 
@@ -133,8 +133,7 @@ def _images(batch: int, size: int, seed: int) -> Inputs:
 
 def _timm(name: str) -> Foreign:
     def build() -> nn.Module:
-        stub.install()
-        model: nn.Module = import_module("timm").create_model(name, num_classes=10, **_SMALLER.get(name, {}))
+        model: nn.Module = import_timm().create_model(name, num_classes=10, **_SMALLER.get(name, {}))
         return model
 
     return Foreign(f"timm {name}", build, _images)

@@ -4,8 +4,11 @@ timm's models need one class of torchvision; everything else that timm imports f
 stand-in gives that class, and an empty class for every other name.
 """
 
+import importlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
@@ -61,9 +64,14 @@ class _StandIn(ModuleType):
         return made
 
 
-def install() -> None:
-    """Put the stand-in where Python looks for torchvision, unless it is installed."""
+@contextmanager
+def installed() -> Iterator[None]:
+    """Python finds the stand-in for torchvision meanwhile, unless torchvision is installed.
+
+    Not for longer: who asks later whether torchvision is there must get the true answer.
+    """
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is not None:
+        yield
         return
     for name in _MODULES:
         module = _StandIn(name)
@@ -74,3 +82,18 @@ def install() -> None:
         if parent:
             setattr(sys.modules[parent], child, module)
     sys.modules["torchvision.ops.misc"].FrozenBatchNorm2d = FrozenBatchNorm2d  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for name in _MODULES:
+            del sys.modules[name]
+
+
+def import_timm() -> ModuleType:
+    """Import timm, with the stand-in where torchvision is missing.
+
+    Raises:
+        ImportError: timm itself, or what else it needs, is not installed.
+    """
+    with installed():
+        return importlib.import_module("timm")

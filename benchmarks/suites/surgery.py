@@ -67,7 +67,7 @@ def run(options: Options) -> Result:
 def _chosen(quick: bool, only: list[str] | None) -> dict[str, Foreign]:
     models = everything()
     if only:
-        return {n: f for n, f in models.items() if any(fnmatch(n, pattern) for pattern in only)}
+        return {n: models[n] for pattern in only for n in models if fnmatch(n, pattern)}
     return {n: f for n, f in models.items() if n in QUICK} if quick else models
 
 
