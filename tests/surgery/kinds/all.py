@@ -16,5 +16,7 @@ for _name in (
     "callers",
     "later",
     "surgery_modes",
+    "between",
+    "rewriting",
 ):
     import_module(f".{_name}", __package__)
