@@ -6,6 +6,7 @@ much it moves when the input moves in its last bit. A result is wrong when it is
 
 import copy
 import math
+import random
 import tempfile
 import time
 import warnings
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -102,7 +104,7 @@ class _Subject:
 
     def serve(self, model: nn.Module, inputs: Inputs, nudge: bool = False) -> list[Tensor]:
         """Outputs in evaluation mode, of a model that may be changed by it as little as torch's own."""
-        torch.manual_seed(5)
+        _seed(5)
         with torch.no_grad():
             return _tensors(_call(model.eval(), _double(inputs, nudge)))
 
@@ -114,7 +116,7 @@ class _Subject:
 def training_step(model: nn.Module, inputs: Inputs) -> Effects:
     """Outputs, gradients and buffers of one step without the optimiser; the model is changed by it."""
     model.train()
-    torch.manual_seed(5)
+    _seed(5)
     outputs = _tensors(_call(model, inputs))
     generator = torch.Generator().manual_seed(7)
     total = sum(
@@ -138,12 +140,19 @@ def _enliven(model: nn.Module, inputs: Inputs) -> None:
     momenta = [(m, m.momentum) for m in model.modules() if isinstance(m, _BatchNorm)]
     for layer, _ in momenta:
         layer.momentum = 1.0
-    torch.manual_seed(1)
+    _seed(1)
     with torch.no_grad():
         _call(model.train(), inputs)
     for layer, momentum in momenta:
         layer.momentum = momentum
     model.eval()
+
+
+def _seed(number: int) -> None:
+    """Seed the global generators, from all of which some models draw."""
+    torch.manual_seed(number)
+    random.seed(number)
+    np.random.seed(number)  # noqa: NPY002
 
 
 def _call(model: nn.Module, inputs: Inputs) -> Any:
@@ -304,7 +313,7 @@ def _recalibrated(subject: _Subject) -> dict[str, Any]:
     inputs = _double(subject.trained)
 
     def forward(model: nn.Module, _batch: object) -> None:
-        torch.manual_seed(5)
+        _seed(5)
         _call(model, inputs)
 
     wanted = watch.statistics(subject.model, lambda m: forward(m, None))
