@@ -18,5 +18,6 @@ for _name in (
     "surgery_modes",
     "between",
     "rewriting",
+    "weights",
 ):
     import_module(f".{_name}", __package__)
