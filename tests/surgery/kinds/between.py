@@ -305,7 +305,7 @@ class RaisesAfterTheNorm(Base):
         return self.relu(y)
 
 
-@kind(call(IMAGE), call(FLAT))
+@kind(call(IMAGE), Call((FLAT,), fold=False))
 class CountsAfterTheNorm(Base):
     """A norm that refuses its input does so before the call is counted."""
 

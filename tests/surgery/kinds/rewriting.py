@@ -442,7 +442,7 @@ class Checked(nn.BatchNorm2d):
             raise TypeError("rows or images")
 
 
-@kind(call(IMAGE), call(IMAGE[:, :, 0, 0]), call(IMAGE[:, :, 0]))
+@kind(call(IMAGE), call(IMAGE[:, :, 0, 0]), Call((IMAGE[:, :, 0],), fold=False))
 class OtherCheckOfDimensions(nn.Module):
     def __init__(self):
         super().__init__()
