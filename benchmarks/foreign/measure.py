@@ -28,10 +28,11 @@ from gammabeta.errors import GammabetaError
 from . import watch
 from .models import Foreign, Inputs
 
-OPERATIONS = ("convert", "convert with example", "fold", "recalibrate")
+OPERATIONS = ("convert", "convert with example", "train in float32", "fold", "recalibrate")
 LARGEST = 90_000_000  # parameters; what is larger is left out, and said
 _FLOOR = 1e-9
 _TIMES = 1000.0  # the last bit's effect; sums in another order round at every step, the input only once
+_JUMP = 1e-3  # single activations that rounding puts on the other side of zero change a gradient by a step
 _TRAINING = 4
 _SERVING = 2
 
@@ -291,6 +292,36 @@ def _converted(subject: _Subject, example: bool) -> dict[str, Any]:
     return {**found, "outcome": "ok"}
 
 
+def _trained(subject: _Subject) -> dict[str, Any]:
+    """A step in float32, where kernels serve, against the float64 one: as near to it as the original's."""
+    single = copy.deepcopy(subject.model).float()
+    inputs = subject.trained
+    own = _off(training_step(copy.deepcopy(single), inputs), subject.step)
+    ours = _off(training_step(gb.convert(single), inputs), subject.step)
+    found = {"original": own, "converted": ours}
+    for name, error in ours.items():
+        if not error <= 2 * own[name] + _JUMP:
+            why = f"{name} are off by {error:.1e} from float64, the original's by {own[name]:.1e}"
+            return {**found, "outcome": "wrong", "why": why}
+    return {**found, "outcome": "ok"}
+
+
+def _off(found: Effects, wanted: Effects) -> dict[str, float]:
+    """How far outputs, all gradients together and the buffers are off."""
+    whole = math.sqrt(sum(float(g.norm()) ** 2 for g in wanted.gradients.values()))
+    gaps = [float((found.gradients[n].double() - g).norm()) for n, g in wanted.gradients.items()]
+    buffers = [
+        _relative(found.buffers[name], right)
+        for name, right in wanted.buffers.items()
+        if right.is_floating_point()
+    ]
+    return {
+        "outputs": distance(found.outputs, wanted.outputs),
+        "gradients": math.sqrt(sum(gap**2 for gap in gaps)) / max(whole, 1e-30),
+        "buffers": max(buffers, default=0.0),
+    }
+
+
 def _folded(subject: _Subject) -> dict[str, Any]:
     folded = gb.fold(subject.model, _double(subject.served[0]))
     report = folded.fold_report
@@ -342,6 +373,7 @@ def _exported(subject: _Subject) -> dict[str, Any]:
 _OPERATIONS: dict[str, Callable[[_Subject], dict[str, Any]]] = {
     "convert": lambda subject: _converted(subject, example=False),
     "convert with example": lambda subject: _converted(subject, example=True),
+    "train in float32": _trained,
     "fold": _folded,
     "recalibrate": _recalibrated,
     "export_onnx": _exported,

@@ -119,7 +119,11 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
             f"fused, {name}": f"{found.get('fused', 0)} of {row['activations']}",
         }
     fold = row.get("fold", {})
-    cells |= {"fold": fold.get("outcome"), "folded": fold.get("folded")}
+    cells |= {
+        "train in float32": row.get("train in float32", {}).get("outcome"),
+        "fold": fold.get("outcome"),
+        "folded": fold.get("folded"),
+    }
     return cells | {name: row.get(name, {}).get("outcome") for name in ("recalibrate", "export_onnx")}
 
 
