@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import enum
+import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -138,10 +139,12 @@ def seed(number: int) -> None:
     np.random.seed(number)  # noqa: NPY002 (the global one is what models draw from)
 
 
-def random_states() -> tuple[Any, ...]:
-    """The states of the global generators."""
-    name, keys, *rest = np.random.get_state()  # noqa: NPY002
-    return torch.get_rng_state().tolist(), random.getstate(), (name, keys.tolist(), *rest)
+def random_states() -> dict[str, str]:
+    """The states of the global generators, each as a short text that stands for it."""
+    states = {"torch": torch.get_rng_state().numpy().tobytes(), "Python": repr(random.getstate()).encode()}
+    _, keys, *rest = np.random.get_state()  # noqa: NPY002
+    states["NumPy"] = keys.tobytes() + repr(rest).encode()
+    return {name: hashlib.sha256(state).hexdigest()[:16] for name, state in states.items()}
 
 
 # --- a call and all that it did ---------------------------------------------------------------------------

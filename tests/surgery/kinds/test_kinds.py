@@ -98,7 +98,7 @@ def test_convert(kind, given):
             every_call(kind, result, "converted", modes)
 
 
-@pytest.mark.parametrize("to", ["frozen", "ghost"])
+@pytest.mark.parametrize("to", ["frozen", pytest.param("ghost", marks=pytest.mark.slow)])
 def test_convert_to_another_kind_in_evaluation(kind, to):
     """Other statistics in training, but the same in evaluation; what is fused is fused in the same way."""
     if "convert" in kind.never or False not in kind.modes:
