@@ -14,6 +14,7 @@ SUITES = {
     "profile": "where each millisecond of a training step goes",
     "inference": "the digit network served: evaluation mode, folded, ONNX Runtime",
     "doctor": "what recalibration and diagnosis cost beside a forward pass",
+    "surgery": "convert, fold and recalibrate on models of other libraries: right or wrong, and how many",
     "gpu": "layers and networks on a GPU",
 }
 

@@ -1,0 +1,23 @@
+"""Every kind: importing a file of models registers them."""
+
+from importlib import import_module
+
+from .harness import KINDS
+
+__all__ = ["KINDS"]
+
+for _name in (
+    "arguments",
+    "flow",
+    "state",
+    "randomness",
+    "dataflow",
+    "outputs",
+    "callers",
+    "later",
+    "surgery_modes",
+    "between",
+    "rewriting",
+    "weights",
+):
+    import_module(f".{_name}", __package__)
