@@ -285,7 +285,7 @@ class _Family:
 
     def of_module(self, module: nn.Module) -> str | None:
         """The name of what a module with these settings computes, or None."""
-        return self.name_of(tuple(getattr(module, name, None) for name in self.settings))
+        return self.name_of(tuple([getattr(module, name, None) for name in self.settings]))
 
     def of_call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
         """The name of what a call with these arguments computes, in place or not, or None."""

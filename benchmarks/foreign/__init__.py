@@ -1,0 +1,1 @@
+"""Models of other libraries, and what surgery makes of them."""
