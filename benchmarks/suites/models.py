@@ -2,8 +2,9 @@
 
 After it in two ways: as it is by default, and with ``recompute=True``.
 
-The networks are the public definitions of ``pytorchcv``, with random weights, at 224×224; a step is forward,
-cross-entropy, backward and SGD with momentum. Converted or not, the weights are the same tensors.
+The networks are the public definitions of ``pytorchcv`` and, where it is installed, of ``timm``, with random
+weights, at 224×224; a step is forward, cross-entropy, backward and SGD with momentum. Converted or not, the weights are
+the same tensors.
 """
 
 import ctypes
@@ -23,17 +24,37 @@ from gammabeta.conversion.convert import convert
 from gammabeta.errors import UnavailableError
 from gammabeta.kernels.cpu import allocator
 
+from ..foreign.stub import import_timm
 from ..harness import IncorrectError, Options, Result
 from ..harness.timing import interleave
 
 NETWORKS = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "MobileNetV2": "mobilenetv2_w1"}
 NETWORKS["DenseNet-121"] = "densenet121"
+TIMM = {
+    "MobileNetV3-Large, timm": "mobilenetv3_large_100",
+    "EfficientNet-B0, timm": "efficientnet_b0",
+    "RegNetY-004, timm": "regnety_004",
+    "ResNet-50, timm": "resnet50",
+    "DenseNet-121, timm": "densenet121",
+}
 _BATCH = 8
 _FLOOR = 1e-3
 VARIANTS = ("before", "after", "recompute")
 
 
+def _without_timm() -> str:
+    """Why timm's networks are left out; empty if they are not."""
+    try:
+        import_timm()
+    except ImportError as error:
+        return f"timm cannot be imported ({error}): pip install --no-deps timm==1.0.31"
+    return ""
+
+
 def _definition(name: str) -> nn.Module:
+    if name in TIMM:
+        made: nn.Module = import_timm().create_model(TIMM[name])
+        return made
     try:
         get_model = import_module("pytorchcv.model_provider").get_model
     except ImportError as error:
@@ -162,7 +183,9 @@ def _memory_summary(name: str, processes: int) -> dict[str, str]:
 def run(options: Options) -> Result:
     """Check every network's conversion, then time it."""
     rows: list[dict[str, Any]] = []
-    for name in list(NETWORKS)[: 1 if options.quick else None]:
+    missing = _without_timm()
+    names = [*NETWORKS, *(() if missing else TIMM)]
+    for name in names[: 1 if options.quick else None]:
         _check(name)
         programs: dict[str, Callable[[], object]] = {variant: Step(name, variant) for variant in VARIANTS}
         found = interleave(programs, rounds=3 if options.quick else 9, round_seconds=0)
@@ -185,4 +208,6 @@ def run(options: Options) -> Result:
         "with recompute=True": f"geometric mean {geometric_mean(slower):.2f}×, least {min(slower):.2f}×",
         **_memory_summary("ResNet-18", 1 if options.quick else 3),
     }
+    if missing and not options.quick:
+        summary["left out"] = f"{', '.join(TIMM)}: {missing}"
     return Result("Training steps before and after convert(to='fused'), CPU", rows, summary)

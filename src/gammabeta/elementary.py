@@ -42,13 +42,56 @@ def gelu(z: Tensor) -> Tensor:
     return z * (1 + torch.erf(z / math.sqrt(2))) / 2
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+def mish(z: Tensor) -> Tensor:
+    """Return ``z * tanh(log(1 + exp(z)))``."""
+    return z * torch.tanh(torch.logaddexp(z, torch.zeros_like(z)))
+
+
+def tanh(z: Tensor) -> Tensor:
+    """Return the hyperbolic tangent, ``2 * sigmoid(2z) - 1``."""
+    return torch.tanh(z)
+
+
+def sigmoid(z: Tensor) -> Tensor:
+    """Return ``1 / (1 + exp(-z))``."""
+    return torch.sigmoid(z)
+
+
+def hardsigmoid(z: Tensor) -> Tensor:
+    """Return ``relu6(z + 3) / 6``; the gradient at both corners is 0."""
+    return relu6(z + 3) / 6
+
+
+def gelu_tanh(z: Tensor) -> Tensor:
+    """Return ``gelu`` with ``Φ`` approximated by a tanh."""
+    return z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) / 2
+
+
+def elu(z: Tensor, alpha: float = 1.0) -> Tensor:
+    """Return ``z`` where it is positive and ``alpha * (exp(z) - 1)`` elsewhere."""
+    return torch.where(z > 0, z, alpha * torch.expm1(torch.where(z > 0, 0, z)))
+
+
+def hardtanh(z: Tensor, low: float = -1.0, high: float = 1.0) -> Tensor:
+    """Return ``min(max(z, low), high)``; the gradient at both corners is 0."""
+    return torch.where(z <= low, torch.full_like(z, low), torch.where(z >= high, torch.full_like(z, high), z))
+
+
+#: By name; what takes numbers besides z takes them by position.
+ACTIVATIONS: dict[str, Callable[..., Tensor]] = {
     "relu": relu,
     "relu6": relu6,
     "leaky_relu": leaky_relu,
     "silu": silu,
     "hardswish": hardswish,
     "gelu": gelu,
+    "mish": mish,
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+    "hardsigmoid": hardsigmoid,
+    "gelu_tanh": gelu_tanh,
+    "elu": elu,
+    "hardtanh": hardtanh,
 }
 
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .elementary import ACTIVATIONS, mean_pool_2x2
+from .epilogue import choices, named, split
 from .errors import UsageError
 
 # --- The forward pass: Algorithm 1 --------------------------------------------------------------------------
@@ -195,7 +196,8 @@ def batch_norm(
         momentum: Weight of the **new** value in that update. (The cumulative average needs to know how many
             batches came before, which these arguments do not say: see `update_cumulative`.)
         eps: Added to the variance.
-        activation: None, or a name in `elementary.ACTIVATIONS`: "relu", "gelu" and others.
+        activation: None, or a name in `elementary.ACTIVATIONS`: "relu", "gelu" and others; some take
+            numbers: "leaky_relu(0.2)".
         residual: Added before the activation; of the shape of ``x``.
         pool: None, or 2 for the mean of each 2x2 block (4-D only; an odd last row or column is left out).
 
@@ -222,7 +224,8 @@ def batch_norm(
     if residual is not None:
         out = out + residual
     if activation is not None:
-        out = ACTIVATIONS[activation](out)
+        name, numbers = split(activation)
+        out = ACTIVATIONS[name](out, *numbers)
     if pool is not None:
         out = mean_pool_2x2(out)
     return out.to(x.dtype)
@@ -355,7 +358,7 @@ def _check_settings(
         raise UsageError("momentum=None needs the number of batches: pass 1/batches, this one included")
     if eps < 0 or (training and eps == 0):
         raise UsageError(f"eps must be positive (in evaluation it may be 0), got {eps}")
-    if activation is not None and activation not in ACTIVATIONS:
-        raise UsageError(f"activation {activation!r} is not one of {', '.join(ACTIVATIONS)}")
+    if activation is not None and named(activation) is None:
+        raise UsageError(f"activation {activation!r} is not one of {choices()}")
     if pool not in (None, 2):
         raise UsageError(f"pool must be None or 2, got {pool!r}")

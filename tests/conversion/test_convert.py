@@ -146,6 +146,33 @@ def test_whole_model():
     assert type(model.stem[1]) is nn.BatchNorm2d
 
 
+class WithNumbers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.bn2, self.bn3 = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.leaky = nn.LeakyReLU(0.2, inplace=True)
+        self.act = nn.GELU("tanh")
+
+    def forward(self, x):
+        x = self.leaky(self.bn1(x))
+        x = F.hardtanh(self.bn2(x), -2.0, 1.5)
+        return self.act(self.bn3(x) + x).tanh()
+
+
+def test_activations_with_numbers():
+    model = randomised(WithNumbers())
+    converted = gb.convert(model, example=torch.randn(X))
+    assert fused_in(converted) == {
+        "bn1": "leaky_relu(0.2)",
+        "bn2": "hardtanh(-2.0, 1.5)",
+        "bn3": "residual + gelu_tanh",
+    }
+    same(model, converted, torch.randn(X))
+    for one in (model, converted):
+        one.leaky.negative_slope = 0.7  # a call asks for the slope as it is
+    same(model, converted, torch.randn(X))
+
+
 def test_there_and_back():
     model = randomised(Whole())
     for kind in ("fused", "ghost", "frozen"):
@@ -185,7 +212,7 @@ def block(forward):
             self.other = nn.BatchNorm2d(3)
             self.relu = nn.ReLU()
             self.relu_ = nn.ReLU(inplace=True)
-            self.leaky = nn.LeakyReLU(0.2)
+            self.learned = nn.PReLU()
             self.pool3 = nn.AvgPool2d(3)
             self.calls = 0
 
@@ -223,8 +250,8 @@ def residual_is_the_one_changed(self, x):
     return y.relu()
 
 
-def other_slope(self, x):
-    return self.leaky(self.bn(x))
+def learned_slope(self, x):
+    return self.learned(self.bn(x))
 
 
 def other_pool(self, x):
@@ -297,7 +324,7 @@ def residual_is_a_number(self, x):
         (identity_changed_between, {"bn": "relu"}),
         (input_changed_between, {}),
         (residual_is_the_one_changed, {}),
-        (other_slope, {}),
+        (learned_slope, {}),
         (other_pool, {}),
         (depends_on_values, {}),
         (broadcast_residual, {}),

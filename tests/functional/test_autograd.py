@@ -20,7 +20,7 @@ def doubles(*shapes):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS, "elu(0.5)"])
 def test_gradcheck(activation, training):
     x, weight, bias, residual = doubles((3, 2, 4, 2), (2,), (2,), (3, 2, 4, 2))
     mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
@@ -40,7 +40,14 @@ def test_gradcheck(activation, training):
 
     assert gradcheck(f, (x, weight, bias, residual))
     assert gradcheck(f, (x, weight, bias, residual), check_forward_ad=True, check_backward_ad=False)
-    if activation not in ("relu", "relu6", "leaky_relu", "hardswish"):  # those have corners
+    if activation not in (
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "hardswish",
+        "hardsigmoid",
+        "hardtanh",
+    ):  # those have corners
         assert gradgradcheck(f, (x, weight, bias, residual))
 
 

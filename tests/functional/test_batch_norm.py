@@ -5,6 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import gammabeta as gb
+from gammabeta.epilogue import Epilogue
+from gammabeta.functional import step
+from gammabeta.kernels.backend import Call, Running
 
 batch_norm = gb.functional.batch_norm
 BACKENDS = ["auto", "cpu", "torch"]
@@ -339,3 +342,28 @@ def test_only_the_input_and_channels_are_kept():
         weight, bias = (t.requires_grad_() for t in statistics(8))
         batch_norm(x, None, None, weight, bias, True, activation="relu", backend="cpu")
     assert sorted(sizes) == [8, 8, 8, 8, x.numel()]
+
+
+def test_an_activation_with_numbers_follows_the_kernels_of_a_gpu():
+    """It is left to torch's operator there, with the pool behind it; the residual is not."""
+    x = torch.randn(4, 3, 8, 8, device="meta")
+    epilogue = Epilogue("elu(0.5)", 2)
+    call = Call(x, None, None, x, epilogue, 1e-5)
+    found = step.route(call, Running(None, None), True, "auto")
+    assert found.call.epilogue == Epilogue()
+    assert found.left == epilogue
+    on_cpu = Call(torch.randn(4, 3, 8, 8), None, None, None, epilogue, 1e-5)
+    assert step.route(on_cpu, Running(None, None), True, "auto").call.epilogue == epilogue
+
+
+def test_what_is_left_is_computed():
+    """As on a GPU, by its backend in Triton's interpreter."""
+    pytest.importorskip("gammabeta.kernels.gpu.host")
+    x, grads = torch.randn(4, 3, 8, 8), []
+    for backend in ("gpu", "torch"):
+        leaf = x.clone().requires_grad_()
+        out = gb.functional.batch_norm(
+            leaf, None, None, training=True, activation="elu(0.5)", residual=x, pool=2, backend=backend
+        )
+        grads.append(torch.autograd.grad(out.square().sum(), leaf)[0])
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5)

@@ -62,13 +62,12 @@ def does_nothing_more(layer: Fused) -> bool:
 class Joined:
     """What has joined a call of a batch norm so far, in order: a residual, an activation, a pooling."""
 
-    __slots__ = ("activation", "layer", "pool", "residual")
-    layer: Module | None
-
-    def __init__(self) -> None:
-        self.residual: Any = None
-        self.activation: str | None = None
-        self.pool: Pool = None
+    # Not set in __init__: one is made at each call of a rewritten batch norm.
+    layer: Any = None
+    residual: Any = None
+    activation: str | None = None
+    pool: Pool = None
+    out: Tensor | None = None  # once it has run: then nothing joins any more
 
     @property
     def images(self) -> bool:
@@ -76,19 +75,27 @@ class Joined:
         raise NotImplementedError
 
     def joins(self, step: Step) -> bool:
-        """Take one more step in, if it can follow those that are in already."""
+        """Take one more step in, if it can follow those that are in already, and nothing has run."""
         kind, setting = step
+        if self.out is not None:
+            return False
         if kind == "nothing":
             return True
-        if kind == "residual":
-            free = self.residual is None and self.activation is None and self.pool is None
-        elif kind == "activation":
-            free = self.activation is None and self.pool is None
+        if self.pool is not None:
+            return False
+        if kind == "activation":
+            if self.activation is not None:
+                return False
+            self.activation = setting
+        elif kind == "residual":
+            if self.residual is not None or self.activation is not None:
+                return False
+            self.residual = setting
         else:
-            free = self.pool is None and self.images
-        if free:
-            setattr(self, kind, setting)
-        return free
+            if not self.images:
+                return False
+            self.pool = setting
+        return True
 
     def __str__(self) -> str:
         parts = ["residual"] if self.residual is not None else []
@@ -99,24 +106,21 @@ class Joined:
 class Pending(Joined):
     """A call of a batch norm, and what has joined it so far."""
 
-    __slots__ = ("__weakref__", "changes", "given", "modes", "out", "x")
+    modes: tuple[Any, ...] | None = None  # of a held one
+    given: tuple[Any, ...] = ()
 
     def __init__(self, layer: Fused | None, x: Tensor, given: tuple[Any, ...] = ()) -> None:
-        super().__init__()
-        self.layer, self.x, self.given = layer, x, given
-        self.out: Tensor | None = None  # once it has run
-        self.changes = _changes(x)
-        self.modes: tuple[Any, ...] | None = None  # of a held one
+        self.layer, self.x = layer, x
+        if given:
+            self.given = given
+        # How often the tensor's memory was written; None where torch does not count.
+        self.changes = None if x.is_inference() else x._version
 
     @property
     def images(self) -> bool:
         """Whether it normalises images."""
         kind = isinstance(self.layer, nn.BatchNorm2d | nn.LazyBatchNorm2d) if self.layer is not None else True
         return kind and self.x.dim() == 4
-
-    def joins(self, step: Step) -> bool:
-        """Take one more step in, if it can follow those that are in already, and nothing has run."""
-        return self.out is None and super().joins(step)
 
     def run(self) -> Tensor:
         """The output; it is computed once."""
@@ -133,7 +137,7 @@ class Pending(Joined):
         return self.out
 
     def _run(self) -> Tensor:
-        if self.changes is not None and _changes(self.x) != self.changes:
+        if self.changes is not None and self.x._version != self.changes:
             raise SurgeryError(
                 "the input of a batch norm was changed in place between its call and what follows it; "
                 "convert the model with example=, which finds and leaves such places"
@@ -143,8 +147,9 @@ class Pending(Joined):
             return batch_norm(
                 self.x, *self.given, residual=self.residual, activation=self.activation, pool=self.pool
             )
-        kind = type(layer)
-        forward: Callable[..., Tensor] = getattr(kind, "_normalising", kind).forward
+        forward: Callable[..., Tensor] = type(layer).forward
+        if forward is not Fused.forward:
+            forward = getattr(type(layer), "_normalising", type(layer)).forward
         return forward(layer, self.x, self.residual, activation=self.activation, pool=self.pool)
 
     def _release(self) -> None:
@@ -154,11 +159,6 @@ class Pending(Joined):
 
 #: Called with each ``Pending`` that has run; the observer's way in.
 WATCHERS: list[Callable[[Pending], None]] = []
-
-
-def _changes(x: Tensor) -> int | None:
-    """How often the tensor's memory was written; None where torch does not count."""
-    return None if x.is_inference() else x._version
 
 
 # --- what rewritten code calls ----------------------------------------------------------------------------
@@ -174,26 +174,25 @@ def call(callee: Any, *args: Any, **kwargs: Any) -> Any:
         first = first.run()
         args = (first, *args[1:])
     if isinstance(callee, Module):
-        kind = type(callee)
-        start = getattr(kind, "_pending", None)
+        if type(callee).forward is Fused.forward:
+            if len(args) == 1 and not kwargs and type(first) is Tensor and _waits(callee):
+                return Pending(callee, first)  # type: ignore[arg-type]
+            return callee(*args, **kwargs)
+        start = getattr(type(callee), "_pending", None)
         if start is not None:
             if quiet(callee):
                 return start(callee, *args, **kwargs)
-        elif isinstance(callee, Fused):
-            if len(args) == 1 and not kwargs and type(first) is Tensor and _waits(callee):
-                return Pending(callee, first)
         elif "_tail" in callee.__dict__:
             return _with_tail(callee, *args, **kwargs)
-    elif type(first) is Tensor and callee in BATCH_NORM_FUNCTIONS:
+    elif type(first) is Tensor and (callee is F.batch_norm or callee is torch.batch_norm):
         given = (_plain_arguments if callee is F.batch_norm else _torch_arguments)(*args, **kwargs)
         if given is not None:
             return Pending(None, first, given)
     return callee(*args, **kwargs)
 
 
-def _waits(layer: Fused) -> bool:
-    plain = type(layer).forward is Fused.forward and layer.activation is None and layer.pool is None
-    return plain and quiet(layer)
+def _waits(layer: Any) -> bool:
+    return layer.activation is None and layer.pool is None and quiet(layer)
 
 
 def method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -211,7 +210,8 @@ def method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
 def add(one: Any, other: Any) -> Any:
     """``one + other``."""
     if type(one) is Pending:
-        other = now(other)
+        if type(other) is Pending:
+            other = other.run()
         if _addable(other, one) and one.joins(("residual", other)):
             return one
         return one.run() + other
@@ -238,7 +238,8 @@ def _is_statistic(value: Tensor, of: Pending) -> bool:
 
 def iadd(one: Any, other: Any) -> Any:
     """``one += other``; in place, so that the sum has the shape and the dtype of ``one``."""
-    other = now(other)
+    if type(other) is Pending:
+        other = other.run()
     if type(one) is Pending:
         fits = type(other) is Tensor and other.shape == one.x.shape and other.dtype == one.x.dtype
         if fits and one.joins(("residual", other)):
@@ -341,29 +342,34 @@ def step_of(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step 
         if args or kwargs or not quiet(callee):
             return None
         return step_of_module(callee)
-    pooling = _POOL_FUNCTIONS.get(callee) if not isinstance(callee, str) else None
+    try:
+        name = activation_of_call(callee, args, kwargs)
+        pooling = _POOL_FUNCTIONS.get(callee)
+    except TypeError:  # an object that can be called and not be hashed
+        return None
+    if name is not None:
+        return "activation", name
     if pooling is not None:
         return _pool_step(pooling, {**dict(zip(pooling, args, strict=False)), **kwargs})
     if callee is F.dropout or callee is torch.dropout:
         given = {**dict(zip(("p", "training"), args, strict=False)), **kwargs}
         idle = given.get("training", True) is False or given.get("p", 0.5) == 0
         return NOTHING if idle else None
-    try:
-        name = activation_of_call(callee, args, kwargs)
-    except (TypeError, RuntimeError, ValueError):  # arguments that do not compare
-        return None
-    return ("activation", name) if name is not None else None
+    return None
 
 
 def step_of_module(module: Module) -> Step | None:
     """The same for a module that is called with nothing else."""
+    name = activation_of_module(module)
+    if name is not None:
+        return "activation", name
     kind = type(module)
     if kind in IDLE:
         return NOTHING if IDLE[kind](module) else None
     pooling = _POOL_MODULES.get(kind)
     if pooling is not None:
         return _pool_step(pooling, {name: getattr(module, name) for name in pooling})
-    name = LEARNED.get(kind) or activation_of_module(module)
+    name = LEARNED.get(kind)
     return ("activation", name) if name is not None else None
 
 

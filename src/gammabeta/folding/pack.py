@@ -14,7 +14,7 @@ from torch.nn.modules.utils import _pair
 
 from ..accelerate.convolution import PackedConv2d
 from ..accelerate.packed import PackedLinear, Post
-from ..epilogue import ACTIVATIONS, activation_of_module
+from ..epilogue import activation_of_module, named
 from ..graph.layers import hooked, replace_module, sharing_copy
 from ..graph.record import Forward, Recording, record, tensors_in
 from .find import flows_alike, is_known_norm
@@ -115,10 +115,6 @@ def _moves(site: Site, module: nn.Module) -> bool:
 
 def _work(module: nn.Module) -> tuple[Post, bool] | None:
     """The activation, as oneDNN's, and the 2x2 mean that a module computes; None if it does anything else."""
-    if type(module) is nn.LeakyReLU:  # of this and the next, oneDNN takes settings that ours do not have
-        return Post("leaky_relu", (float(module.negative_slope),)), False
-    if type(module) is nn.GELU:
-        return Post("gelu", (), module.approximate), False
     if type(module) is nn.AvgPool2d:
         return (Post(), True) if _halves(module) else None
     pool = None
@@ -128,8 +124,10 @@ def _work(module: nn.Module) -> tuple[Post, bool] | None:
             return Post(), pool == 2
     else:
         name = activation_of_module(module)
-    known = None if name is None else ACTIVATIONS[name].onednn
-    return None if known is None or pool not in (None, 2) else (Post(*known), pool == 2)
+    row = None if name is None else named(name)
+    if row is None or row.onednn is None or pool not in (None, 2):
+        return None
+    return Post(*row.onednn), pool == 2
 
 
 def _halves(pool: nn.AvgPool2d) -> bool:

@@ -45,8 +45,8 @@ def batch_norm(
         training: normalise with the batch's statistics instead of the running ones.
         momentum: weight of the *new* value in the running statistics.
         eps: added to the variance.
-        activation: None, or a name in the table ``ACTIVATIONS``: "relu", "leaky_relu" (slope 0.01), "silu",
-            "gelu" (exact) and others.
+        activation: None, or a name in the table ``ACTIVATIONS``: "relu", "silu", "leaky_relu" (slope 0.01),
+            "leaky_relu(0.2)", "gelu" (exact) and others.
         residual: added before the activation; the shape of ``x``, or one that broadcasts with it.
         pool: None; or 2: the mean over 2x2 windows, a last odd row or column dropped, as by
             ``avg_pool2d(out, 2)``; or ``MaxPool(kernel, stride, padding)``, as ``max_pool2d``.
@@ -131,5 +131,5 @@ def explain(
     found = route(call, Running(running_mean, running_var, momentum), training, backend)
     if found.kind != "kernels":
         return Explanation("torch", found.reason)
-    apart = "; max pooling by torch's operator" if found.pool is not None else ""
+    apart = f"; {found.left} by torch's operators" if found.left != NOTHING else ""
     return Explanation(found.name, f"{label_of(found.name)}; {found.reason}{apart}")

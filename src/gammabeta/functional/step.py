@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from ..epilogue import ACTIVATIONS, Epilogue, MaxPool, Pool, pool_by_torch
+from ..epilogue import NOTHING, Epilogue, Pool, pool_by_torch
 from ..errors import UnavailableError, UsageError
 from ..kernels import backend as backends
 from ..kernels.backend import Backend, Call, Normalized, Running, unfit
@@ -36,7 +36,7 @@ class Route(NamedTuple):
 
     ``kind``: "kernels" (of ``backend``, on ``call``, whose tensors they can read), "graph" (the operators of
     ``library``), "torch", or "refused": torch refuses the call or treats it as a special case, so it is left
-    to torch. ``pool`` is left to torch's operator afterwards.
+    to torch. ``left`` is left to torch's operators afterwards.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Route(NamedTuple):
     reason: str
     name: str = "torch"  # of the backend
     backend: Any = None  # a Backend
-    pool: Pool = None
+    left: Epilogue = NOTHING
 
 
 def route(call: Call, running: Running, training: bool, backend: str) -> Route:
@@ -56,22 +56,21 @@ def route(call: Call, running: Running, training: bool, backend: str) -> Route:
     if irregular(call, running, training):
         reason = "torch refuses these arguments, or treats them as a special case (an empty input)"
         return Route("refused", call, reason)
-    left: Pool = None
-    # The kernels' max pooling is for eager execution on a CPU; elsewhere torch's operator follows them.
-    if isinstance(call.epilogue.pool, MaxPool) and (
-        not call.x.is_cpu or backend == "gpu" or torch.compiler.is_compiling()
-    ):
-        left = call.epilogue.pool
-        call = call._replace(epilogue=Epilogue(call.epilogue.activation))
+    # Max pooling in the kernels is for eager execution on a CPU, and so are activations with numbers, where
+    # a graph has them too. Elsewhere torch's operators follow the kernels.
+    away = not call.x.is_cpu or backend == "gpu"
+    kept, left = call.epilogue.parted(numbers=away, windows=away or torch.compiler.is_compiling())
+    if left is not NOTHING:
+        call = call._replace(epilogue=kept)
     if backend == "torch":
-        return Route("torch", call, "backend='torch' was asked for", pool=left)
+        return Route("torch", call, "backend='torch' was asked for", left=left)
     choose = choose_operators if torch.compiler.is_compiling() else choose_kernels
     found = choose(call, backend)
     if isinstance(found, str):
         if backend != "auto":
             raise UnavailableError(f"backend={backend!r} cannot run this call: {found}; use backend='auto'")
-        return Route("torch", call, found, pool=left)
-    return found if left is None else found._replace(pool=left)
+        return Route("torch", call, found, left=left)
+    return found._replace(left=left)
 
 
 def choose_kernels(call: Call, backend: str) -> Route | str:
@@ -227,7 +226,7 @@ def _epilogue_in_place(out: Tensor, call: Call) -> Tensor:
     if residual is None and pool is None:
         if activation is None:
             return out
-        return out.relu_() if activation == "relu" else ACTIVATIONS[activation].function(out)
+        return out.relu_() if activation == "relu" else call.epilogue.apply(out)
     if isinstance(residual, Tensor) and residual.shape == out.shape and residual.dtype is out.dtype:
         out += residual
         residual = None
@@ -250,15 +249,15 @@ def train(call: Call, running: Running, backend: str = "auto") -> tuple[Tensor, 
     """
     if backend == "auto" and is_small(call, True) and not isinstance(running.factor, Tensor):
         return _train_small(call, running)
-    kind, call, _, _, kernels, pool = route(call, running, True, backend)
+    kind, call, _, _, kernels, left = route(call, running, True, backend)
     if kind == "refused":
         factor = 1.0 if isinstance(running.factor, Tensor) else running.factor
         return _torch_batch_norm(call, running._replace(factor=factor), True), True
     if kind == "torch":
         out, accepted = _train_by_torch(call, running)
-        return pool_by_torch(out, pool), accepted
+        return left.apply(out), accepted
     out, mean, var = _normalise(kind, kernels, call)
-    out = pool_by_torch(out, pool)
+    out = left.apply(out)
     if running.mean is None or running.var is None:
         return out, True
     count = call.x.numel() // call.x.shape[1]
@@ -276,13 +275,13 @@ def update_running(
 
 def with_statistics(call: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise with the batch's statistics: ``(out, mean, unbiased var)``, the last two without gradient."""
-    kind, call, _, _, kernels, pool = route(call, Running(None, None), True, "auto")
+    kind, call, _, _, kernels, left = route(call, Running(None, None), True, "auto")
     if kind in ("refused", "torch"):
         out, mean, var = _torch_with_statistics(call)
-        return pool_by_torch(out, pool), mean, var
+        return left.apply(out), mean, var
     out, mean, var = _normalise(kind, kernels, call)
     count = call.x.numel() // call.x.shape[1]
-    return pool_by_torch(out, pool), mean, var * (count / (count - 1))
+    return left.apply(out), mean, var * (count / (count - 1))
 
 
 def _normalise(kind: str, kernels: Backend, call: Call) -> tuple[Tensor, Tensor, Tensor]:
@@ -357,17 +356,17 @@ def evaluate(
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps, False)
         return _epilogue_in_place(out, call)
     running = Running(running_mean, running_var)
-    kind, call, _, _, kernels, pool = route(call, running, False, backend)
+    kind, call, _, _, kernels, left = route(call, running, False, backend)
     if kind in ("refused", "torch") or running_mean is None or running_var is None:
         mean, var = _kept(call.x, running_mean, running_var)
-        return pool_by_torch(_torch_batch_norm(call, Running(mean, var), False), pool)
+        return left.apply(_torch_batch_norm(call, Running(mean, var), False))
     with torch.no_grad():
         # A copy: the running mean may be updated in place between this forward and its backward pass.
         mean = running_mean.to(torch.float32, copy=True)
         invstd = (running_var.to(torch.float32) + call.eps).rsqrt()
     if kind == "kernels":
-        return pool_by_torch(autograd.apply(kernels, Normalized(call, mean, invstd)), pool)
+        return left.apply(autograd.apply(kernels, Normalized(call, mean, invstd)))
     x, weight, bias, residual, epilogue, _ = call
     operator: Any = torch.ops.gammabeta.batch_norm_apply
     out = operator(x, mean, invstd, weight, bias, residual, *epilogue)
-    return pool_by_torch(out, pool)
+    return left.apply(out)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..epilogue import Epilogue, MaxPool, pool_by_torch
+from ..epilogue import NOTHING, Epilogue
 from ..functional import sync
 from ..kernels.backend import Call
 from .layer import Fused
@@ -88,9 +88,9 @@ class SyncBatchNorm(Fused):
     def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         if not self._others():
             return super()._normalise(x, residual, epilogue)
-        if isinstance(epilogue.pool, MaxPool):
-            out = self._normalise(x, residual, Epilogue(epilogue.activation))
-            return pool_by_torch(out, epilogue.pool)
+        kept, left = epilogue.parted(numbers=not x.is_cpu, windows=True)
+        if left != NOTHING:
+            return left.apply(self._normalise(x, residual, kept))
         if torch.compiler.is_compiling():  # an exchange has no place in a graph: break it here
             apart: Any = torch.compiler.disable(self._normalise)
             synced: Tensor = apart(x, residual, epilogue)

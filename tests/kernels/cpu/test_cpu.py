@@ -34,8 +34,13 @@ def close(ours: Tensor, exact: Tensor) -> None:
     oracle.assert_within(ours, exact, floor=2e-6, scale=1 + oracle.largest(exact))
 
 
-FEW = {("relu", False, None), ("silu", True, 2)}  # every kernel there is takes minutes to compile
-ALL = itertools.product((None, *ACTIVATIONS), (False, True), (None, 2))
+NUMBERED = ("leaky_relu(0.2)", "elu(0.5)", "hardtanh(-2.0, 1.5)")
+FEW = {
+    ("relu", False, None),
+    ("silu", True, 2),
+    ("elu(0.5)", False, None),
+}  # every kernel there is takes minutes to compile
+ALL = itertools.product((None, *ACTIVATIONS, *NUMBERED), (False, True), (None, 2))
 
 
 @pytest.mark.parametrize(
@@ -69,6 +74,30 @@ def test_forward_and_backward_agree_with_float64(streamed, activation, with_resi
         assert (dresidual is None) is not with_residual
         if dresidual is not None:
             close(dresidual, exact.dresidual)
+
+
+QUICK = ("relu", "elu(0.5)")
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [pytest.param(a, marks=() if a in QUICK else pytest.mark.slow) for a in (*ACTIVATIONS, *NUMBERED)],
+)
+def test_corners_tails_and_nan_are_torch_s(activation):
+    """A channel of chosen values, normalised by mean 0 and variance 1: the kernel's own z."""
+    corners = [-1e4, -100.0, -30.0, -9.0, -3.0, -2.0, -1.0, -1e-4, 0.0, 1e-4, 1.0, 1.5, 3.0, 6.0, 30.0, 1e4]
+    x = torch.tensor([*corners, float("nan"), *torch.linspace(-12, 12, 47).tolist()]).view(1, 1, 64)
+    call = Call(x, None, None, None, Epilogue(activation), 0.0)
+    zero, one = torch.zeros(1), torch.ones(1)
+    given = Normalized(call, zero, one)
+    out = host.forward(given)
+    dx, _ = host.backward_apply(one.expand(1, 1, 64).contiguous(), given, (zero, zero), False)
+    z = x.double().requires_grad_()
+    expected = call.epilogue.apply(z)
+    (slope,) = torch.autograd.grad(expected.sum(), z)
+    slope[x.isnan()] = torch.nan  # the gradient of a normalised NaN
+    for ours, true in ((out, expected), (dx, slope)):
+        torch.testing.assert_close(ours.double(), true.detach(), rtol=2e-6, atol=2e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize("pool", [None, 2])

@@ -30,7 +30,7 @@ class Key(NamedTuple):
     @property
     def slug(self) -> str:
         """A readable part of a file's name."""
-        chosen = [self.kernel, "bf16" if self.bf16 else "f32", self.activation or "linear"]
+        chosen = [self.kernel, "bf16" if self.bf16 else "f32", (self.activation or "linear").replace(" ", "")]
         chosen += ["residual"] * self.residual
         if isinstance(self.pool, tuple):
             chosen.append("max{}s{}p{}".format(*self.pool))
@@ -42,11 +42,11 @@ class Key(NamedTuple):
 def make(key: Key) -> tuple[Callable[..., Any], Any]:
     """The kernel ``key`` names, its storage type, activation and options fixed, and what it is handed."""
     from .jit import loads
-    from .jit.activations import ACTIVATIONS
+    from .jit.activations import arithmetic_of
 
     storage = loads.bfloat16 if key.bf16 else loads.float32
     modules = map(import_module, _MAKERS)
     maker = next(getattr(module, key.kernel) for module in modules if hasattr(module, key.kernel))
     sizes = (key.vectors,) if key.vectors else ()
-    kernel: Callable[..., Any] = maker(storage, ACTIVATIONS[key.activation], key.residual, key.pool, *sizes)
+    kernel: Callable[..., Any] = maker(storage, arithmetic_of(key.activation), key.residual, key.pool, *sizes)
     return kernel, maker.record

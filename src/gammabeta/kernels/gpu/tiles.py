@@ -18,10 +18,45 @@ from ...epilogue import require_arithmetic
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 LEAKY_SLOPE = tl.constexpr(0.01)
+SIXTH = tl.constexpr(1.0 / 6.0)
 
 
 # What the two functions below compute.
-require_arithmetic("gpu", {"relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu"})
+require_arithmetic("gpu", {
+    "relu", "relu6", "leaky_relu", "silu", "hardswish", "gelu", "mish", "tanh", "sigmoid", "hardsigmoid",
+    "gelu_tanh", "elu", "hardtanh",
+})  # fmt: skip
+
+
+@triton.jit
+def tanh(z):
+    """Hyperbolic tangent: an odd polynomial near 0, else from ``exp(2|z|)``."""
+    size = tl.abs(z)
+    t = z * z
+    p = ((-0.006053697317838669 * t + 0.020968187600374222) * t - 0.053844988346099854) * t
+    near = z + z * t * ((p + 0.13332733511924744) * t - 0.333333283662796)
+    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)
+    return tl.where(size < 0.625, near, tl.where(z < 0.0, -far, far))
+
+
+@triton.jit
+def expm1(z):
+    """``exp(z) - 1`` for z up to 0: its power series near 0."""
+    p = ((z * (1.0 / 5040.0) + 1.0 / 720.0) * z + 1.0 / 120.0) * z + 1.0 / 24.0
+    near = z + z * z * ((p * z + SIXTH) * z + 0.5)
+    return tl.where(z > -0.5, near, tl.exp(z) - 1.0)
+
+
+@triton.jit
+def bounded_exp(z):
+    """``e = exp(z)`` up to z = 20. With ``n = e (e + 2)``, ``tanh(log(1 + e))`` is ``n / (n + 2)``."""
+    return tl.exp(tl.where(z > 20.0, 20.0, z))
+
+
+@triton.jit
+def tanh_form(z):
+    """``σ(2u)`` with ``u = √(2/π) (z + 0.044715 z³)``."""
+    return tl.sigmoid(z * (1.5957691216057308 + 0.07135481627260025 * z * z))
 
 
 @triton.jit
@@ -39,6 +74,22 @@ def activate(z, ACT: tl.constexpr):
         z = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, z, z * (z + 3.0) * (1.0 / 6.0)))
     elif ACT == "gelu":
         z = 0.5 * z * (1.0 + tl.erf(z * SQRT_HALF))
+    elif ACT == "mish":
+        e = bounded_exp(z)
+        n = e * (e + 2.0)
+        z = z * (n / (n + 2.0))
+    elif ACT == "tanh":
+        z = tanh(z)
+    elif ACT == "sigmoid":
+        z = tl.sigmoid(z)
+    elif ACT == "hardsigmoid":
+        z = tl.where(z <= -3.0, 0.0, tl.where(z >= 3.0, 1.0, (z + 3.0) * SIXTH))
+    elif ACT == "gelu_tanh":
+        z = z * tanh_form(z)
+    elif ACT == "elu":
+        z = tl.where(z > 0.0, z, expm1(z))
+    elif ACT == "hardtanh":
+        z = tl.where(z <= -1.0, -1.0, tl.where(z >= 1.0, 1.0, z))
     else:
         tl.static_assert(ACT is None, "this activation has no arithmetic here")
     return z
@@ -61,6 +112,25 @@ def activate_backward(g, z, ACT: tl.constexpr):
     elif ACT == "gelu":
         cdf = 0.5 * (1.0 + tl.erf(z * SQRT_HALF))
         g = g * (cdf + z * INV_SQRT_2PI * tl.exp(-0.5 * z * z))
+    elif ACT == "mish":
+        e = bounded_exp(z)
+        n = e * (e + 2.0)
+        g = g * (n / (n + 2.0) + z * (4.0 * e * (e + 1.0) / ((n + 2.0) * (n + 2.0))))
+    elif ACT == "tanh":
+        t = tanh(z)
+        g = g * (1.0 - t * t)
+    elif ACT == "sigmoid":
+        s = tl.sigmoid(z)
+        g = g * s * (1.0 - s)
+    elif ACT == "hardsigmoid":
+        g = tl.where((z > -3.0) & (z < 3.0), g * SIXTH, 0.0)
+    elif ACT == "gelu_tanh":
+        s = tanh_form(z)
+        g = g * s * (1.0 + z * (1.5957691216057308 + 0.21406444881780075 * z * z) * (1.0 - s))
+    elif ACT == "elu":
+        g = tl.where(z <= 0.0, g * tl.exp(z), g)
+    elif ACT == "hardtanh":
+        g = tl.where((z <= -1.0) | (z >= 1.0), 0.0, g)
     else:
         tl.static_assert(ACT is None, "this activation has no arithmetic here")
     return g

@@ -7,13 +7,13 @@ At a kink, and for NaN, they agree with PyTorch. ``exp`` and ``erf`` are approxi
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ....epilogue import require_arithmetic
+from ....epilogue import require_arithmetic, split
 from .simd import absolute, fma, inlined, power_of_two, select, splat
 
 
 @inlined
-def exp(x):
-    """Exponential: ``2**n`` times a polynomial in the rest, at most half of ``log 2``; infinite from 88.4."""
+def _split(x):
+    """``(p, 2**n)`` with ``exp(x) = (1 + p) * 2**n``: a polynomial in the rest, at most half of ``log 2``."""
     shift = splat(12582912.0)  # 1.5 * 2**23: adding it rounds to a whole number
     x = select(x > splat(89.0), splat(89.0), select(x < splat(-87.0), splat(-87.0), x))
     shifted = fma(x, splat(1.4426950408889634), shift)
@@ -24,8 +24,35 @@ def exp(x):
     p = fma(p, rest, splat(0.04166953265666962))
     p = fma(p, rest, splat(0.166665181517601))
     p = fma(p, rest, splat(0.49999988079071045))
-    p = fma(p, rest * rest, rest)
-    return (p + splat(1.0)) * power_of_two(shifted)
+    return fma(p, rest * rest, rest), power_of_two(shifted)
+
+
+@inlined
+def exp(x):
+    """Exponential; infinite from 88.4."""
+    p, scale = _split(x)
+    return (p + splat(1.0)) * scale
+
+
+@inlined
+def expm1(x):
+    """``exp(x) - 1``, as exact near 0."""
+    p, scale = _split(x)
+    return fma(p, scale, scale - splat(1.0))
+
+
+@inlined
+def tanh(x):
+    """Hyperbolic tangent: an odd polynomial near 0, else from ``exp(2|x|)``."""
+    size = absolute(x)
+    one = splat(1.0)
+    t = x * x
+    p = fma(splat(-0.006053697317838669), t, splat(0.020968187600374222))
+    p = fma(p, t, splat(-0.053844988346099854))
+    p = fma(p, t, splat(0.13332733511924744))
+    p = fma(p, t, splat(-0.333333283662796))
+    far = one - splat(2.0) / (exp(size + size) + one)
+    return select(size < splat(0.625), fma(x * t, p, x), select(x < splat(0.0), splat(0.0) - far, far))
 
 
 @inlined
@@ -86,30 +113,6 @@ def relu_backward(z, g):
 
 
 @inlined
-def relu6(z):
-    """``min(max(z, 0), 6)``, NaN kept."""
-    return select(z <= splat(0.0), splat(0.0), select(z >= splat(6.0), splat(6.0), z))
-
-
-@inlined
-def relu6_backward(z, g):
-    """0 at 0 and at 6."""
-    return select((z <= splat(0.0)) | (z >= splat(6.0)), splat(0.0), g)
-
-
-@inlined
-def leaky_relu(z):
-    """Slope 0.01 below zero."""
-    return select(z > splat(0.0), z, z * splat(0.01))
-
-
-@inlined
-def leaky_relu_backward(z, g):
-    """0.01 at 0."""
-    return select(z > splat(0.0), g, g * splat(0.01))
-
-
-@inlined
 def silu(z):
     """``z * sigmoid(z)``."""
     return z * sigmoid(z)
@@ -125,7 +128,7 @@ def silu_backward(z, g):
 @inlined
 def hardswish(z):
     """``z * relu6(z + 3) / 6``."""
-    return z * relu6(z + splat(3.0)) * splat(1.0 / 6.0)
+    return z * hardsigmoid(z)
 
 
 @inlined
@@ -148,6 +151,78 @@ def gelu_backward(z, g):
     return g * fma(z, density, normal_cdf(z))
 
 
+@inlined
+def mish(z):
+    """``z * tanh(log(1 + e))``, ``e = exp(z)``: with ``n = e (e + 2)`` the tanh is ``n / (n + 2)``."""
+    e = _bounded_exp(z)
+    n = e * (e + splat(2.0))
+    return z * (n / (n + splat(2.0)))
+
+
+@inlined
+def mish_backward(z, g):
+    """The tanh, and z times its own derivative, ``4 e (e + 1) / (n + 2)**2``."""
+    e = _bounded_exp(z)
+    n = e * (e + splat(2.0))
+    whole = n + splat(2.0)
+    slope = splat(4.0) * e * (e + splat(1.0)) / (whole * whole)
+    return g * fma(z, slope, n / whole)
+
+
+@inlined
+def _bounded_exp(z):
+    """``exp(z)`` up to z = 20, where the tanh is 1, and 0 far below 0."""
+    e = exp(select(z > splat(20.0), splat(20.0), z))
+    return select(z < splat(-87.0), splat(0.0), e)
+
+
+@inlined
+def tanh_backward(z, g):
+    """``1 - tanh(z)**2``."""
+    t = tanh(z)
+    return g * (splat(1.0) - t * t)
+
+
+@inlined
+def sigmoid_backward(z, g):
+    """``sigmoid(z) * (1 - sigmoid(z))``."""
+    s = sigmoid(z)
+    return g * s * (splat(1.0) - s)
+
+
+@inlined
+def hardsigmoid(z):
+    """``relu6(z + 3) / 6``."""
+    z = z + splat(3.0)
+    return select(z <= splat(0.0), splat(0.0), select(z >= splat(6.0), splat(1.0), z * splat(1.0 / 6.0)))
+
+
+@inlined
+def hardsigmoid_backward(z, g):
+    """0 at -3, at 3 and for NaN."""
+    return select((z > splat(-3.0)) & (z < splat(3.0)), g * splat(1.0 / 6.0), splat(0.0))
+
+
+@inlined
+def _tanh_form(z):
+    """``σ(2u)`` with ``u = √(2/π) (z + 0.044715 z³)``."""
+    return sigmoid(z * fma(z * z, splat(0.07135481627260025), splat(1.5957691216057308)))
+
+
+@inlined
+def gelu_tanh(z):
+    """``z * sigmoid(2u)``, as ``1 + tanh(u)`` is ``2 * sigmoid(2u)``."""
+    return z * _tanh_form(z)
+
+
+@inlined
+def gelu_tanh_backward(z, g):
+    """``s + z * s * (1 - s) * 2u'``."""
+    s = _tanh_form(z)
+    slope = fma(z * z, splat(0.21406444881780075), splat(1.5957691216057308))
+    return g * s * fma(z * slope, splat(1.0) - s, splat(1.0))
+
+
 class Activation(NamedTuple):
     """An activation and its derivative times an upstream gradient."""
 
@@ -155,14 +230,71 @@ class Activation(NamedTuple):
     backward: Callable[..., Any]
 
 
+# --- with numbers: constants of the kernel that is made ---------------------------------------------------
+
+
+def _leaky_relu(slope):
+    @inlined
+    def forward(z):
+        return select(z > splat(0.0), z, z * splat(slope))
+
+    @inlined
+    def backward(z, g):  # the slope at 0
+        return select(z > splat(0.0), g, g * splat(slope))
+
+    return Activation(forward, backward)
+
+
+def _elu(alpha):
+    @inlined
+    def forward(z):
+        return select(z > splat(0.0), z, expm1(z) * splat(alpha))
+
+    @inlined
+    def backward(z, g):  # alpha at 0
+        return select(z <= splat(0.0), g * exp(z) * splat(alpha), g)
+
+    return Activation(forward, backward)
+
+
+def _hardtanh(low, high):
+    @inlined
+    def forward(z):
+        return select(z <= splat(low), splat(low), select(z >= splat(high), splat(high), z))
+
+    @inlined
+    def backward(z, g):  # 0 at both corners
+        return select((z <= splat(low)) | (z >= splat(high)), splat(0.0), g)
+
+    return Activation(forward, backward)
+
+
+_WITH_NUMBERS: dict[str, Any] = {"leaky_relu": _leaky_relu, "elu": _elu, "hardtanh": _hardtanh}
+
 ACTIVATIONS = {
     None: Activation(identity, identity_backward),
     "relu": Activation(relu, relu_backward),
-    "relu6": Activation(relu6, relu6_backward),
-    "leaky_relu": Activation(leaky_relu, leaky_relu_backward),
+    "relu6": _hardtanh(0.0, 6.0),
+    "leaky_relu": _leaky_relu(0.01),
     "silu": Activation(silu, silu_backward),
     "hardswish": Activation(hardswish, hardswish_backward),
     "gelu": Activation(gelu, gelu_backward),
+    "mish": Activation(mish, mish_backward),
+    "tanh": Activation(tanh, tanh_backward),
+    "sigmoid": Activation(sigmoid, sigmoid_backward),
+    "hardsigmoid": Activation(hardsigmoid, hardsigmoid_backward),
+    "gelu_tanh": Activation(gelu_tanh, gelu_tanh_backward),
+    "elu": _elu(1.0),
+    "hardtanh": _hardtanh(-1.0, 1.0),
 }
 
 require_arithmetic("cpu", {name for name in ACTIVATIONS if name})
+
+
+def arithmetic_of(name: str | None) -> Activation:
+    """The arithmetic of an activation, or of None; one with numbers is made."""
+    if name is None or name in ACTIVATIONS:
+        return ACTIVATIONS[name]
+    base, numbers = split(name)
+    made: Activation = _WITH_NUMBERS[base](*numbers)
+    return made
