@@ -22,7 +22,7 @@ from . import __version__
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError
 from .files import write_atomically
-from .folding import FoldReport, as_inputs, fold
+from .folding import FoldReport, as_inputs, fold, plain_mode
 from .folding.layers import plain
 from .folding.verify import Inputs, Verifier, copied, default_tolerance, distance, first_line
 from .graph.record import map_tensors, tensors_in
@@ -70,6 +70,7 @@ class ExportReport:
         return {**asdict(self), "path": str(self.path)}
 
 
+@plain_mode()
 def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -82,7 +83,7 @@ def export_onnx(
     """Fold ``model`` and write it as ONNX, with the batch size left open.
 
     The graph must pass ONNX's checker. ONNX Runtime's output must equal the given model's, within
-    ``tolerance``, on the example and on random inputs, at the example's batch size and at 1 and 3. Only then
+    ``tolerance``, on the example and on inputs like it, at the example's batch size and at 1 and 3. Only then
     the file is written, whole. After any error an existing file, and the model, are as they were.
 
     Args:
@@ -214,6 +215,7 @@ def _describe(graph: Any, classes: Any, preprocessing: Preprocessing | None, rep
     graph.producer_name, graph.producer_version = "gammabeta", __version__
 
 
+@plain_mode()
 def save_program(model: nn.Module, path: str | os.PathLike[str], example: Any) -> None:
     """Write ``model`` as a ``torch.export`` program, its batch size left open: whole, or not at all.
 

@@ -122,8 +122,9 @@ def _norm(call: Call, model: nn.Module) -> Norm | None:
     if data.origin != "data":
         return None
     affine, owner = _call_affine(args), _owner(args.get("running_mean"), model)
-    if owner not in (None, path):  # a batch-norm module whose .forward was called directly
-        return Norm(owner, "module", owner, call, data, affine)
+    if owner not in (None, path) and call.inside is model.get_submodule(owner or ""):
+        # its .forward was called directly; a parent that reads its buffers makes a call of its own
+        return Norm(owner, "module", owner, call, data, affine, tail)
     same = [c for c in call.forward.calls if c.name == "batch_norm"]
     name = (path or "forward") + ":batch_norm" + (f"[{same.index(call)}]" if len(same) > 1 else "")
     return Norm(name, "function", path, call, data, affine, tail)
