@@ -13,6 +13,7 @@ from torch import nn
 from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
+from ..graph.layers import batch_norm_layers
 from ..graph.record import map_tensors, record
 from .affine import NotExactError
 from .apply import apply
@@ -44,7 +45,7 @@ class FoldedLayer:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """Every batch norm that ran, and how far the folded model's output is from the original's.
+    """Every batch norm of the model, run or not, and how far the folded model is from the original.
 
     ``error`` and ``random_error``: the largest difference over the largest magnitude, worst output, of the
     same folds made in a float64 copy of the model (``arithmetic``), on the example and on
@@ -125,13 +126,14 @@ def fold(
 
     Pairs are found by running the model on ``example`` and recording what follows what. Each fold is exact
     algebra in float64, rounded once to the weight's dtype. Then the outputs are compared with the original's
-    on the example and on inputs made of its samples (in another order, fewer, scaled), and a fold that moves them beyond ``tolerance`` is undone. A norm
-    that stays costs one multiply-add per channel.
+    on the example and on inputs made of its samples (in another order, fewer, scaled), and a fold that moves
+    them beyond ``tolerance`` is undone. A norm that stays costs one multiply-add per channel.
 
     Args:
         model: any module; it may be in training mode.
         example: what the model takes: a tensor, a namedtuple or dataclass (one argument), a tuple of
-            positional arguments or a dict of keyword arguments, on the model's device, of a batch size and resolution it will serve.
+            positional arguments or a dict of keyword arguments, on the model's device, of a batch size and
+            resolution it will serve.
         tolerance: allowed relative difference (largest difference over largest magnitude of an output); by
             default 1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
         memory_format: the layout of the weights: ``torch.channels_last`` makes most convolutional networks
@@ -317,7 +319,11 @@ def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
     found = {norm: FoldedLayer(norm.name, "left", reason=why) for norm, why in plan.left.items()}
     for fold in plan.folds:
         found |= {norm: _layer(norm, fold, back.get(fold)) for norm in fold.norms}
-    return tuple(found[norm] for norm in plan.norms.values() if norm in found)
+    layers = [found[norm] for norm in plan.norms.values() if norm in found]
+    ran = {norm.path for norm in plan.norms.values()} | plan.read
+    idle = [name for name in batch_norm_layers(plan.model) if name not in ran]
+    layers += [FoldedLayer(name, "left", reason="it did not run on the example") for name in idle]
+    return tuple(layers)
 
 
 def _layer(norm: Norm, fold: Fold, wrong: str | None) -> FoldedLayer:

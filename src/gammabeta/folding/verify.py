@@ -110,7 +110,7 @@ def alike(inputs: Inputs) -> list[Inputs]:
         """Of pictures and the like: each mirrored, which for one sample is the only other order."""
         return tensor.flip(-1) if tensor.is_floating_point() and tensor.dim() > 2 else tensor
 
-    changes = [scaled, turned]
+    changes: list[Callable[[Tensor], Tensor]] = [scaled, turned]
     if batch > 1:
         changes += [samples(lambda t: t.flip(0)), samples(lambda t: t[: (batch + 1) // 2])]
     return [map_tensors(inputs, change) for change in changes]
