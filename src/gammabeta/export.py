@@ -23,7 +23,7 @@ from .data import Preparation
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError, installing
 from .files import write_atomically
-from .folding import FoldReport, as_inputs, fold
+from .folding import FoldReport, as_inputs, fold, plain_mode
 from .folding.layers import plain
 from .folding.verify import Inputs, Verifier, copied, default_tolerance, distance, first_line
 from .graph.record import map_tensors, tensors_in
@@ -72,6 +72,7 @@ class ExportReport:
         return {**asdict(self), "path": str(self.path)}
 
 
+@plain_mode()
 def export_onnx(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -84,7 +85,7 @@ def export_onnx(
     """Fold ``model`` and write it as ONNX, with the batch size left open.
 
     The graph must pass ONNX's checker. ONNX Runtime's output must equal the given model's, within
-    ``tolerance``, on the example and on random inputs, at the example's batch size and at 1 and 3. Only then
+    ``tolerance``, on the example and on inputs like it, at the example's batch size and at 1 and 3. Only then
     the file is written, whole. After any error an existing file, and the model, are as they were.
 
     Args:
@@ -221,6 +222,7 @@ def _metadata(classes: Any, preprocessing: Preprocessing | None) -> dict[str, An
     return {"format": 1, "version": __version__, "classes": names, "preprocessing": given}
 
 
+@plain_mode()
 def save_program(
     model: nn.Module,
     path: str | os.PathLike[str],

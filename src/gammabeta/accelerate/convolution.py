@@ -130,7 +130,7 @@ class PackedConv2d(Packed, nn.Conv2d):
         kernels, packed, neutral = backend.load("cpu"), self._packed(held), self._neutral(held)
         height, width = self._size(x.shape)
         shape = (len(x), self.out_channels, height // 2, width // 2)
-        pooled = torch.empty(shape, memory_format=torch.channels_last)
+        pooled = torch.empty(shape, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
         for part, out in zip(x.split(images), pooled.split(images), strict=True):
             found = _convolve(part, packed, bias, *self.settings)
             call = Call(found, None, None, None, Epilogue(pool=2), 0.0)
@@ -140,7 +140,8 @@ class PackedConv2d(Packed, nn.Conv2d):
     def _neutral(self, held: Held) -> tuple[Tensor, Tensor]:
         if held.neutral is None:
             with torch.inference_mode(False):
-                held.neutral = torch.zeros(self.out_channels), torch.ones(self.out_channels)
+                zeros = torch.zeros(self.out_channels, dtype=torch.float32, device="cpu")
+                held.neutral = zeros, torch.ones_like(zeros)
         return held.neutral
 
     def _plan(self, shape: torch.Size) -> _Plan:

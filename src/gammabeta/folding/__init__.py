@@ -2,7 +2,9 @@
 
 import copy
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
+from ..graph.layers import batch_norm_layers
 from ..graph.record import map_tensors, record
 from ..text import visible
 from .affine import NotExactError
@@ -43,10 +46,11 @@ class FoldedLayer:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """Every batch norm that ran, and how far the folded model's output is from the original's.
+    """Every batch norm of the model, run or not, and how far the folded model is from the original.
 
     ``error`` and ``random_error``: the largest difference over the largest magnitude, worst output, of the
-    same folds made in a float64 copy of the model (``arithmetic``), on the example and on random inputs.
+    same folds made in a float64 copy of the model (``arithmetic``), on the example and on
+    inputs like it.
     ``native_error``: of the folded model as it is, its weights rounded, in its own dtype, against the
     original in float64. ``original_error``: the original's own, in its own dtype. ``evidence``: "graph"
     (torch.fx traces the model, so every input flows this way) or "example" (the flow is the one seen on the
@@ -123,13 +127,14 @@ def fold(
 
     Pairs are found by running the model on ``example`` and recording what follows what. Each fold is exact
     algebra in float64, rounded once to the weight's dtype. Then the outputs are compared with the original's
-    on the example and on random inputs, and a fold that moves them beyond ``tolerance`` is undone. A norm
-    that stays costs one multiply-add per channel.
+    on the example and on inputs made of its samples (in another order, fewer, scaled), and a fold that moves
+    them beyond ``tolerance`` is undone. A norm that stays costs one multiply-add per channel.
 
     Args:
         model: any module; it may be in training mode.
-        example: what the model takes: a tensor, a tuple of positional arguments or a dict of keyword
-            arguments, on the model's device, of a batch size and resolution it will serve.
+        example: what the model takes: a tensor, a namedtuple or dataclass (one argument), a tuple of
+            positional arguments or a dict of keyword arguments, on the model's device, of a batch size and
+            resolution it will serve.
         tolerance: allowed relative difference (largest difference over largest magnitude of an output); by
             default 1e-5 for float32, 1e-10 for float64, 2e-2 for float16, 1e-1 for bfloat16.
         memory_format: the layout of the weights: ``torch.channels_last`` makes most convolutional networks
@@ -149,7 +154,30 @@ def fold(
 
     Ioffe & Szegedy 2015, Algorithm 2, line 11; Jacob et al. 2018, section 3.2.
     """
-    inputs = as_inputs(example)
+    with plain_mode():
+        return _fold(model, as_inputs(example), tolerance, memory_format, pack)
+
+
+@contextmanager
+def plain_mode() -> Iterator[None]:
+    """What the caller has switched on must not enter what is made here: weights, copies, comparisons.
+
+    Tensors made under ``inference_mode`` fail outside it and hide their changes; autocast rounds.
+    """
+    with torch.inference_mode(False), ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
+def _fold(
+    model: nn.Module,
+    inputs: Inputs,
+    tolerance: float | None,
+    memory_format: torch.memory_format | None,
+    pack: bool | None,
+) -> nn.Module:
     if tolerance is not None and not tolerance > 0:
         raise UsageError(f"tolerance must be above zero, not {tolerance}")
     original, plan, evidence = _study(model, inputs)
@@ -162,7 +190,7 @@ def fold(
     limit = tolerance if tolerance is not None else default_tolerance(original)
     trial = _Trial(original, plan, verifier, limit, memory_format)
     sound, back = search(plan.folds, trial.wrong)
-    folded, errors = trial.passed or trial.measured([])
+    folded, errors = trial.passed or trial.unfolded()
     if not errors.within(limit):
         # No single fold is wrong: the multiply-adds that stayed differ. The plain copy is always right.
         folded, back = original, {**back, **dict.fromkeys(sound, "the model moved beyond tolerance")}
@@ -177,7 +205,7 @@ def fold(
 def as_inputs(example: Any) -> Inputs:
     """Positional and keyword arguments from an example."""
     inputs: Inputs
-    if isinstance(example, torch.Tensor):
+    if isinstance(example, torch.Tensor) or hasattr(example, "_fields") or is_dataclass(example):
         inputs = (example,), {}
     elif isinstance(example, tuple | list):
         inputs = tuple(example), {}
@@ -188,7 +216,7 @@ def as_inputs(example: Any) -> Inputs:
         raise UsageError(
             f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}"
         )
-    inputs = map_tensors(inputs, lambda t: t.detach())
+    inputs = map_tensors(inputs, lambda t: t.detach().clone() if t.is_inference() else t.detach())
     return inputs
 
 
@@ -232,6 +260,13 @@ class _Trial:
         """Return the model of these folds and its distances."""
         folded = self.build(self.original, folds)
         return folded, self.verifier.measure(folded, self.build(self.verifier.twin, folds))
+
+    def unfolded(self) -> tuple[nn.Module, Errors]:
+        """Return the model without folds: the plain copy where its code reads more of a norm than its map."""
+        try:
+            return self.measured([])
+        except Exception:
+            return self.original, self.verifier.measure(self.original, self.verifier.twin)
 
     def wrong(self, folds: list[Fold]) -> str:
         """Build and measure; return what is wrong, or nothing."""
@@ -285,7 +320,11 @@ def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
     found = {norm: FoldedLayer(norm.name, "left", reason=why) for norm, why in plan.left.items()}
     for fold in plan.folds:
         found |= {norm: _layer(norm, fold, back.get(fold)) for norm in fold.norms}
-    return tuple(found[norm] for norm in plan.norms.values() if norm in found)
+    layers = [found[norm] for norm in plan.norms.values() if norm in found]
+    ran = {norm.path for norm in plan.norms.values()} | plan.read
+    idle = [name for name in batch_norm_layers(plan.model) if name not in ran]
+    layers += [FoldedLayer(name, "left", reason="it did not run on the example") for name in idle]
+    return tuple(layers)
 
 
 def _layer(norm: Norm, fold: Fold, wrong: str | None) -> FoldedLayer:

@@ -170,9 +170,11 @@ def _rewritten(module: nn.Module, edits: list[_Edit]) -> fx.GraphModule:
     nodes = [_node_of(graph, edit) for edit in edits]  # all of them before the first is erased
     for i, (node, edit) in enumerate(zip(nodes, edits, strict=True)):
         _edit(module, graph, node, edit, f"_folded_affine_{i}")
-    graph.eliminate_dead_code()
-    graph.lint()
-    return fx.GraphModule(module, graph, type(module).__name__)
+    made = fx.GraphModule(module, graph, type(module).__name__)
+    made.graph.eliminate_dead_code()  # only a graph with a module knows which calls are pure
+    made.graph.lint()
+    made.recompile()
+    return made
 
 
 def _node_of(graph: fx.Graph, edit: _Edit) -> fx.Node:

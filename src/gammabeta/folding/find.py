@@ -19,6 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from ..graph.record import Call, Forward, Recording, Value
 from ..graph.trace import NotAGraph, is_torch_layer, trace
+from ..nn.layer import Fused
 from .affine import Affine, Operation
 
 _CONV = ("stride", "padding", "dilation", "groups")
@@ -29,6 +30,7 @@ for _n in (1, 2, 3):
     _LINEAR[getattr(F, f"conv_transpose{_n}d")] = (Operation("conv_transpose", _n), _TRANSPOSE)
 _AFTER = ("activation", "pool", "residual")  # what a fused batch norm may do after the map
 _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_TORCH_BATCH_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps")
 _ELEMENTWISE = {
     "mul", "mul_", "multiply", "add", "add_", "sub", "sub_", "subtract", "div", "div_", "divide",
     "true_divide", "rsub", "neg", "addcmul", "addcmul_", "batch_norm", "to", "float", "double", "type_as",
@@ -77,7 +79,7 @@ def is_known_norm(module: nn.Module) -> bool:
     A subclass that overrides ``forward`` is opened instead, and its ``batch_norm`` call found inside.
     """
     own = type(module).forward
-    if type(module).__module__.startswith("gammabeta.") and hasattr(module, "running_mean"):
+    if own is Fused.forward:
         return True
     return isinstance(module, _BatchNorm) and own in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 
@@ -109,24 +111,34 @@ def find_norms(recording: Recording, model: nn.Module) -> list[Norm]:
 def _norm(call: Call, model: nn.Module) -> Norm | None:
     if not call.outputs or (call.module is None and call.name != "batch_norm"):
         return None
-    args, path = call.named(*_BATCH_NORM), call.forward.path
+    args, path = batch_norm_arguments(call), call.forward.path
     data = args.get("input", args.get("x"))
     if not isinstance(data, Value):
         return None
     tail = any(args.get(name) is not None for name in _AFTER)
     if call.module is not None:
-        settings = (getattr(call.module, name, None) for name in ("activation", "pool"))
-        tail = tail or len(call.args) > 1 or any(setting is not None for setting in settings)
+        tail = tail or len(call.args) > 1 or _goes_on(call.module)
         affine = _module_affine(call.module)
         return Norm(path or type(call.module).__name__, "module", path, call, data, affine, tail)
     if data.origin != "data":
         return None
     affine, owner = _call_affine(args), _owner(args.get("running_mean"), model)
-    if owner not in (None, path):  # a batch-norm module whose .forward was called directly
-        return Norm(owner, "module", owner, call, data, affine)
+    if owner not in (None, path) and call.inside is model.get_submodule(owner or ""):
+        # its .forward was called directly; a parent that reads its buffers makes a call of its own
+        return Norm(owner, "module", owner, call, data, affine, tail or _goes_on(call.inside))
     same = [c for c in call.forward.calls if c.name == "batch_norm"]
     name = (path or "forward") + ":batch_norm" + (f"[{same.index(call)}]" if len(same) > 1 else "")
     return Norm(name, "function", path, call, data, affine, tail)
+
+
+def batch_norm_arguments(call: Call) -> dict[str, Any]:
+    """The arguments of a batch norm by name: ``torch.batch_norm`` has an order of its own."""
+    return call.named(*(_TORCH_BATCH_NORM if call.function is torch.batch_norm else _BATCH_NORM))
+
+
+def _goes_on(module: Any) -> bool:
+    """Whether a batch norm of ours does more than its map."""
+    return any(getattr(module, name, None) is not None for name in ("activation", "pool"))
 
 
 def _owner(mean: Any, model: nn.Module) -> str | None:

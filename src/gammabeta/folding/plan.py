@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from ..graph.layers import hook_on
 from ..graph.record import Forward, Recording, Value
 from .affine import Affine, NotExactError, fold_before
-from .find import Arrival, Linear, Norm, describe, find_linears, find_norms, follow
+from .find import Arrival, Linear, Norm, batch_norm_arguments, describe, find_linears, find_norms, follow
 
 
 @dataclass(eq=False)
@@ -54,6 +54,12 @@ class FoldPlan:
         self.left: dict[Norm, str] = {}
         for norms in self._groups():
             self._decide(norms)
+
+    @property
+    def read(self) -> set[str]:
+        """The modules whose running mean some call read, their own or another's."""
+        means = [batch_norm_arguments(norm.call).get("running_mean") for norm in self.norms.values()]
+        return {name.rpartition(".")[0] for m in means if isinstance(m, Value) for name in m.names}
 
     # What meets what
 

@@ -9,10 +9,12 @@ A recording cannot show which branch another input takes. So each read of a tens
 (``if x.sum() > 0``, ``.item()``) marks the forwards in which it happened; folds do not trust those.
 """
 
+import copy
 import gc
+import inspect
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -98,6 +100,7 @@ class Call:
     forward: Forward
     module: nn.Module | None = None
     outputs: list[Value] = field(default_factory=list)
+    inside: nn.Module | None = None  # of a batch norm: the module whose ``forward`` made it, called or not
 
     def named(self, *names: str) -> dict[str, Any]:
         """Its arguments by name; ``names`` are those of the positional ones, in order."""
@@ -124,11 +127,11 @@ class Recording:
     forwards: list[Forward]
 
 
-def leaves(tree: Any, kind: type[T], depth: int = 0) -> Iterator[T]:
+def leaves(tree: Any, kind: type[T] | tuple[type[T], ...], depth: int = 0) -> Iterator[T]:
     """Yield all of a kind in nested tuples, lists, dicts and plain objects (a model's output class, say)."""
     if isinstance(tree, kind):
         yield tree
-    elif isinstance(tree, dict):
+    elif isinstance(tree, Mapping):
         for item in tree.values():
             yield from leaves(item, kind, depth + 1)
     elif isinstance(tree, tuple | list | set):
@@ -136,6 +139,9 @@ def leaves(tree: Any, kind: type[T], depth: int = 0) -> Iterator[T]:
             yield from leaves(item, kind, depth + 1)
     elif depth < 4 and hasattr(tree, "__dict__") and not isinstance(tree, Tensor | nn.Module | type):
         yield from leaves(vars(tree), kind, depth + 1)
+    elif depth < 4 and hasattr(tree, "__slots__"):
+        held = [getattr(tree, name, None) for name in tree.__slots__ if isinstance(name, str)]
+        yield from leaves(held, kind, depth + 1)
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -144,16 +150,36 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
-    """Return nested tuples, lists and mappings with ``function`` of each tensor in its place."""
+    """Return nested tuples, lists, mappings and dataclasses with ``function`` of each tensor in its place.
+
+    Each keeps its type, as far as a copy of it can be filled anew.
+    """
     if isinstance(tree, Tensor):
         return function(tree)
     if isinstance(tree, Mapping):
-        return {key: map_tensors(item, function) for key, item in tree.items()}
+        mapped = {key: map_tensors(item, function) for key, item in tree.items()}
+        return mapped if type(tree) is dict else _refilled(tree, mapped)
+    if is_dataclass(tree) and not isinstance(tree, type | nn.Module):
+        made = copy.copy(tree)
+        for name in (one.name for one in fields(tree) if hasattr(tree, one.name)):
+            object.__setattr__(made, name, map_tensors(getattr(tree, name), function))
+        return made
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(item, function) for item in tree))
     if isinstance(tree, list | tuple):
         return type(tree)(map_tensors(item, function) for item in tree)
     return tree
+
+
+def _refilled(tree: Any, mapped: dict[Any, Any]) -> Any:
+    """A copy of a mapping of some other class than ``dict``, with these items."""
+    try:
+        made = copy.copy(tree)
+        for key, item in mapped.items():
+            made[key] = item
+    except Exception:  # a mapping that cannot be copied or written: a plain one has the same items
+        return mapped
+    return made
 
 
 # --- the recorder -----------------------------------------------------------------------------------------
@@ -240,6 +266,8 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         values, named = map_tensors((args, kwargs), self.value)
         call = Call(func, name, values, named, self.stack[-1])
+        if name == "batch_norm":
+            call.inside = _running_forward()
         given = list(tensors_in((args, kwargs)))
         result = func(*args, **kwargs)
         self.enter(call, given, result)
@@ -328,6 +356,17 @@ class _Recorder(TorchFunctionMode):
         for tensor, (value, _) in list(self.known.items()):
             if value.producer is not None and id(tensor) not in out:
                 _tell([value], "is kept after the forward")
+
+
+def _running_forward() -> nn.Module | None:
+    """The module whose ``forward`` Python is in: no hook tells of ``layer.forward(x)``."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+        if isinstance(module, nn.Module):
+            return module
+        frame = frame.f_back
+    return None
 
 
 def _tell(values: list[Value], what: str) -> None:
