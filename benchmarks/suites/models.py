@@ -3,8 +3,8 @@
 After it in two ways: as it is by default, and with ``recompute=True``.
 
 The networks are the public definitions of ``pytorchcv`` and, where it is installed, of ``timm``, with random
-weights, at 224×224; a step is forward, cross-entropy, backward and SGD with momentum. Converted or not, the weights are
-the same tensors.
+weights, at 224×224; a step is forward, cross-entropy, backward and SGD with momentum. Converted or not, the
+weights are the same tensors.
 """
 
 import ctypes

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..graph.layers import hook_on
+from ..graph.paths import Paths
 from ..graph.record import Forward, Recording, Value
 from .affine import Affine, NotExactError, fold_before
 from .find import Arrival, Linear, Norm, batch_norm_arguments, describe, find_linears, find_norms, follow
@@ -42,6 +43,7 @@ class FoldPlan:
         self.linears = find_linears(recording)
         self.norms = {norm.call: norm for norm in find_norms(recording, model)}  # as they ran
         self.starts = {id(norm.data): norm for norm in self.norms.values() if norm.kind == "affine"}
+        self.paths = Paths(model)
         self.ran = Counter(forward.module for forward in recording.forwards)
         self.ends = {*self.linears, *self.norms, *(u for n in self.norms.values() for u in n.data.users)}
         # What gives a norm its input, or why no linear operation does.
@@ -154,7 +156,7 @@ class FoldPlan:
         mine = set(one.outwards())
         common = next((forward for forward in other.outwards() if forward in mine), None)
         if common is None or not common.reads:
-            return ""
+            return self.paths.part(one.module, other.module)
         where = common.path or "the model's forward"
         read = common.reads.strip("_")
         return f"Python reads a tensor's value ({read}) inside {where}: another input may take another branch"
