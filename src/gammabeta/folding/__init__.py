@@ -15,6 +15,7 @@ from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import batch_norm_layers
 from ..graph.record import map_tensors, record
+from ..stats.preserve import preserved
 from ..text import visible
 from .affine import NotExactError
 from .apply import apply
@@ -230,7 +231,8 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
         raise SurgeryError(f"the model cannot be copied: {first_line(error)}") from error
     try:
         args, kwargs = copy.deepcopy(inputs)
-        recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
+        with preserved(original):
+            recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
     plan = FoldPlan(original, recording, hooked)

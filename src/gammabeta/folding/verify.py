@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import SurgeryError
 from ..graph.record import leaves, map_tensors, tensors_in
+from ..stats.preserve import preserved
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 FoldT = TypeVar("FoldT")
@@ -53,7 +54,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """Run and return every tensor of the result; the random state is the same at each run and put back."""
-    with torch.random.fork_rng(), torch.no_grad():
+    with preserved(model), torch.no_grad():
         torch.manual_seed(0)
         args, kwargs = copy.deepcopy(inputs)
         return [_number(leaf) for leaf in leaves(model(*args, **kwargs), _COMPARED)]

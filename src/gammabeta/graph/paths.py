@@ -141,8 +141,11 @@ class _Mention:
     def __init__(self, of: Module, owner: Module, source: Source, way: list[ast.AST]) -> None:
         self.of, self.owner, self.source = of, owner, source
         self.way = way  # the nodes from the method inwards
-        around = way[-2] if len(way) > 1 else None
-        self.called = isinstance(around, ast.Call) and around.func is way[-1]
+        outer = way[-1]
+        if isinstance(way[-2], ast.Attribute) and way[-2].attr == "forward":  # called without its hooks
+            outer = way[-2]
+        around = way[way.index(outer) - 1]
+        self.called = isinstance(around, ast.Call) and around.func is outer
 
 
 class _Names(Mapping[str, Any]):
