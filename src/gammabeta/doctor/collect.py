@@ -20,7 +20,8 @@ from ..errors import UsageError
 from ..graph.layers import batch_norm_layers, frozen_layers
 from ..stats import batches
 from ..stats.moments import Moments, batch_moments
-from ..stats.preserve import observed, overwrite, same_bits, set_modes
+from ..stats.observe import observed
+from ..stats.preserve import overwrite, same_bits, set_modes
 from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap
 from .trace import tensors
 
@@ -86,10 +87,15 @@ class Collector:
             size = batches.size(batch)
             self.images.append(size)
             with _allow_single_sample(size):
-                with observed(self.layers, partial(self._record_population, size, index == 0)):
+                with observed(
+                    self.model,
+                    self.layers,
+                    partial(self._record_population, size, index == 0),
+                    self.forward_fn,
+                ):
                     self._batch_mode()
                     self._forward(batch, index, "bn_train")
-                with observed(self.layers, self._record_as_trained):
+                with observed(self.model, self.layers, self._record_as_trained, self.forward_fn):
                     self._training_mode()
                     self._forward(batch, index, "train")
             self._restore_buffers()
@@ -110,7 +116,7 @@ class Collector:
             self._restore_buffers()
             self._evaluation_mode()
             before = [(name, b, b.clone()) for name, b in self.model.named_buffers()] if index == 0 else []
-            with observed(self.layers, partial(self._record_evaluation, set())):
+            with observed(self.model, self.layers, partial(self._record_evaluation, set()), self.forward_fn):
                 output = self._forward(batch, index, "evaluation")
             changed += tuple(name for name, buffer, copy in before if not same_bits(buffer, copy))
             self._restore_buffers()

@@ -1,21 +1,39 @@
 """How a batch of a loader reaches a model: what is input, what is target, on which device, in which dtype."""
 
+import copy
 import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
-from ..graph.record import map_tensors
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
 
 def move(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """``value`` with every tensor in it on ``device``, and floating ones in ``dtype`` where one is given."""
-    return map_tensors(value, lambda t: t.to(device, dtype if t.is_floating_point() else None))
+    """``value`` with every tensor in it on ``device``, and floating ones in ``dtype`` where one is given.
+
+    A dataclass is copied with its tensors moved; other objects move themselves if they have a ``to``.
+    """
+    if isinstance(value, Tensor):
+        return value.to(device, dtype if value.is_floating_point() else None)
+    if isinstance(value, Mapping):
+        return {key: move(item, device, dtype) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(move(item, device, dtype) for item in value))
+    if isinstance(value, list | tuple):
+        return type(value)(move(item, device, dtype) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        moved = copy.copy(value)
+        for field in fields(value):
+            object.__setattr__(moved, field.name, move(getattr(value, field.name), device, dtype))
+        return moved
+    return value.to(device) if callable(getattr(value, "to", None)) else value
 
 
 def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
@@ -32,18 +50,63 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 def call(model: nn.Module, batch: Any) -> Any:
     """Run ``model`` on ``batch``: a tensor; ``(input, target, …)``; or a mapping.
 
-    A mapping goes in by keyword where ``forward`` has parameters of its keys' names, and whole otherwise. For
-    anything else give a ``forward_fn``.
+    A mapping goes in by keyword where ``forward`` has parameters of its keys' names or takes any keyword, and
+    whole otherwise. For anything else give a ``forward_fn``.
+
+    Raises:
+        UsageError: ``forward`` cannot be called so.
     """
+    args, keywords = _arguments(model, batch)
+    try:
+        inspect.signature(model.forward).bind(*args, **keywords)
+    except TypeError as error:
+        raise UsageError(_misfit(model, batch, error)) from error
+    except ValueError:  # it has no signature, as compiled ones
+        pass
+    try:
+        return model(*args, **keywords)
+    except TypeError as error:
+        if not _MISCALLED.search(str(error)):
+            raise
+        raise UsageError(_misfit(model, batch, error)) from error
+
+
+# What Python, and TorchScript, say of a call whose arguments do not fit.
+_MISCALLED = re.compile(
+    r"missing .*argument|unexpected keyword|positional argument|missing value for argument"
+)
+
+
+def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
-        names = inspect.signature(model.forward).parameters
-        known = {key: item for key, item in batch.items() if key in names}
-        return model(**known) if known else model(batch)
+        try:
+            parameters = inspect.signature(model.forward).parameters
+        except ValueError:
+            return (batch,), {}
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return (), {str(key): item for key, item in batch.items()}
+        known = {key: item for key, item in batch.items() if key in parameters}
+        return ((), known) if known else ((batch,), {})
     if isinstance(batch, list | tuple):
         if not batch:
             raise UsageError("the loader gave an empty tuple: expected a tensor, (input, target) or a dict")
-        return model(batch[0])
-    return model(batch)
+        return (batch[0],), {}
+    return (batch,), {}
+
+
+def _misfit(model: nn.Module, batch: Any, error: Exception) -> str:
+    if isinstance(batch, Mapping):
+        gave = f"the keys {', '.join(map(str, batch))}"
+        how = 'model(batch["…"])'
+    elif isinstance(batch, list | tuple):
+        gave, how = f"the first of a batch's {len(batch)} parts", "model(batch[0], batch[1])"
+    else:
+        gave, how = f"a {type(batch).__name__}", "model(batch.…)"
+    reason = str(error).strip().partition("\n")[0]
+    return (
+        f"{type(model).__name__}.forward cannot be called with {gave} ({reason}):"
+        f" give forward_fn=lambda model, batch: {how}"
+    )
 
 
 def target(batch: Any) -> Any:
@@ -54,21 +117,71 @@ def target(batch: Any) -> Any:
 
 
 def size(batch: Any) -> int:
-    """Samples in ``batch``: the length of the first tensor found in it; 0 when there is none."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.dim() else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((n for n in map(size, items) if n), 0)
+    """Samples in ``batch``: rows of its first tensor, items of its first list of samples; else 1.
+
+    Objects say it by ``num_graphs`` or ``batch_size``, or by the first of their attributes with samples.
+    """
+    return _size(batch) or 1
+
+
+def _size(value: Any, depth: int = 0) -> int:
+    if isinstance(value, Tensor):
+        return value.shape[0] if value.dim() else 1
+    if isinstance(value, str | bytes) or depth > 4:
+        return 0
+    for name in ("num_graphs", "batch_size"):
+        count = getattr(value, name, None)
+        if isinstance(count, int):
+            return count
+    if isinstance(value, list | tuple):
+        if _are_samples(value):
+            return len(value)
+        items: Iterable[Any] = value
+    elif isinstance(value, Mapping):
+        items = value.values()
+    else:
+        items = getattr(value, "__dict__", {}).values()
+    return next((n for n in (_size(item, depth + 1) for item in items) if n), 0)
+
+
+def _are_samples(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether these are samples, one each (a detector's images, graphs), and not the parts of a batch.
+
+    Samples are tensors of one rank whose shapes differ beyond the first axis; several images (C, H, W) with
+    as many channels as images have; and objects that are no containers.
+    """
+    if len(items) < 2:
+        return len(items) == 1 and isinstance(items[0], Tensor) and _is_image(items[0])
+    if all(isinstance(item, Tensor) for item in items):
+        if len({item.dim() for item in items}) > 1 or not items[0].dim():
+            return False
+        ragged = len({item.shape[1:] for item in items}) > 1 or len({item.shape[0] for item in items}) > 1
+        images = all(map(_is_image, items))
+        return images or (ragged and len(items) > 2)
+    if all(isinstance(item, Mapping) for item in items):
+        return True
+    plain = (Tensor, str, bytes, int, float, list, tuple, Mapping)
+    return isinstance(items, list) and not any(isinstance(item, plain) for item in items)
+
+
+def _is_image(tensor: Tensor) -> bool:
+    return tensor.dim() == 3 and tensor.shape[0] in (1, 3) and min(tensor.shape[1:]) > 4
 
 
 def take(value: Any, index: Tensor, samples: int) -> Any:
-    """``value`` with every tensor of ``samples`` rows reduced to the rows in ``index``."""
-
-    def rows(tensor: Tensor) -> Tensor:
-        whole = tensor.dim() > 0 and tensor.shape[0] == samples
-        return tensor[index.to(tensor.device)] if whole else tensor
-
-    return map_tensors(value, rows)
+    """``value`` with every tensor, and every list, of ``samples`` samples reduced to those in ``index``."""
+    if isinstance(value, Tensor):
+        whole = value.dim() > 0 and value.shape[0] == samples
+        return value[index.to(value.device)] if whole else value
+    if isinstance(value, Mapping):
+        return {key: take(item, index, samples) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(take(item, index, samples) for item in value))
+    if isinstance(value, list | tuple):
+        if len(value) == samples and _are_samples(value):
+            return type(value)(value[i] for i in index.tolist())
+        return type(value)(take(item, index, samples) for item in value)
+    return value
 
 
 def batches(

@@ -39,7 +39,8 @@ class Moments:
     @classmethod
     def empty(cls, channels: int) -> "Moments":
         """The moments of nothing: pooling with them changes nothing."""
-        return cls(0, torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64))
+        zeros = torch.zeros(2, channels, dtype=torch.float64, device="cpu")
+        return cls(0, zeros[0], zeros[1])
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> "Moments":
@@ -93,7 +94,9 @@ def batch_moments(x: Tensor) -> BatchMoments:
     images, channels = x.shape[:2]
     positions = x[0, 0].numel() if images else 0
     if images * positions == 0:
-        return BatchMoments(Moments.empty(channels), torch.zeros(0, channels, dtype=torch.float64))
+        return BatchMoments(
+            Moments.empty(channels), torch.zeros(0, channels, dtype=torch.float64, device="cpu")
+        )
     spatial = list(range(2, x.dim()))
     shift = x.mean([0, *spatial])
     view = shift.view(1, -1, *[1] * len(spatial))
@@ -130,15 +133,12 @@ class Ranks:
         """Pool ``found`` over the ranks, in their order, so that all get identical results.
 
         Raises:
-            SurgeryError: no rank had data, or another rank failed; a rank's own ``failure`` is raised as it
-                is.
+            SurgeryError: another rank failed; a rank's own ``failure`` is raised as it is.
         """
         merged: dict[str, Moments] = {}
         for other in self._exchange(found, failure):
             for name, moments in other.items():
                 merged.setdefault(name, Moments.empty(moments.mean.numel())).pool(moments)
-        if not any(moments.count for moments in merged.values()):
-            raise SurgeryError("the loader gave no data that reaches a batch-normalization layer")
         return merged
 
     def agree(self, calls: dict[str, int], failure: Exception | None) -> dict[str, int]:

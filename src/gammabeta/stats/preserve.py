@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..errors import SurgeryError
-from ..graph.layers import BatchNormLayer
 
 Undo = Callable[[], object]
 _ATOMS = (int, float, complex, str, bytes, bool, type(None), types.ModuleType, torch.dtype, torch.device)
@@ -294,13 +293,9 @@ def _own_generators(holders: Iterable[Any]) -> Iterator[Any]:
 
 
 @contextmanager
-def observed(layers: dict[str, BatchNormLayer], record: Callable[[str, Any, Tensor], None]) -> Iterator[None]:
-    """Call ``record(name, layer, x)`` with every input ``x`` of these layers, before they see it."""
-
-    def hook(name: str, layer: nn.Module, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        record(name, layer, inputs[0] if inputs else next(iter(keywords.values())))
-
-    with ExitStack() as hooks:
-        for name, layer in layers.items():
-            hooks.enter_context(layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True))
+def uncompiled() -> Iterator[None]:
+    """Run what ``torch.compile`` has compiled as the Python that it was: no graph hides a layer's call."""
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and importing it takes seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

@@ -21,6 +21,7 @@ the literature distinguishes:
     it is measured itself.)
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,13 +33,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import SurgeryError, UsageError
-from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unwrap
-from ..nn import SyncBatchNorm
+from ..graph.layers import unwrap
 from .batches import ForwardFn, batches, call, placement, size
 from .moments import Moments, Ranks, batch_moments
-from .preserve import observed, overwrite, preserved, set_modes
+from .norms import channels, frozen_norms, norms, statistics
+from .observe import BY_BATCH, Use, observed
+from .preserve import overwrite, preserved, set_modes
 
 Mode = Literal["joint", "in-order"]
+
+
+class NotCalibrated(UserWarning):
+    """Norms that kept the statistics they had, each with the reason."""
 
 
 def recalibrate(
@@ -57,9 +63,11 @@ def recalibrate(
     Means and variances are pooled in float64 by Chan's formula, so each *value* weighs the same, whatever the
     sizes of the batches. ``running_var`` gets the unbiased variance (the sum of squares over n − 1), as
     PyTorch stores it. Dropout and everything else but batch normalization is in evaluation. A layer called
-    several times per forward pass pools all its inputs. Layers without running statistics, layers that the
-    data never reaches and frozen layers (see below) keep what they have. ``num_batches_tracked`` becomes the
-    number of batches pooled where it was less.
+    several times per forward pass pools all its inputs, and so does one whose statistics other code uses
+    (``F.batch_norm`` on its buffers, a ScriptModule, an exported graph). A class of your own with a mean and
+    a variance is measured if a trial shows that it is a batch normalization. Layers without running
+    statistics and frozen layers (see below) keep what they have. ``num_batches_tracked`` becomes the number
+    of batches pooled where it was less.
 
     All or nothing: when anything raises (the loader, the model, a non-finite moment) the model is left bit
     for bit as it was. Modes, momentum, hooks and every other buffer are as before in any case.
@@ -74,8 +82,8 @@ def recalibrate(
         forward_fn: ``forward_fn(model, batch)`` runs the model where its input is not the batch, its first
             element, or keywords.
         include_frozen: also recalibrate frozen layers: of a ``FrozenBatchNorm`` class, in evaluation inside a
-            model in training, or (in a model in evaluation) with no affine parameter that requires a gradient
-            although others in the model do.
+            model in training, left in evaluation by the model's own ``train()``, or (in a model in
+            evaluation) with no affine parameter that requires a gradient although others in the model do.
         merge_ranks: under ``torch.distributed``, pool the moments of all ranks, so that they end with
             identical statistics; every rank must then call this function, with as many batches as it has,
             even none.
@@ -83,6 +91,10 @@ def recalibrate(
 
     Returns:
         ``model`` itself.
+
+    Warns:
+        NotCalibrated: names each layer that the data did not reach, that a model's own ``train()`` holds, or
+            whose class is not understood.
 
     Raises:
         SurgeryError: no layer to recalibrate, no data, a single value per channel, non-finite moments, or a
@@ -98,27 +110,38 @@ def recalibrate(
             "in-order recalibration passes over the data repeatedly: give a loader, not an iterator"
         )
     inner = unwrap(model)
-    frozen = set() if include_frozen else frozen_layers(inner)
-    layers = {
-        name: layer
-        for name, layer in batch_norm_layers(inner).items()
-        if name not in frozen and layer.running_mean is not None and layer.running_var is not None
-    }
+    layers = {name: layer for name, layer in norms(inner).items() if statistics(layer) is not None}
+    frozen = {} if include_frozen else frozen_norms(inner, layers)
+    kept = {name: why for name, why in frozen.items() if "train()" in why}
+    layers = {name: layer for name, layer in layers.items() if name not in frozen}
     if not layers:
         raise SurgeryError(
             "no batch normalization with running statistics to recalibrate, or all of it is frozen"
+            f"{_listed(kept)}"
         )
     several = merge_ranks and dist.is_available() and dist.is_initialized()
     ranks = Ranks(dist.get_world_size() if several else 1)
-    passes = _Passes(inner, loader, samples, forward_fn or call, progress, ranks)
+    passes = _Passes(inner, loader, samples, forward_fn or call, progress, ranks, {})
     with preserved(inner, loader), torch.no_grad():
         set_modes(inner, training=False)
         new = passes.measure(layers, stop=False) if mode == "joint" else passes.measure_in_order(layers)
-    for name, statistics in new.items():
-        _write(layers[name], *statistics)
+    for name, measured in new.items():
+        _write(layers[name], *measured)
+    kept |= {n: passes.refused.get(n, "the data did not reach it") for n in layers if n not in new}
+    if kept:
+        warnings.warn(NotCalibrated(f"kept the statistics they had{_listed(kept)}"), stacklevel=2)
     return model
 
 
+def _listed(kept: dict[str, str]) -> str:
+    """Names with their reasons, those that share one together."""
+    by_reason: dict[str, list[str]] = {}
+    for name, why in kept.items():
+        by_reason.setdefault(why, []).append(name or "the model")
+    return "".join(f"; {', '.join(names)}: {why}" for why, names in by_reason.items()).replace(";", ":", 1)
+
+
+_NO_DATA = "the loader gave no data that reaches a batch-normalization layer"
 Statistics = tuple[Tensor, Tensor, int]  # running mean, unbiased running variance, number of batches
 
 
@@ -139,96 +162,85 @@ class _Passes:
     forward_fn: ForwardFn
     progress: Callable[[int], object] | None
     ranks: Ranks
+    refused: dict[str, str]
 
-    def measure(self, layers: dict[str, BatchNormLayer], *, stop: bool) -> dict[str, Statistics]:
+    def measure(self, layers: dict[str, Any], *, stop: bool) -> dict[str, Statistics]:
         """New statistics of each layer that the data reaches; ``stop`` ends each forward at its layer."""
-        found = {name: Moments.empty(layer.num_features) for name, layer in layers.items()}
-        stored = {
-            name: (layer.running_mean, layer.running_var, layer.track_running_stats)
-            for name, layer in layers.items()
-        }
+        found = {name: Moments.empty(channels(layer)) for name, layer in layers.items()}
 
-        def pool(name: str, layer: Any, x: Tensor) -> None:
+        def pool(name: str, layer: Any, x: Tensor) -> Use:
             batch = batch_moments(x).whole
-            if batch.count > 1:
-                _use_batch(layer)
-            else:
-                layer.running_mean, layer.running_var, _ = stored[name]
-                _use_pooled(layer, found[name])
+            use = BY_BATCH if batch.count > 1 else _pooled(layer, found[name])
             found[name].pool(batch)
-            if stop:
+            if stop and not isinstance(layer, torch.jit.ScriptModule):  # C++ would turn it into another error
                 raise _ReachedLayer
+            return use
 
-        failure: Exception | None = None
-        try:
-            with observed(layers, pool):
-                for batch in batches(self.loader, self.samples, placement(self.model)):
-                    with suppress(_ReachedLayer):
-                        self.forward_fn(self.model, batch)
-                    if self.progress is not None:
-                        self.progress(size(batch))
-        except Exception as error:
-            failure = error
-        for name, layer in layers.items():
-            layer.running_mean, layer.running_var, layer.track_running_stats = stored[name]
-            layer.training = False
+        def run() -> None:
+            for batch in batches(self.loader, self.samples, placement(self.model)):
+                with suppress(_ReachedLayer):
+                    self.forward_fn(self.model, batch)
+                if self.progress is not None:
+                    self.progress(size(batch))
+
+        failure = self._watch(layers, pool, run)
         merged = self.ranks.merge(found, failure)
+        if not any(moments.count for moments in merged.values()):
+            raise SurgeryError(_NO_DATA + _listed(self.refused))
         return {name: _checked(name, layers[name], m) for name, m in merged.items() if m.batches}
 
-    def measure_in_order(self, layers: dict[str, BatchNormLayer]) -> dict[str, Statistics]:
+    def measure_in_order(self, layers: dict[str, Any]) -> dict[str, Statistics]:
         """New statistics of each layer, measured after the layers before it have got theirs."""
         results: dict[str, Statistics] = {}
         for name, calls in self._calls(layers).items():
             results |= self.measure({name: layers[name]}, stop=calls == 1)
-            _write(layers[name], *results[name])
+            if name in results:
+                _write(layers[name], *results[name])
         if not results:
-            raise SurgeryError("the loader gave no data that reaches a batch-normalization layer")
+            raise SurgeryError(_NO_DATA + _listed(self.refused))
         return results
 
-    def _calls(self, layers: dict[str, BatchNormLayer]) -> dict[str, int]:
+    def _calls(self, layers: dict[str, Any]) -> dict[str, int]:
         """How often the first batch reaches each layer, in the order in which it reaches them."""
         calls: dict[str, int] = {}
 
         def count(name: str, _layer: Any, _x: Tensor) -> None:
             calls[name] = calls.get(name, 0) + 1
 
-        failure: Exception | None = None
+        def run() -> None:
+            for batch in islice(batches(self.loader, 1, placement(self.model)), 1):
+                self.forward_fn(self.model, batch)
+
+        return self.ranks.agree(calls, self._watch(layers, count, run))
+
+    def _watch(self, layers: dict[str, Any], record: Any, run: Callable[[], None]) -> Exception | None:
+        """Run under watch; return what failed."""
         try:
-            with observed(layers, count):
-                for batch in islice(batches(self.loader, 1, placement(self.model)), 1):
-                    self.forward_fn(self.model, batch)
+            with observed(self.model, layers, record, self.forward_fn) as observer:
+                try:
+                    run()
+                finally:
+                    self.refused |= observer.refused
         except Exception as error:
-            failure = error
-        return self.ranks.agree(calls, failure)
+            return error
+        return None
 
 
-def _use_batch(layer: Any) -> None:
-    """Normalise by the batch without touching the buffers, by the rules of ``torch.nn.BatchNorm``'s forward.
-
-    A synchronized layer in training would wait for ranks that have no more batches. Without buffers and in
-    evaluation it normalises by its own batch, and takes CPU tensors, too.
-    """
-    if isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm):
-        layer.training, layer.running_mean, layer.running_var = False, None, None
-    else:
-        layer.training, layer.track_running_stats = True, False
-
-
-def _use_pooled(layer: Any, moments: Moments) -> None:
+def _pooled(layer: Any, moments: Moments) -> Use:
     """Normalise by what has been pooled so far, or by the stored statistics when that is too little."""
-    layer.training = False
-    if moments.count > 1:
-        like = layer.running_mean
-        layer.running_mean = moments.mean.to(like.device, like.dtype)
-        layer.running_var = moments.variance.to(like.device, like.dtype)
+    mean, var = statistics(layer) or (moments.mean, moments.variance)
+    if moments.count <= 1:
+        return Use(mean.reshape(-1), var.reshape(-1))
+    return Use(moments.mean.to(mean.device, mean.dtype), moments.variance.to(var.device, var.dtype))
 
 
 def _checked(name: str, layer: Any, moments: Moments) -> Statistics:
     """The moments as the layer stores them."""
     if moments.count == 1:
         raise SurgeryError(f"{name or 'the layer'} saw one value per channel in all: give it more data")
-    mean = moments.mean.to(layer.running_mean.device, layer.running_mean.dtype)
-    var = moments.unbiased_variance.to(layer.running_var.device, layer.running_var.dtype)
+    old_mean, old_var = statistics(layer) or (moments.mean, moments.variance)
+    mean = moments.mean.to(old_mean.device, old_mean.dtype).view_as(old_mean)
+    var = moments.unbiased_variance.to(old_var.device, old_var.dtype).view_as(old_var)
     if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
         raise SurgeryError(
             f"the input of {name or 'the layer'} is not finite, or its moments overflow {mean.dtype}"
@@ -238,7 +250,8 @@ def _checked(name: str, layer: Any, moments: Moments) -> Statistics:
 
 def _write(layer: Any, mean: Tensor, var: Tensor, batches: int) -> None:
     """Store the statistics, in place."""
-    overwrite(layer.running_mean, mean)
-    overwrite(layer.running_var, var)
-    if layer.num_batches_tracked is not None:
-        overwrite(layer.num_batches_tracked, layer.num_batches_tracked.clamp(min=batches))
+    for kept, new in zip(statistics(layer) or (), (mean, var), strict=False):
+        overwrite(kept, new)
+    counter = getattr(layer, "num_batches_tracked", None)
+    if isinstance(counter, Tensor):
+        overwrite(counter, counter.clamp(min=batches))

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.layers import batch_norm_layers
-from ..stats.preserve import observed, preserved
+from ..stats.observe import observed
+from ..stats.preserve import preserved
 from .batches import DeviceImages
 from .world import ALONE, Precision, World
 
@@ -119,7 +120,7 @@ def layer_statistics(
         found.setdefault(name, _measure(layer, inputs.detach()))
 
     with (
-        observed(batch_norm_layers(model), measure),
+        observed(model, batch_norm_layers(model), measure),
         preserved(model),
         torch.no_grad(),
         torch.autocast(x.device.type, torch.bfloat16, enabled=precision == "bf16"),
