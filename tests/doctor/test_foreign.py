@@ -1,0 +1,66 @@
+"""Foreign models, made healthy on the data that they are diagnosed with: no error, no warning."""
+
+import contextlib
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gammabeta as gb
+from gammabeta.errors import SurgeryError
+
+pytestmark = pytest.mark.slow
+
+models = pytest.importorskip("benchmarks.foreign.models", reason="the table of foreign models is not there")
+BATCH, BATCHES = 16, 2
+LARGEST = 12_000_000  # parameters
+
+
+def forward(model: nn.Module, batch):
+    return model(**batch) if isinstance(batch, dict) else model(*batch)
+
+
+def enliven(model: nn.Module) -> None:
+    """Draw γ and β; random weights leave some at zero, which the doctor rightly names."""
+    generator = torch.Generator().manual_seed(0)
+    for layer in model.modules():
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.affine:
+            with torch.no_grad():
+                layer.weight.copy_(torch.rand(layer.weight.shape, generator=generator) + 0.5)
+                layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.2)
+
+
+def healthy(foreign, size: int):
+    """The model and its data; None where it does not run on this size."""
+    torch.manual_seed(0)
+    model = foreign.build()
+    if sum(p.numel() for p in model.parameters()) > LARGEST:
+        pytest.skip("too large for this test")
+    enliven(model)
+    loader = [foreign.inputs(BATCH, size, seed) for seed in range(BATCHES)]
+    with contextlib.suppress(SurgeryError):
+        gb.recalibrate(model, loader, forward_fn=forward, mode="in-order")
+    for layer in model.modules():
+        counter = getattr(layer, "num_batches_tracked", None)
+        if isinstance(counter, Tensor) and int(counter):
+            counter.fill_(1000)
+    return model.eval(), loader
+
+
+@pytest.mark.parametrize("name", sorted(models.everything()))
+def test_foreign_model(name):
+    foreign = models.everything()[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other people's code
+        for size in foreign.sizes:
+            try:
+                model, loader = healthy(foreign, size)
+            except ImportError as error:
+                pytest.skip(str(error))
+            except (RuntimeError, ValueError, AssertionError):  # their own checks of sizes
+                continue
+            report = gb.diagnose(model, loader, forward_fn=forward)
+            assert report.at_least("warning") == [], str(report)
+            return
+    pytest.skip("runs on none of the sizes")
