@@ -130,6 +130,19 @@ def test_generators_of_the_model_go_on_where_they_were():
     assert before[1] == model.numpy.bit_generator.state
 
 
+def test_dropout_before_a_norm_that_was_recalibrated():
+    torch.manual_seed(0)
+    loader = data(6, size=128)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.4), nn.BatchNorm1d(8))
+    model[3].momentum = None
+    for x in loader:
+        model.train()(x)
+    model[3].momentum = 0.1
+    stale = gb.diagnose(model.eval(), loader).at_least("warning")
+    assert ("dropout-before-bn", "3") in {(f.check, f.layer) for f in stale}
+    assert_healthy(trained_like(model, loader), loader)
+
+
 # --- layers that are not called, or not alike ---------------------------------------------------------------
 
 
