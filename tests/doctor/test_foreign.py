@@ -14,7 +14,7 @@ from gammabeta.errors import SurgeryError
 pytestmark = pytest.mark.slow
 
 models = pytest.importorskip("benchmarks.foreign.models", reason="the table of foreign models is not there")
-BATCH = 16
+BATCH, FEW_VALUES = 16, 64
 # Random weights may leave a tenth of a layer's channels dead, which is true.
 OF_RANDOM_WEIGHTS = {"collapsed-variance", "dead-input"}
 LARGEST = 12_000_000  # parameters
@@ -53,6 +53,13 @@ def healthy(foreign, size: int):
     return model.eval(), loader
 
 
+def of_few_values(finding, report) -> bool:
+    """Whether it is true: n values have (n - 1)/n of the variance, and deep models multiply that."""
+    sizes = [size.values for a in report.evidence.activity.values() for size in a.sizes]
+    noise = finding.check == "train-eval-gap" and finding.values["part"] == "noise"
+    return noise and min(sizes) <= FEW_VALUES
+
+
 @pytest.mark.parametrize("name", sorted(models.everything()))
 def test_foreign_model(name):
     foreign = models.everything()[name]
@@ -66,6 +73,7 @@ def test_foreign_model(name):
             except (RuntimeError, ValueError, AssertionError):  # their own checks of sizes
                 continue
             report = gb.diagnose(model, loader, forward_fn=forward)
-            assert {f.check for f in report.at_least("warning")} <= OF_RANDOM_WEIGHTS, str(report)
+            found = [f for f in report.at_least("warning") if f.check not in OF_RANDOM_WEIGHTS]
+            assert [f for f in found if not of_few_values(f, report)] == [], str(report)
             return
     pytest.skip("runs on none of the sizes")
