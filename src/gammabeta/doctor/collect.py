@@ -7,9 +7,10 @@ a shuffled or augmented loader gives the same batches again.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,11 +22,15 @@ from ..graph.layers import batch_norm_layers, frozen_layers
 from ..stats import batches
 from ..stats.moments import Moments, batch_moments
 from ..stats.observe import observed
-from ..stats.preserve import overwrite, same_bits, set_modes
-from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap
+from ..stats.preserve import overwrite, preserved, same_bits, set_modes
+from . import samples as samples_of
+from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap, Surroundings
+from .noise import drawn_from
+from .static import held_layers
 from .trace import tensors
 
 LossFn = Callable[[Any, Any], Any]
+OTHER_NOISE = 2**31  # added to a batch's seed
 MODES = ("train", "bn_train", "population", "evaluation")
 
 
@@ -60,16 +65,24 @@ class Collector:
     loss: LossFn | None
     samples: int | None
     progress: Callable[[int], object]
+    own: tuple[str, ...] = ()  # modules that keep statistics of their own and are no batch norm known here
 
     def __post_init__(self) -> None:
         self.layers = batch_norm_layers(self.model)
         self.modes = {module: module.training for module in self.model.modules()}
-        self.frozen = frozen_layers(self.model)
+        self.frozen = frozen_layers(self.model) | held_layers(self.model)
         self.buffers = [(tensor, tensor.clone()) for tensor in self.model.buffers()]
         self.activity = {name: Activity(layer.num_features) for name, layer in self.layers.items()}
         self.losses: dict[str, dict[int, float]] = {mode: {} for mode in MODES}  # by mode and batch
         self.change, self.noise = _Distance(), _Distance()
+        # All modes draw the same noise, unless the amount drawn depends on the data (rejection sampling): the
+        # generator's state after each mode shows it. The floor is what other noise changes then.
+        self.drawn: list[bytes] = []
+        self.floor = _Distance()
         self.images: list[int] = []
+        self.calls: dict[str, set[int]] = {name: set() for name in self.layers}  # in one pass in training
+        self.forms: dict[str, set[tuple[Any, ...]]] = {"train": set(), "evaluation": set()}  # of outputs
+        self.training_failed = ""
         self.in_model = False
 
     def collect(self, evidence: Evidence) -> None:
@@ -81,37 +94,58 @@ class Collector:
             raise UsageError("the loader gave no data: there is nothing to look at")
         evidence.activity, evidence.gap, evidence.changed_in_eval = self.activity, self._gap(), changed
         evidence.batch_images, evidence.samples = tuple(self.images), sum(self.images)
+        for name, counts in self.calls.items():
+            around = evidence.surroundings.get(name, Surroundings())
+            if len(counts | ({around.calls} - {None})) > 1:
+                evidence.surroundings[name] = replace(around, calls_vary=True)
+        if self.training_failed:
+            evidence.not_examined.append(f"the loss in training: {self.training_failed}")
 
     def _first_pass(self) -> None:
         for index, batch in enumerate(self._batches()):
-            size = batches.size(batch)
+            size = samples_of.count(batch)
             self.images.append(size)
-            with _allow_single_sample(size):
-                with observed(
-                    self.model,
-                    self.layers,
-                    partial(self._record_population, size, index == 0),
-                    self.forward_fn,
-                ):
+            with suppress_single_sample(size == 1):
+                record = partial(self._record_population, size, index == 0)
+                with self._kept(), observed(self.model, self.layers, record, self.forward_fn):
                     self._batch_mode()
                     self._forward(batch, index, "bn_train")
-                with observed(self.model, self.layers, self._record_as_trained, self.forward_fn):
-                    self._training_mode()
-                    self._forward(batch, index, "train")
+                with self._kept():
+                    self._train(batch, index)
             self._restore_buffers()
             self.progress(size)
+
+    def _train(self, batch: Any, index: int) -> None:
+        """Everything in training. This only informs, so a forward that wants more in training is let be."""
+        if self.training_failed:
+            return
+        self._training_mode()
+        counted = Counter[str]()
+        try:
+            with observed(
+                self.model, self.layers, partial(self._record_as_trained, counted), self.forward_fn
+            ):
+                self._forward(batch, index, "train")
+        except Exception as error:
+            if "more than 1 value per channel" in str(error):
+                raise
+            self.in_model, self.losses["train"] = False, {}
+            self.training_failed = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        for name, counts in self.calls.items():
+            counts.add(counted[name])
 
     def _second_pass(self) -> tuple[str, ...]:
         """Return the names of the buffers that evaluation changed."""
         changed: tuple[str, ...] = ()
         for index, batch in enumerate(self._batches()):
-            size = batches.size(batch)
+            size = samples_of.count(batch)
+            self.drawn.clear()
             self._evaluation_mode()
             self._use_population()
             exact = self._forward(batch, index, "population")
             if self.loss is None:
                 self._batch_mode()
-                with _allow_single_sample(size):
+                with self._kept(), suppress_single_sample(size == 1):
                     self.noise.add(self._forward(batch, index, "bn_train"), exact)
             self._restore_buffers()
             self._evaluation_mode()
@@ -121,6 +155,10 @@ class Collector:
             changed += tuple(name for name, buffer, copy in before if not same_bits(buffer, copy))
             self._restore_buffers()
             self.change.add(output, exact)
+            if self.loss is None and len(set(self.drawn)) > 1:
+                with drawn_from(OTHER_NOISE + index, self.model):
+                    self.floor.add(self.forward_fn(self.model, batch), output)
+                self._restore_buffers()
             self.progress(size)
         return changed
 
@@ -133,9 +171,17 @@ class Collector:
             self._mean(evaluation),
             tuple(evaluation[index] - population[index] for index in evaluation),
             tuple(population[index] - bn_train[index] for index in population if index in bn_train),
-            self.change.relative,
-            self.noise.relative,
+            max(self.change.relative - self.floor.relative, 0.0),
+            max(self.noise.relative - self.floor.relative, 0.0),
+            self._overall(),
         )
+
+    def _overall(self) -> tuple[float, ...]:
+        """By how much each batch's loss is larger in evaluation, if outputs have one form in both modes."""
+        train, evaluation = self.losses["train"], self.losses["evaluation"]
+        if self.forms["train"] != self.forms["evaluation"]:
+            return ()
+        return tuple(evaluation[index] - train[index] for index in evaluation if index in train)
 
     def _mean(self, losses: dict[int, float]) -> float | None:
         """The mean over samples of batches' mean losses."""
@@ -146,21 +192,27 @@ class Collector:
         return total / samples if samples else None
 
     def _batches(self) -> Iterator[Any]:
-        return batches.batches(self.again(), self.samples, batches.placement(self.model))
+        return samples_of.whole_batches(self.again(), self.samples, batches.placement(self.model))
 
     def _forward(self, batch: Any, index: int, mode: str) -> Any:
         self.in_model = True
-        output = self.forward_fn(self.model, batch)
+        with drawn_from(index, self.model):  # the same noise in each mode
+            output = self.forward_fn(self.model, batch)
+            self.drawn.append(torch.get_rng_state().numpy().tobytes())
         self.in_model = False
+        if mode in self.forms:
+            self.forms[mode].add(tuple((type(output), t.dim(), *t.shape[1:]) for t in tensors(output)))
         if self.loss is not None:
             self.losses[mode][index] = float(self.loss(output, batches.target(batch)))
         return output
 
     def _batch_mode(self) -> None:
-        """Batch normalization in training; everything else, and frozen layers, in evaluation."""
+        """Batch norm, and what keeps such statistics, in training; all else in evaluation."""
         set_modes(self.model, training=False)
         for name, layer in self.layers.items():
             layer.training = name not in self.frozen
+        for name in self.own:
+            self.model.get_submodule(name).training = True
 
     def _training_mode(self) -> None:
         """As the owner trains: the modes it came with, or ``train()`` with the frozen layers held still."""
@@ -186,6 +238,10 @@ class Collector:
                 overwrite(mean, moments.mean)
                 overwrite(var, moments.unbiased_variance)
 
+    def _kept(self) -> AbstractContextManager[None]:
+        """Put back what modules with statistics of their own may keep outside buffers."""
+        return preserved(self.model) if self.own else nullcontext()
+
     def _restore_buffers(self) -> None:
         for tensor, copy in self.buffers:
             overwrite(tensor, copy)
@@ -202,7 +258,8 @@ class Collector:
         if first and activity.histogram is None:
             activity.histogram = _histograms(x, batch, layer)
 
-    def _record_as_trained(self, name: str, _layer: Any, x: Tensor) -> None:
+    def _record_as_trained(self, counted: Counter[str], name: str, _layer: Any, x: Tensor) -> None:
+        counted.update([name])
         self.activity[name].as_trained.pool(batch_moments(x).whole)
 
     def _record_evaluation(self, reached: set[str], name: str, _layer: Any, x: Tensor) -> None:
@@ -216,12 +273,12 @@ class Collector:
 
 
 @contextmanager
-def _allow_single_sample(size: int) -> Iterator[None]:
+def suppress_single_sample(expected: bool = True) -> Iterator[None]:
     """A batch of a single sample may leave one value per channel, which PyTorch refuses in training."""
     try:
         yield
     except ValueError as error:
-        if size != 1 or "more than 1 value per channel" not in str(error):
+        if not expected or "more than 1 value per channel" not in str(error):
             raise
 
 

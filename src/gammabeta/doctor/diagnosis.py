@@ -1,8 +1,10 @@
 """``diagnose``: gather the evidence, leave the model as it was, run the checks, report."""
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,11 +14,13 @@ from torch import nn
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from ..stats import batches
-from ..stats.preserve import preserved, remember_random_state, same_bits
-from . import static, trace
+from ..stats.preserve import preserved, remember_random_state
+from . import reach, repeats, static, trace
+from . import samples as samples_of
 from .checks import run_checks
-from .collect import Collector, LossFn
-from .evidence import Evidence
+from .collect import Collector, LossFn, suppress_single_sample
+from .evidence import Evidence, Surroundings
+from .noise import generators_kept
 from .report import Report
 
 Source = Literal["pytorch", "keras", "flax", "equinox", "mxnet", "onnx"]
@@ -80,7 +84,7 @@ def diagnose(
         loader=static.read_loader(loader),
         ranks=static.read_ranks(inner),
     )
-    with preserved(inner, loader), warnings.catch_warnings():
+    with preserved(inner, loader), generators_kept(inner), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of training: they are not about this diagnosis
         again = None if loader is None else _repeatable(loader, samples)
         if example is None and again is not None:
@@ -89,14 +93,15 @@ def diagnose(
             _examine_example(inner, forward, batches.move(example, *batches.placement(inner)), evidence)
         if again is not None:
             reported = progress or (lambda size: None)
-            _examine_data(Collector(inner, again, forward, loss, samples, reported), evidence)
+            collector = Collector(inner, again, forward, loss, samples, reported, evidence.own_statistics)
+            _examine_data(collector, evidence)
     return Report(evidence, run_checks(evidence))
 
 
 def _repeatable(loader: Iterable[Any], samples: int | None) -> Callable[[], Iterable[Any]]:
     """A function that gives the same batches each time it is called."""
     if isinstance(loader, Iterator):
-        held = list(batches.batches(loader, samples, (torch.device("cpu"), None)))
+        held = list(samples_of.whole_batches(loader, samples, (torch.device("cpu"), None)))
         return lambda: held
     put_back_random_state = remember_random_state(loader)
 
@@ -119,15 +124,17 @@ def _examine_data(collector: Collector, evidence: Evidence) -> None:
 
 def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
     """Trace a few samples; what fails is noted in the report, and the rest goes on."""
-    total = batches.size(batch)
+    total = samples_of.count(batch)
 
     def run(index: torch.Tensor) -> Any:
-        return forward(model, batches.take(batch, index, total))
+        return forward(model, samples_of.take(batch, index, total))
 
     few = partial(run, torch.arange(min(TRACED_SAMPLES, total)))
     with _probe("tracing", model, evidence):
         model.eval()
         evidence.surroundings |= trace.surroundings(model, few)
+    with _probe("a pass over the example", model, evidence):
+        _reach(model, partial(forward, model, batch), evidence)
     with _probe("the gradient probe", model, evidence):
         if any(p._backward_hooks or p._post_accumulate_grad_hooks for p in model.parameters()):
             evidence.not_examined.append(
@@ -138,7 +145,8 @@ def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, e
             evidence.updated_in_backward = trace.updated_in_backward(model, few)
     with _probe("comparing a sample alone and with others", model, evidence):
         model.eval()
-        _compare(model, run, total, evidence)
+        found = repeats.compare(model, run, min(COMPARED_SAMPLES, total))
+        evidence.repeats_differ, evidence.batch_dependence = found
 
 
 @contextmanager
@@ -156,39 +164,19 @@ def _failed(what: str, error: Exception) -> str:
     return f"{what}: {type(error).__name__}: {first_line}"
 
 
-def _compare(model: nn.Module, run: Callable[[torch.Tensor], Any], total: int, evidence: Evidence) -> None:
-    """Evaluate the same samples twice, then in smaller batches; their outputs must not change."""
-    everyone = torch.arange(min(COMPARED_SAMPLES, total))
-    put_back_random_state = remember_random_state()
-
-    def outputs(index: torch.Tensor) -> list[torch.Tensor]:
-        with torch.no_grad():
-            found = trace.tensors(run(index))
-        return [t[: len(index)].double() for t in found if t.dim() and t.shape[0] == len(index)]
-
-    def first(index: torch.Tensor) -> list[torch.Tensor]:
-        """The outputs for some of the samples, from the same random numbers and buffers each time."""
-        with preserved(model):
-            return outputs(index)
-
-    together = first(everyone)
-    with preserved(model):
-        outputs(everyone)
-        put_back_random_state()
-        evidence.repeats_differ = _largest_change(together, outputs(everyone))
-    if len(everyone) > 1:
-        parts = [first(index) for index in torch.split(everyone, 2 if len(everyone) > 3 else 1)]
-        evidence.batch_dependence = _largest_change(
-            together, [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
-        )
-
-
-def _largest_change(one: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    """Largest absolute difference, in units of the output's standard deviation."""
-    changes = [0.0]
-    for a, b in zip(one, other, strict=False):
-        if a.shape == b.shape and a.numel() and not same_bits(a, b):
-            spread = float(a.std()) if a.numel() > 1 else 0.0
-            largest = float((a - b).abs().max())
-            changes.append(largest / max(spread, float(a.abs().max()) * 1e-6, 1e-30))
-    return max(changes)
+def _reach(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:
+    """Over the whole example, in both modes: which layers are called, how often, and who keeps statistics."""
+    model.eval()
+    in_eval = reach.calls(model, run)
+    evidence.unreached = reach.unreached(model, run, set(in_eval))
+    in_train = Counter[str]()
+    with suppress_single_sample(), preserved(model):
+        model.train()
+        with reach.writing(model) as written:
+            in_train = reach.calls(model, run)
+        evidence.own_statistics = tuple(written)
+    evidence.unreached = tuple(name for name in evidence.unreached if name not in in_train)
+    for name, called in in_train.items():
+        around = evidence.surroundings.get(name, Surroundings())
+        vary = around.calls is not None and around.calls != called
+        evidence.surroundings[name] = replace(around, calls=called, calls_vary=vary)

@@ -18,6 +18,7 @@ class Layer:
 
     ``updates`` is ``num_batches_tracked``, None where the layer has no such buffer. ``var`` is the running
     variance, unbiased by PyTorch's convention. ``frozen``: its owner holds the statistics still.
+    ``held``: by a ``train()`` of the owner's own, which leaves the layer in evaluation.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Layer:
     bias: Tensor | None
     parameter_dtype: torch.dtype | None
     affine_learns: bool | None
+    held: bool = False
 
     @property
     def label(self) -> str:
@@ -68,6 +70,8 @@ class Surroundings:
     """What stands before and after a layer, from a traced forward pass or from ``nn.Sequential``.
 
     ``producer`` is the convolution or linear layer whose output is the layer's input, unchanged in between.
+    ``calls`` is how often one forward pass in training calls the layer, and ``calls_vary`` that this depends
+    on the batch or on chance.
     ``dropout`` is the probability of a dropout between the previous batch normalization and this layer;
     ``dropout_direct`` says that nothing else stands between the two.
     """
@@ -78,6 +82,7 @@ class Surroundings:
     dropout: float = 0.0
     dropout_direct: bool = False
     calls: int | None = None
+    calls_vary: bool = False
 
 
 class BatchSize(NamedTuple):
@@ -139,6 +144,7 @@ class Gap:
         output_change: ‖f(evaluation) − f(population)‖² over the variance of f(population): the part of the
             output that stale statistics change.
         output_noise: the same between ``bn_train`` and ``population``.
+        overall: ``evaluation - train`` of each batch, where both gave outputs of the same form; else empty.
     """
 
     train: float | None
@@ -149,6 +155,7 @@ class Gap:
     noise: tuple[float, ...]
     output_change: float
     output_noise: float
+    overall: tuple[float, ...] = ()
 
     @property
     def losses(self) -> tuple[float, float, float] | None:
@@ -183,7 +190,11 @@ class Ranks:
 
 @dataclass
 class Evidence:
-    """The model's facts, and what runs of it showed; None where that was not looked at."""
+    """The model's facts, and what runs of it showed; None where that was not looked at.
+
+    ``unreached``: layers that the example does not reach. ``own_statistics``: modules that are no batch
+    normalization known here, and whose buffers or plain tensors a forward pass in training changes.
+    """
 
     layers: list[Layer]
     surroundings: dict[str, Surroundings]
@@ -196,6 +207,8 @@ class Evidence:
     repeats_differ: float | None = None
     batch_dependence: float | None = None
     updated_in_backward: tuple[str, ...] | None = None
+    unreached: tuple[str, ...] = ()
+    own_statistics: tuple[str, ...] = ()
     loader: LoaderShape | None = None
     batch_images: tuple[int, ...] = ()
     ranks: Ranks | None = None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..errors import UsageError
 from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, is_frozen_class
 from ..nn import SyncBatchNorm
+from ..stats.preserve import preserved
 from .evidence import Layer, LoaderShape, Optimizer, Ranks, Surroundings
 
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -21,11 +22,35 @@ RELUS = (nn.ReLU, nn.ReLU6)
 
 def read_layers(model: nn.Module) -> list[Layer]:
     """Every batch-normalization module of ``model``, once, in order of registration."""
-    frozen = frozen_layers(model)
-    return [_read(name, layer, name in frozen) for name, layer in batch_norm_layers(model).items()]
+    held = held_layers(model)
+    frozen = frozen_layers(model) | held
+    return [
+        _read(name, layer, frozen=name in frozen, held=name in held)
+        for name, layer in batch_norm_layers(model).items()
+    ]
 
 
-def _read(name: str, layer: BatchNormLayer, frozen: bool) -> Layer:
+def held_layers(model: nn.Module) -> set[str]:
+    """Names of the layers that stay in evaluation when ``train()``, overridden by a model, is called.
+
+    An overridden ``train()`` may do more than set modes, so ``requires_grad`` is put back, too.
+    """
+    if all(type(module).train is nn.Module.train for module in model.modules()):
+        return set()
+    learns = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with preserved(model):
+            model.train()
+            return {name for name, layer in batch_norm_layers(model).items() if not layer.training}
+    except Exception:  # the model's own code; nothing is known then
+        return set()
+    finally:
+        for parameter, required in learns:
+            if parameter.requires_grad != required:
+                parameter.requires_grad_(required)
+
+
+def _read(name: str, layer: BatchNormLayer, *, frozen: bool, held: bool) -> Layer:
     if isinstance(layer.weight, nn.UninitializedParameter):
         raise UsageError(f"{name or 'the model'} is lazy and has no size yet: run it once, then diagnose it")
     affine = [p for p in (layer.weight, layer.bias) if p is not None]
@@ -38,6 +63,7 @@ def _read(name: str, layer: BatchNormLayer, frozen: bool) -> Layer:
         momentum=layer.momentum,
         training=layer.training,
         frozen=frozen,
+        held=held,
         frozen_class=is_frozen_class(layer),
         tracks=layer.track_running_stats,
         synchronized=isinstance(layer, nn.SyncBatchNorm | SyncBatchNorm),

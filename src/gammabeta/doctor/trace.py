@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..graph.layers import BatchNormLayer, batch_norm_layers
-from ..graph.record import Value, record, tensors_in
+from ..graph.record import Call, Value, record, tensors_in
 from ..stats.preserve import same_bits
 from .evidence import Surroundings
 from .static import WEIGHTED
@@ -26,7 +26,7 @@ def surroundings(model: nn.Module, run: Callable[[], Any]) -> dict[str, Surround
     direct: set[Value] = set()  # values that one has just given
     for call in recording.calls:
         given = next(iter((*call.args, *call.kwargs.values())), None)
-        if call.function in _DROPOUTS:
+        if call.function in _DROPOUTS and not _stays_on(call):
             # In evaluation it hands back the tensor it was given.
             for value in call.outputs or call.data:
                 dropout[value] = float(call.kwargs.get("p", call.args[1] if len(call.args) > 1 else 0.5))
@@ -47,6 +47,11 @@ def surroundings(model: nn.Module, run: Callable[[], Any]) -> dict[str, Surround
         if name in found and getattr(layer, "activation", None) in ("relu", "relu6"):
             found[name] = replace(found[name], relu_after=True)
     return found
+
+
+def _stays_on(call: Call) -> bool:
+    """Whether a dropout drops in evaluation, too: it then does not shift the variance between the modes."""
+    return bool(call.kwargs.get("training", call.args[2] if len(call.args) > 2 else True))
 
 
 def _entered(value: Value, dropout: float, direct: bool) -> Surroundings:

@@ -15,14 +15,24 @@ def never_updated(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
 
     Symptom: evaluation is no better than chance, or much worse than training.
     Computation: ``running_mean`` is exactly 0 and ``running_var`` exactly 1 in every channel; or the counter
-    of updates is 0, although the statistics are others.
+    of updates is 0, although the statistics are others. A layer that neither the example nor the data
+    reaches gives a note only.
     Threshold: exact equality. No data with a finite number of batches leaves both at exactly 0 and 1; a
     counter of 0 with other statistics is usual for weights from another framework or from before PyTorch 0.4,
     so it is only a note.
     Fix: train in training mode, or recalibrate on training data.
     Source: ``torch.nn.BatchNorm2d``, initial values of the buffers.
     """
-    if layer.trivial:
+    if layer.name in evidence.unreached and evidence.seen(layer) is None:
+        if layer.trivial:
+            yield Finding(
+                "note",
+                "the layer never runs on the data given, and its statistics are those of a new layer",
+                "a layer that is not used, or only for other inputs",
+                "nothing, if it is not used; else give data that reaches it",
+                {"updates": -1 if layer.updates is None else layer.updates},
+            )
+    elif layer.trivial:
         count = "" if layer.updates is None else f"; {layer.updates} updates counted"
         yield Finding(
             "error",

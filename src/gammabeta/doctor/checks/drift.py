@@ -88,7 +88,9 @@ def dropout_before_bn(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     divided by that without, both measured. Without data: predicted from the running statistics when dropout
     stands directly before the layer; in evaluation the variance is then (1-p)·var − p·mean².
     Threshold: 15 % of the variance (7 % of the scale): the noise of an average over batches of 64 is smaller.
-    A note when a dropout stands before the layer, but not directly, and there is no data.
+    No finding where the running variance holds less than half of the measured shift (in the logarithm): the
+    layer has been recalibrated. A note when a dropout stands before the layer, but not directly, and there is
+    no data.
     Fix: move dropout after the last batch normalization, or recalibrate (the statistics are then those of
     evaluation).
     Source: Li et al. (2019), "Understanding the disharmony between dropout and batch normalization by
@@ -100,6 +102,8 @@ def dropout_before_bn(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     ratio, how = None, "predicted"
     if seen is not None and seen.as_trained.count:
         ratio, how = measured_shift(seen), "measured"
+        if not _holds_noise(layer, seen, ratio):
+            return
     elif around.dropout_direct and not layer.trivial:
         ratio = predicted_shift(layer, around.dropout)
     if ratio is None:
@@ -125,6 +129,16 @@ def measured_shift(seen: Activity) -> float:
     if not bool(live.any()):
         return 1.0
     return float((seen.as_trained.variance[live] / seen.population.variance[live]).median())
+
+
+def _holds_noise(layer: Layer, seen: Activity, ratio: float) -> bool:
+    """Whether the running variance is nearer to that of training than to that of evaluation."""
+    _, var = layer.running
+    live = seen.population.variance > 1e-12
+    if ratio <= 0 or not bool(live.any()):
+        return True
+    held = float((var[live].clamp(min=1e-30) / seen.population.unbiased_variance[live]).median())
+    return math.log(held) / (math.log(ratio) or 1.0) > 0.5
 
 
 def predicted_shift(layer: Layer, p: float) -> float | None:

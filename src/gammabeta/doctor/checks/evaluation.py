@@ -20,7 +20,9 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
     Symptom: a loss in ``eval()`` far above that in ``train()`` on the same data.
     Computation: the mean loss of the same data in four modes: everything in training; only batch
     normalization in training; evaluation on the data's exact statistics; evaluation as is. First minus second
-    comes from dropout and the like; it exists only in training and is never a finding. Third minus second is
+    comes from dropout and the like, which make training worse; a fourth above the first, beyond the same
+    thresholds, is a finding whoever made the layer. Modules that are no batch normalization known here, but
+    keep statistics in training, are in training with it in the second mode. Third minus second is
     batch noise, fourth minus third stale statistics. Without a loss: the part of the output's variance that
     differs between two modes.
     Threshold: fourth minus second, batch normalization's own share, must exceed 10 % of the second, and the
@@ -31,16 +33,17 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
     Source: Wu and Johnson (2021), "Rethinking 'Batch' in BatchNorm", sections 3 and 4.
     """
     gap = evidence.gap
-    if gap is None or not evidence.layers:
+    if gap is None:
         return
+    own = evidence.own_statistics
     if gap.losses is None:
-        yield from _by_output(gap)
+        yield from _by_output(gap, own)
         return
     bn_train, population, evaluation = gap.losses
     if not math.isfinite(bn_train):
         return
     if not math.isfinite(evaluation):
-        yield _finding("stale", "error", f"the loss in evaluation is {evaluation}", {})
+        yield _finding("stale", "error", f"the loss in evaluation is {evaluation}", {}, own)
         return
     total = evaluation - bn_train
     scale = max(abs(bn_train), TINY)
@@ -53,10 +56,23 @@ def train_eval_gap(evidence: Evidence) -> Iterator[Finding]:
             f"loss {evaluation:.4g} in evaluation, {bn_train:.4g} with batch statistics:"
             f" stale statistics {stale:+.3g}, batch noise {noise:+.3g}",
             {"evaluation": evaluation, "bn_train": bn_train, "stale": stale, "noise": noise},
+            own,
         )
+    elif gap.overall and gap.train is not None and math.isfinite(gap.train):
+        apart = evaluation - gap.train
+        scale = max(abs(gap.train), TINY)
+        if apart > SHARE * scale and _certain(gap.overall):
+            yield _finding(
+                "elsewhere",
+                "error" if apart > SEVERE * scale else "warning",
+                f"loss {evaluation:.4g} in evaluation, {gap.train:.4g} in training, of which the known batch"
+                f" normalization makes {total:+.3g}",
+                {"evaluation": evaluation, "train": gap.train},
+                own,
+            )
 
 
-def _by_output(gap: Gap) -> Iterator[Finding]:
+def _by_output(gap: Gap, own: tuple[str, ...]) -> Iterator[Finding]:
     for part, change, between in (
         ("stale", gap.output_change, "the stored and exact"),
         ("noise", gap.output_noise, "exact and batch"),
@@ -64,7 +80,7 @@ def _by_output(gap: Gap) -> Iterator[Finding]:
         if change > SHARE:
             severity: Severity = "error" if change > SEVERE else "warning"
             found = f"{change:.0%} of the output's variance changes between {between} statistics"
-            yield _finding(part, severity, found, {"change": change})
+            yield _finding(part, severity, found, {"change": change}, own)
 
 
 def _certain(differences: tuple[float, ...]) -> bool:
@@ -74,8 +90,22 @@ def _certain(differences: tuple[float, ...]) -> bool:
     return fmean(differences) > ERRORS * stdev(differences) / math.sqrt(len(differences))
 
 
-def _finding(part: str, severity: Severity, evidence: str, values: dict[str, float | int | str]) -> Finding:
-    if part == "stale":
+def _finding(
+    part: str,
+    severity: Severity,
+    evidence: str,
+    values: dict[str, float | int | str],
+    own: tuple[str, ...],
+) -> Finding:
+    if own and part != "stale":
+        more = f" and {len(own) - 3} more" if len(own) > 3 else ""
+        cause = f"the statistics that {', '.join(own[:3])}{more} keep: stale, or taken of other data"
+        fix = "run training data through the model in training mode without learning, or use nn.BatchNorm"
+        part = "own"
+    elif part == "elsewhere":
+        cause = "something other than the known batch normalization is different in evaluation"
+        fix = "look for what reads self.training, and for statistics that the model keeps by hand"
+    elif part == "stale":
         cause = "the running statistics are not those of the data under the final weights"
         fix = "recalibrate: gammabeta.recalibrate(model, loader)"
     else:

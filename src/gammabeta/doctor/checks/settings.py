@@ -124,11 +124,11 @@ def partly_frozen(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     Threshold: exact. A layer in training inside a model in evaluation is an error: it uses and updates batch
     statistics. In a model in training, it is a warning when a layer updates its statistics while γ and β do
     not learn; and when γ and β learn while the statistics are frozen and those of other layers are not. A
-    layer with both frozen gives no finding.
+    layer with both frozen gives no finding, nor one that the model's own ``train()`` leaves in evaluation.
     Fix: freeze both (``eval()`` and ``requires_grad_(False)``, or ``FrozenBatchNorm``), or neither.
     Source: ``torch.nn.Module.eval`` and ``requires_grad_`` act on different things.
     """
-    if layer.frozen_class or layer.mean is None:
+    if layer.frozen_class or layer.held or layer.mean is None:
         return
     others_train = any(other.training for other in evidence.layers)
     if layer.training and not evidence.model_training:

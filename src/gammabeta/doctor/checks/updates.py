@@ -116,7 +116,8 @@ def unequal_updates(evidence: Evidence) -> Iterator[Finding]:
     layers under the same child of the model.
     Threshold: any difference above 2 %. A warning among layers of one part of the model when the calls are
     known; a note between parts (a new head on a trained backbone, a generator beside its discriminator) or
-    where the calls are not known, since a reused layer counts every call.
+    where the calls are not known, since a reused layer counts every call, or vary with the batch (layers that
+    are called for each part of it) or by chance (layers that are skipped at random).
     Fix: find out which layers were skipped, frozen for a while, checkpointed, or restored from another file.
     Source: ``torch.nn.BatchNorm2d``: one count per call in training.
     """
@@ -129,7 +130,7 @@ def unequal_updates(evidence: Evidence) -> Iterator[Finding]:
     for part, members in parts.items():
         for layer, count in members:
             if abs(count / usual[part] - 1) > TOLERANCE:
-                known = all(evidence.around(other).calls for other, _ in members)
+                known = all(_calls_known(evidence, other) for other, _ in members)
                 yield Finding(
                     "warning" if known else "note",
                     f"{count:g} updates per call, where its neighbours have {usual[part]:g}",
@@ -146,3 +147,8 @@ def unequal_updates(evidence: Evidence) -> Iterator[Finding]:
             "parts trained apart, or run a different number of times per step",
             "nothing, if this is intended",
         )
+
+
+def _calls_known(evidence: Evidence, layer: Layer) -> bool:
+    around = evidence.around(layer)
+    return bool(around.calls) and not around.calls_vary
