@@ -15,6 +15,9 @@ from gammabeta.doctor.samples import count, take
 
 SIZE, BATCHES = 32, 4
 
+# recalibrate says which norms it leaves; here the doctor is asked.
+pytestmark = pytest.mark.filterwarnings("ignore::gammabeta.stats.recalibrate.NotCalibrated")
+
 
 def data(*shape: int, size: int = SIZE, number: int = BATCHES):
     generator = torch.Generator().manual_seed(3)

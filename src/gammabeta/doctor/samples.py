@@ -21,7 +21,11 @@ def count(batch: Any) -> int:
         return batch.shape[0] if batch.dim() else 1
     if isinstance(batch, Mapping):
         return _first(map(count, batch.values()))
-    if not isinstance(batch, list | tuple) or not batches.size(batch):
+    if isinstance(batch, str | bytes):
+        return 0
+    if not isinstance(batch, list | tuple):
+        return batches.size(batch)  # a graph, a dataclass
+    if not batch:
         return 0
     return len(batch) if _one_each(batch) else _of_columns(batch)
 
