@@ -1,7 +1,9 @@
 """A picture file, decoded and checked: the one place where Pillow meets bytes we do not trust."""
 
+import io
 import os
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,33 @@ MAX_EDGE = 32_768
 
 #: Pillow reads more formats than these. Left out: those that start other programs (EPS), that have no magic
 #: number and so take any bytes for a picture (TGA), and that nobody keeps photographs or drawings in.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
 #: File names that hold pictures, in lower case.
 SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".heic", ".heif",
 )  # fmt: skip
+_HEIC = (".heic", ".heif")  # Pillow reads these with the plugin pillow-heif
 
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _SCALED = ("JPEG", "MPO")
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GREY = ("1", "L", "LA", "La", *_DEEP)
+
+
+class Encoded(io.BytesIO):
+    """A picture's bytes that are no file of their own, and what to call it."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        super().__init__(content)
+        self.called = name
+
+    def __str__(self) -> str:
+        return self.called
+
+
+Source = str | os.PathLike[str] | Encoded
 
 
 def is_grey(picture: Image.Image) -> bool:
@@ -45,21 +62,25 @@ def is_grey(picture: Image.Image) -> bool:
     return picture.mode in _GREY
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+def open_picture(path: Source) -> Image.Image:
     """Open a picture and check its header; its pixels stay in the file, which the caller closes.
 
     `DataError` if it is no picture in one of `FORMATS`, or larger than `MAX_PIXELS` or `MAX_EDGE`.
     """
-    path = Path(path)
-    if regular_file(path) == 0:
+    path = path if isinstance(path, Encoded) else Path(path)
+    if (path.getbuffer().nbytes if isinstance(path, Encoded) else regular_file(path)) == 0:
         raise DataError(f"{path}: an empty file, not a picture")
-    Image.init()  # formats that this build of Pillow lacks must not be named below
+    _init(path)
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit on the size stands below
             picture = Image.open(path, formats=formats)
     except UnidentifiedImageError:
+        if str(path).lower().endswith(_HEIC) and "HEIF" not in Image.OPEN:
+            raise DataError(
+                f"{path}: HEIC is read with Pillow's plugin: pip install pillow-heif; or save it as JPEG"
+            ) from None
         raise DataError(f"{path}: not a picture in a format read here; save it as PNG or JPEG") from None
     except Image.DecompressionBombError:
         raise DataError(f"{path}: more than {MAX_PIXELS:,} pixels; make it smaller") from None
@@ -76,6 +97,15 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     return picture
 
 
+def _init(path: Path | Encoded) -> None:
+    """Register Pillow's formats: what this build lacks must not be named; HEIC where its plugin is there."""
+    Image.init()
+    if "HEIF" not in Image.OPEN and str(path).lower().endswith(_HEIC) and find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
 def _depth(picture: Image.Image) -> int:
     """Bytes that a decoded pixel takes: Pillow holds colour in four whether or not it is transparent."""
     if picture.mode in ("1", "L", "P"):
@@ -83,7 +113,7 @@ def _depth(picture: Image.Image) -> int:
     return 2 if picture.mode.startswith("I;16") else 4
 
 
-def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = None) -> Image.Image:
+def decode(path: Source, mode: str, *, at_least: int | None = None) -> Image.Image:
     """Decode the first frame of a picture, upright, as ``"L"`` (grey) or ``"RGB"``.
 
     Transparent parts become white under dark content and black under light content, so that what was drawn
@@ -91,7 +121,6 @@ def decode(path: str | os.PathLike[str], mode: str, *, at_least: int | None = No
 
     A picture far larger than ``at_least`` in both directions may come out smaller, but not below it.
     """
-    path = Path(path)
     picture = open_picture(path)
     try:
         with warnings.catch_warnings(), picture:
