@@ -34,7 +34,7 @@ def predict(
     if style not in (None, "digit", "object", "plain"):
         raise UsageError(f"unknown style {style!r}: choose digit, object or plain")
     wanted = cast("Style | None", style)
-    if run.suffix == ".onnx":
+    if run.suffix.lower() == ".onnx":
         classes, probabilities = _from_onnx(run, images, wanted)
     else:
         classes, probabilities = _from_run(run, images, wanted, device, best)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import count
@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import data
 from ..data import Dataset, Split
+from ..data.dataset import hold_out_training
 from ..data.download import Progress
 from ..errors import RunError, UnavailableError, UsageError
 from ..files import (
@@ -28,11 +29,13 @@ from ..files import (
 )
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
+from .source import find, place_of
 
 _INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
 _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
 
 Status = Literal["running", "finished", "interrupted", "failed"]
+HoldoutRule = Literal["last", "classes"]
 
 
 @dataclass(frozen=True)
@@ -42,18 +45,32 @@ class Job:
     source: str  # name or path of the data set
     recipe: Recipe
     seed: int = 0  # of initialisation, order and augmentation
-    holdout: int = 0  # how many of the last training images are used in place of the test images
+    holdout: int = 0  # how many of the training images are used in place of the test images
     size: tuple[int, int] | None = None  # (H, W) to which a folder's pictures are resized; None: as they are
     device: str = "auto"  # or cpu, cuda, cuda:<index>
+    place: str | None = None  # where a run's data were; None: only ``source`` is known
+    skip_damaged: bool = False  # pass over pictures that cannot be read
+    holdout_rule: HoldoutRule = "classes"  # held out of each class, by the seed; or the last, as 0.1.0 did
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
-        dataset = data.load(self.source, size=self.size, progress=progress)
-        return hold_out(dataset, self.holdout) if self.holdout else dataset
+        where = find(self.source, self.place)
+        return self.held(data.load(where, size=self.size, skip_damaged=self.skip_damaged, progress=progress))
+
+    def held(self, dataset: Dataset) -> Dataset:
+        """The data set with some of its training images held out, if the job holds any out."""
+        if not self.holdout:
+            return dataset
+        if self.holdout_rule == "last":
+            return hold_out(dataset, self.holdout)
+        return hold_out_training(dataset, self.holdout, self.seed)
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """Return the data set with the last ``count`` training images in place of the test images."""
+    """Return the data set with the last ``count`` training images in place of the test images.
+
+    Runs of 0.1.0 held out so. It is unfit for data in an order: see `hold_out_training`.
+    """
     images, labels = dataset.train.images, dataset.train.labels
     if not 0 < count < len(labels):
         raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
@@ -90,9 +107,12 @@ class RunInfo(BaseModel):
     seed: int
     device: str
     precision: Literal["fp32", "bf16"]
-    data: str
+    data: str  # as given
+    data_path: str | None = None  # and absolute, unless it is a name
     data_sha256: str | None = None
     holdout: int = 0
+    holdout_rule: HoldoutRule = "last"
+    skip_damaged: bool = False
     network: NetworkInfo
     provenance: dict[str, Any]
     result: dict[str, Any] | None = None
@@ -154,7 +174,15 @@ class Run:
         """What the run trains, its images of the size that the network takes."""
         info, network = self.info, self.info.network
         size = (network.height, network.width)
-        return Job(info.data, self.recipe, info.seed, info.holdout, size, info.device)
+        job = Job(info.data, self.recipe, info.seed, info.holdout, size, info.device)
+        place = info.data_path or info.data
+        return replace(job, place=place, skip_damaged=info.skip_damaged, holdout_rule=info.holdout_rule)
+
+    def move_data(self, source: str) -> None:
+        """Write down that the data are found elsewhere now."""
+        moved = {"data": source, "data_path": place_of(source)}
+        self.info = self.info.model_copy(update=moved)
+        self._save_info()
 
     @property
     def metrics_bytes(self) -> int:

@@ -1,0 +1,37 @@
+"""Where the data of a run are, and whether they are what it was trained on: told by content, not path."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from ..data import Dataset, known_names
+from ..errors import DataError
+
+
+def place_of(source: str) -> str | None:
+    """The absolute path of a data set; None if ``source`` is a name, which is the same everywhere."""
+    return None if source in known_names() else str(Path(source).absolute())
+
+
+def find(source: str, place: str | None) -> str:
+    """Where the data of a run are today: at the ``place`` they had, else where ``source``, as given, leads.
+
+    ``place`` None: nothing is known but ``source``. `DataError` if they are gone.
+    """
+    if place is None or source in known_names():
+        return source
+    for path in (place, source):
+        if os.path.exists(path):  # noqa: PTH110 -- Path.exists raises where a name is too long
+            return path
+    raise DataError(f"{place}: the data of the run are not there; name their new place with --data")
+
+
+def dataset_sha256(dataset: Dataset) -> str:
+    """Return the SHA-256 of all images and labels."""
+    digest = hashlib.sha256()
+    for split in dataset.splits().values():
+        digest.update(np.ascontiguousarray(split.images).data)
+        digest.update(np.ascontiguousarray(split.labels).data)
+    return digest.hexdigest()
