@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .model import Best
+from .model import Best, lacking, tell
 from .output import Device, Json, Quiet, console, print_json
 
 if TYPE_CHECKING:
-    from ..data import Dataset, Split
+    from ..data import Split
     from ..train.evaluate import Evaluation
     from ..train.run import Run
 
@@ -47,11 +47,10 @@ def evaluate(
     seconds = time.perf_counter() - clock
     classes = trained.run.info.network.classes
     rows = result.by_class(classes)
-    notes = _notes(dataset, rows, split)
+    notes = [*dataset.notes, *lacking(dataset, split)]
     if not json:
         _print_result(result, rows, split, seconds, quiet)
-        for note in notes if not quiet else ():
-            console().print(f"Note: {note}", markup=False)
+        tell(notes)
     pictures = _draw(trained.run, images, result, out or run, split)
     if json:
         document = {
@@ -72,13 +71,6 @@ def evaluate(
         print_json(document)
     elif not quiet:
         console().print("Pictures: " + ", ".join(map(str, pictures)), markup=False)
-
-
-def _notes(dataset: "Dataset", rows: list[dict[str, Any]], split: str) -> list[str]:
-    empty = [row["class"] for row in rows if not row["count"]]
-    shown = ", ".join(map(repr, empty[:_SHOWN])) + (f", … {len(empty)} in all" if len(empty) > _SHOWN else "")
-    words = "class has" if len(empty) == 1 else "classes have"
-    return [*dataset.notes, *([f"{len(empty)} {words} no {split} pictures: {shown}"] if empty else [])]
 
 
 def _print_result(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor, nn
 
-    from ..data import Split
+    from ..data import Dataset, Split
     from ..train.load import Trained
 
 Name = Annotated[
@@ -37,6 +37,9 @@ Shape = Annotated[
     typer.Option(help="One input of module:factory's model, such as 3x224x224, without the batch."),
 ]
 Best = Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")]
+
+
+_SHOWN = 40  # classes that a note names
 
 
 @dataclass(frozen=True)
@@ -227,6 +230,13 @@ def tell(notes: Iterable[str]) -> None:
     """Print what somebody should know about their data on standard error."""
     for note in notes:
         console(True).print(f"gammabeta: note: {note}", markup=False)
+
+
+def lacking(dataset: Dataset, part: str) -> list[str]:
+    """Say which classes have no pictures in a split, if there are any."""
+    names = dataset.missing(part)
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return [f"no {part} pictures of {', '.join(map(repr, names[:_SHOWN]))}{more}"] if names else []
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +24,7 @@ from ..train.recipe import load_recipe
 from ..train.run import Job, Run, default_path
 from ..train.session import begun_before, follow, result_of, resume_run, train_run
 from ..train.world import ALONE, AnotherFailed, World, joined, resolve_device
-from .model import tell
+from .model import lacking, tell
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,11 @@ class Reporter(Observer):
 
             dataset = job.load(fetched)
         loaded = time.perf_counter() - clock
-        count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
-        if dataset.validation is not None:
-            count = f"{len(dataset.validation):,} validation, {count}"
+        chosen_by = "" if dataset.validation is None else f", {len(dataset.validation):,} validation"
+        count = f"{len(dataset.train):,} training{chosen_by} and {len(dataset.test):,} test images"
         self._print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
-        if self._quiet:
-            tell(dataset.notes)
-        for note in dataset.notes:
-            self._print(f"Note: {note}")
+        notes = [*dataset.notes, *chain(*(lacking(dataset, part) for part in dataset.splits()))]
+        tell(notes)
         return dataset, loaded
 
     @contextmanager

@@ -32,8 +32,7 @@ def as_classes(dataset: Dataset, classes: Sequence[str], whose: str) -> Dataset:
     found, notes = match([dataset.classes[label] for label in used], classes, (dataset.name, whose))
     table = np.zeros(len(dataset.classes), np.int64)
     table[used] = found
-    if notes:
-        notes = [f"classes are matched by name: {', '.join(notes)}"]
+    notes = [f"{dataset.name}: {note}" for note in notes]
     splits: dict[str, Any] = {
         part: Split(split.images, table[split.labels]) for part, split in dataset.splits().items()
     }
@@ -43,19 +42,23 @@ def as_classes(dataset: Dataset, classes: Sequence[str], whose: str) -> Dataset:
 def match(
     names: Sequence[str], classes: Sequence[str], whose: tuple[str, str]
 ) -> tuple[list[int], list[str]]:
-    """For each of ``names`` its place among ``classes``, and a note for each that is not the same text.
+    """For each of ``names`` its place among ``classes``, and a note for each way in which names differ.
 
     ``whose`` says in an error whose names these are, and whose classes.
     """
     places: dict[str, int] = {}
-    for key in _KEYS:
+    notes = []
+    for key, difference in _KEYS.items():
         ours = defaultdict(list)
         for place, name in enumerate(classes):
             ours[key(name)].append(place)
         taken = set(places.values())
-        for name in names:
-            if name not in places and len(free := [at for at in ours[key(name)] if at not in taken]) == 1:
-                places[name] = free[0]
+        free = {name: [at for at in ours[key(name)] if at not in taken] for name in names}
+        found = {name: at[0] for name, at in free.items() if name not in places and len(at) == 1}
+        if found and difference:
+            pairs = [f"{name} = {classes[at]}" for name, at in found.items()]
+            notes.append(f"classes are matched by name though {difference}: {_few(pairs)}")
+        places |= found
     lost = [name for name in names if name not in places]
     if lost or len(set(places.values())) < len(names):
         twice = [name for name in names if list(places.values()).count(places.get(name, -1)) > 1]
@@ -63,8 +66,7 @@ def match(
             f"{whose[0]}: {_list(lost or twice)} cannot be matched by name with one class each of "
             f"{whose[1]}; here are {_list(names)}; there are {_list(classes)}"
         )
-    noted = [f"{name} = {classes[place]}" for name, place in places.items() if classes[place] != name]
-    return [places[name] for name in names], noted
+    return [places[name] for name in names], notes
 
 
 def _same(name: str) -> Hashable:
@@ -84,9 +86,19 @@ def _folded(name: str) -> Hashable:
     return unicodedata.normalize("NFC", value.casefold()) if isinstance(value, str) else value
 
 
-_KEYS: tuple[Callable[[str], Hashable], ...] = (_same, _composed, _value, _folded)
+#: How names are compared, one way after the other, and what differs between those that a way calls equal.
+_KEYS: dict[Callable[[str], Hashable], str] = {
+    _same: "",
+    _composed: "their Unicode normal forms differ",
+    _value: "the numbers are written differently",
+    _folded: "upper and lower case differ",
+}
 
 
 def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:_SHOWN]))
-    return f"{shown}, … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
+    return _few([*map(repr, names)])
+
+
+def _few(texts: Sequence[str]) -> str:
+    more = f", … and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
+    return ", ".join(texts[:_SHOWN]) + more

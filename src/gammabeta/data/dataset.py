@@ -112,6 +112,11 @@ class Dataset:
             raise UsageError(f"unknown split {part!r}: choose {' or '.join(sorted(splits))}")
         return splits[part]
 
+    def missing(self, part: str) -> list[str]:
+        """The classes that have no image in a split."""
+        counts = np.bincount(self.split(part).labels, minlength=len(self.classes))
+        return [name for name, count in zip(self.classes, counts, strict=True) if not count]
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of every image."""

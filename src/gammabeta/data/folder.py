@@ -121,11 +121,7 @@ def _entries(root: Path, classes: list[str], train: Path) -> tuple[list[Entry], 
                     f"{path}: a folder inside a class; put its pictures into the class's own folder"
                 )
             entries.append(Entry(path, label))
-    empty = [name for label, name in enumerate(classes) if label not in labels]
-    notes = [f"{root}: class {name!r} has no pictures" for name in empty]
-    if matched:
-        notes.append(f"{root}: classes are matched by name: {', '.join(matched)}")
-    return entries, notes
+    return entries, [f"{root}: {note}" for note in matched]
 
 
 def read_pictures(

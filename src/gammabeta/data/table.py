@@ -66,7 +66,7 @@ def _read(path: Path, *, labelled: bool) -> _Table | None:
     if not lines:
         raise DataError(f"{path}: an empty file")
     delimiter = max(",;\t", key=lines[0].count)
-    first, second = (next(csv.reader(lines[at:], delimiter=delimiter), []) for at in (0, 1))
+    first = next(csv.reader(lines[:1], delimiter=delimiter))
     ends = {first[0].strip().lower(), first[-1].strip().lower()}
     named = not ends.isdisjoint(_LABEL) or not any(map(_is_number, first[1:]))
     at = _label_column(path, first) if named else 0
@@ -78,8 +78,10 @@ def _read(path: Path, *, labelled: bool) -> _Table | None:
         return None
     width = len(first)
     rows = lines[1:] if named else lines
-    if rows and len(second or first) != width:
-        raise DataError(f"{path}: {width} columns in the first row, {len(second)} in the second; repair it")
+    for number, row in enumerate(lines, 1):
+        count = len(next(csv.reader([row], delimiter=delimiter))) if '"' in row else row.count(delimiter) + 1
+        if count != width:
+            raise DataError(f"{path}: {width} columns in row 1, but {count} in row {number}; repair it")
     if not rows or width - 1 > 3 * MAX_SIDE**2 or width < 2:
         raise DataError(f"{path}: {len(rows)} rows of {width} columns; give a label and pixels in each row")
     columns = range(1, width) if at == 0 else range(width - 1)
@@ -140,10 +142,8 @@ def _numbers(
             usecols=columns, ndmin=2,
         )  # fmt: skip
     except ValueError as error:
-        message = re.sub(r"\brow (\d+)", lambda m: f"row {int(m[1]) + first}", reason(error))
-        raise DataError(
-            f"{path}: {message.partition(';')[0]}; every row needs a label and as many numbers as the first"
-        ) from None
+        message = re.sub(r"\bat row (\d+)", lambda found: f"in row {int(found[1]) + first}", reason(error))
+        raise DataError(f"{path}: {message.rstrip('.')}; a row is a label and numbers") from None
 
 
 def _labels(cells: list[str]) -> npt.NDArray[np.generic]:

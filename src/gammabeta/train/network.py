@@ -71,7 +71,7 @@ class DigitNetwork(nn.Sequential):
         if min(image_size) < SMALLEST_SIDE:
             raise UsageError(
                 f"images of {image_size[0]}x{image_size[1]} are too small: 16x16 is the least; "
-                "pictures in files are enlarged with --image-size 16x16"
+                "pictures in files (not arrays) are enlarged with --image-size 16x16"
             )
         if classes < 2 or channels < 1:
             raise UsageError(f"{channels} channels and {classes} classes: at least 1 and 2 are needed")
