@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -256,7 +257,12 @@ def test_the_best_epoch_is_not_chosen_on_the_test_images(gammabeta: Call, tmp_pa
         rows[-1]["accuracy"],
         rows[-2]["accuracy"],
     )
-    assert judged(gammabeta, tmp_path / "run", "--split", "validation")["split"] == "validation"
+    found = judged(gammabeta, tmp_path / "run", "--split", "validation")
+    assert (found["split"], found["notes"]) == ("validation", [])
+    document = json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))
+    document["data_sha256"] = dataset_sha256(replace(Run.open(tmp_path / "run").job.load(), validation=None))
+    (tmp_path / "run" / "run.json").write_text(json.dumps(document), "utf-8")  # as 0.1.0 wrote it
+    assert judged(gammabeta, tmp_path / "run")["notes"] == []
 
 
 def test_words_that_lead_to_the_remedy(gammabeta: Call, pets_run: Path, tmp_path: Path):

@@ -93,7 +93,10 @@ def test_an_image_keeps_its_side_when_others_are_added(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"a": IMAGES}, "needs the keys x_train, y_train, x_test, y_test, .* or images and labels; it has a"),
+        (
+            {"a": IMAGES},
+            "needs the keys x_train, y_train, x_test, y_test, .* or images and labels; it has 'a'",
+        ),
         (four(x_train=IMAGES[:20] / 255.0), "types that do not go together"),
         (four(x_train=IMAGES[:20] - 300.0, x_test=IMAGES[20:] * 1.0), "values from -300 to "),
         (four(x_train=IMAGES[:20].astype(object)), "pickled objects are never read"),

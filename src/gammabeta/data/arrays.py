@@ -139,9 +139,10 @@ def _numbered(
         strange = labels[known[order][at] != labels]
         if len(strange):
             part = "training" if part == "train" else part
+            shown = ", ".join(map(repr, known[:20].tolist())) + (", …" if len(known) > 20 else "")
             raise DataError(
-                f"{where}: a {part} label is {strange[0]}, which no training image has; training labels are "
-                f"{', '.join(map(str, known[:20]))}{', …' if len(known) > 20 else ''}"
+                f"{where}: a {part} label is {strange[0].item()!r}, which no training image has; training "
+                f"labels are {shown}"
             )
         numbered[part] = order[at].astype(np.int64)
     named = names if isinstance(names, Mapping) else {}
@@ -177,5 +178,5 @@ def _flat(labels: Array, what: str) -> Array:
         whole = labels.astype(np.int64)
     strange = labels[whole != labels]
     if len(strange):
-        raise DataError(f"{what}: a label is {strange[0]}, which is no whole number from 0")
+        raise DataError(f"{what}: a label is {strange[0].item()!r}, which is no whole number from 0")
     return whole

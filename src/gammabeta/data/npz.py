@@ -114,7 +114,7 @@ def _read_npy(stream: Stream, wanted: re.Pattern[str], what: str) -> npt.NDArray
 def _read(archive: _Archive, name: str) -> Dataset:
     found = next((parts for parts in map(partial(_present, archive), _KEYS) if "train" in parts), None)
     if found is None:
-        held = ", ".join(list(archive.keys)[:8]) or "nothing"
+        held = ", ".join(map(repr, list(archive.keys)[:8])) or "nothing"
         raise DataError(
             f"{archive.path}: needs the keys x_train, y_train, x_test, y_test, or train_images, "
             f"train_labels, test_images, test_labels, or images and labels; it has {held}"

@@ -146,7 +146,7 @@ def _chosen(path: Path, schema: Any) -> tuple[str, str]:
     labels = next((lower[name] for name in _LABELS if name in lower), None)
     if images is None or labels is None:
         lacking = "images (call it image)" if images is None else "labels (call it label)"
-        raise DataError(f"{path}: no column of {lacking}; it has {', '.join(schema.names[:20])}")
+        raise DataError(f"{path}: no column of {lacking}; it has {', '.join(map(repr, schema.names[:20]))}")
     return images, labels
 
 

@@ -15,7 +15,7 @@ from .batches import DeviceImages, Scaling
 from .evaluate import Evaluation, evaluate, evaluating
 from .network import DigitNetwork
 from .run import Run
-from .source import dataset_sha256
+from .source import is_same
 from .world import place_model, resolve_device
 
 
@@ -95,7 +95,7 @@ def load_dataset(trained: Trained, source: str | None = None, *, skip_damaged: b
         return whole
     with suppress(UsageError):  # fewer images than are held out: another data set
         dataset = job.held(whole)
-        if run.info.data_sha256 in (None, dataset_sha256(dataset)):
+        if run.info.data_sha256 is None or is_same(dataset, run.info.data_sha256):
             return dataset
         if source is None:
             return replace(dataset, notes=(*dataset.notes, f"{run.info.data} has changed since the training"))

@@ -21,7 +21,7 @@ from .plots import curves, save_figure, statistics
 from .provenance import torchrun_job
 from .recipe import Recipe
 from .run import Events, Job, NetworkInfo, Run, check_tensorboard
-from .source import dataset_sha256, place_of
+from .source import dataset_sha256, is_same, place_of
 from .world import ALONE, World, resolve_device, resolve_precision
 
 CHECKPOINT_SECONDS = 30.0
@@ -85,7 +85,7 @@ def resume_run(
     """
     run = Run.open(path)
     dataset = as_classes(dataset, run.info.network.classes, str(path))
-    if run.info.data_sha256 != dataset_sha256(dataset):
+    if not is_same(dataset, run.info.data_sha256):
         raise DataError(
             f"{moved or run.info.data} is not what {path} was trained on: it has changed since, or is "
             "another data set; name the right one with --data"
@@ -117,7 +117,7 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
         return
     job, sha256 = orders
     dataset = job.load()
-    if dataset_sha256(dataset) != sha256:
+    if not is_same(dataset, sha256):
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     observer = Observer()
     observer.stop_requested = stop  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,3 +36,10 @@ def dataset_sha256(dataset: Dataset) -> str:
         digest.update(np.ascontiguousarray(split.images).data)
         digest.update(np.ascontiguousarray(split.labels).data)
     return digest.hexdigest()
+
+
+def is_same(dataset: Dataset, sha256: str | None) -> bool:
+    """Whether a run with this sum was trained on the data set; 0.1.0 left validation images out."""
+    if sha256 == dataset_sha256(dataset):
+        return True
+    return dataset.validation is not None and sha256 == dataset_sha256(replace(dataset, validation=None))
