@@ -36,6 +36,7 @@ NFC, NFD = (unicodedata.normalize(form, "Äpfel") for form in ("NFC", "NFD"))
         (["STRASSE", "ufer"], ["ufer", "Straße"], ["Straße", "ufer"], "case differ"),
         (TWELVE, sorted(TWELVE), TWELVE, ""),
         (["07", "1.5"], ["1.5", "7"], ["7", "1.5"], "numbers are written differently: 07 = 7"),
+        (["1.0", "２"], ["2", "1"], ["1", "2"], "numbers are written differently"),
         ([NFD, "b"], ["b", NFC], [NFC, "b"], "normal forms differ"),
         ([NFC.upper(), "b"], ["b", NFD], [NFD, "b"], "case differ"),
         (["dog", "Dog"], ["Dog", "dog"], ["dog", "Dog"], ""),

@@ -139,10 +139,10 @@ def _numbered(
         strange = labels[known[order][at] != labels]
         if len(strange):
             part = "training" if part == "train" else part
-            shown = ", ".join(map(repr, known[:20].tolist())) + (", …" if len(known) > 20 else "")
+            some = ", ".join(map(repr, known[:20].tolist())) + (", …" if len(known) > 20 else "")
             raise DataError(
                 f"{where}: a {part} label is {strange[0].item()!r}, which no training image has; training "
-                f"labels are {shown}"
+                f"labels are {some}"
             )
         numbered[part] = order[at].astype(np.int64)
     named = names if isinstance(names, Mapping) else {}

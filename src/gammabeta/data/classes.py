@@ -5,6 +5,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from ..errors import DataError
 from .dataset import Dataset, Split
 
-_NUMBER = re.compile(r"[+-]?\d{1,18}")
+_NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?")
 _SHOWN = 40  # names of a list that a message shows
 
 
@@ -64,7 +65,7 @@ def match(
         twice = [name for name in names if list(places.values()).count(places.get(name, -1)) > 1]
         raise DataError(
             f"{whose[0]}: {_list(lost or twice)} cannot be matched by name with one class each of "
-            f"{whose[1]}; here are {_list(names)}; there are {_list(classes)}"
+            f"{whose[1]}; here are {_list(names)}; there are {_list(classes)}; name them alike"
         )
     return [places[name] for name in names], notes
 
@@ -78,7 +79,7 @@ def _composed(name: str) -> Hashable:
 
 
 def _value(name: str) -> Hashable:
-    return int(name) if _NUMBER.fullmatch(name.strip()) else _composed(name)
+    return Decimal(name.strip()) if _NUMBER.fullmatch(name.strip()) else _composed(name)
 
 
 def _folded(name: str) -> Hashable:
