@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError
+from ..errors import DataError, UnavailableError
 from .stream import reason, regular_file
 
 #: A telephone's largest photograph has 50 million pixels. JPEG decodes it at a fraction of its size …
@@ -65,7 +65,8 @@ def is_grey(picture: Image.Image) -> bool:
 def open_picture(path: Source) -> Image.Image:
     """Open a picture and check its header; its pixels stay in the file, which the caller closes.
 
-    `DataError` if it is no picture in one of `FORMATS`, or larger than `MAX_PIXELS` or `MAX_EDGE`.
+    `DataError` if it is no picture in one of `FORMATS`, or larger than `MAX_PIXELS` or `MAX_EDGE`;
+    `UnavailableError` if it is HEIC and Pillow's plugin for that is not installed.
     """
     path = path if isinstance(path, Encoded) else Path(path)
     if (path.getbuffer().nbytes if isinstance(path, Encoded) else regular_file(path)) == 0:
@@ -78,7 +79,7 @@ def open_picture(path: Source) -> Image.Image:
             picture = Image.open(path, formats=formats)
     except UnidentifiedImageError:
         if str(path).lower().endswith(_HEIC) and "HEIF" not in Image.OPEN:
-            raise DataError(
+            raise UnavailableError(
                 f"{path}: HEIC is read with Pillow's plugin: pip install pillow-heif; or save it as JPEG"
             ) from None
         raise DataError(f"{path}: not a picture in a format read here; save it as PNG or JPEG") from None

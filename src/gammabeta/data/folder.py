@@ -140,25 +140,27 @@ def read_pictures(
         kept[part] = [entry for entry, fine in zip(entries, whole, strict=True) if fine]
         labels = np.array([label for _, label in kept[part]], np.int64)
         splits[part] = Split(images if all(whole) else images[whole], labels) if kept[part] else None
+    messages = [damaged[entry.source] for entry in chain(*parts.values()) if entry.source in damaged]
     if damaged and not how.skip_damaged:
-        raise DataError(_damaged(where, list(damaged.values())))
+        raise DataError(_damaged(where, messages))
     for part, split in splits.items():
         if split is None:
             raise DataError(f"{where}: no picture to {part} with could be read")
     left = {label for _, label in kept.get("train", ())}
     for label in {label for _, label in parts.get("train", ())} - left:
         raise DataError(f"{where}: no picture of class {classes[label]!r} could be read")
-    notes = [f"passed over: {message}" for message in damaged.values()]
+    notes = [f"passed over: {message}" for message in messages]
     return kept, {part: split for part, split in splits.items() if split is not None}, notes
 
 
 def _damaged(where: str, messages: list[str]) -> str:
     if len(messages) == 1:
         return f"{messages[0]} (--skip-damaged passes over it)"
+    short = [message.rpartition(";")[0] or message for message in messages]  # without what to do
     more = f"; … and {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
     return (
         f"{where}: {len(messages)} pictures cannot be read (--skip-damaged passes over them): "
-        f"{'; '.join(messages[:_NAMED])}{more}"
+        f"{'; '.join(short[:_NAMED])}{more}"
     )
 
 
