@@ -78,6 +78,17 @@ def test_a_copy_of_a_repository(tmp_path, write):
     assert "labels for test are hidden" in hidden.notes[0]
 
 
+def test_configurations_of_a_repository_are_not_put_together(tmp_path, write):
+    for name in ("full", "small"):
+        write(tmp_path / name / "train-00000-of-00001.parquet", STRUCTS)
+    with pytest.raises(DataError, match="both full and small are for train; name one"):
+        load(tmp_path)
+    assert len(load(tmp_path / "small").train) == 24
+    for part in ("train", "test"):
+        write(tmp_path / "parts" / part / "0.parquet", STRUCTS)
+    assert len(load(tmp_path / "parts").test) == 30
+
+
 def test_pictures_are_resized_and_damaged_ones_told_at_once(tmp_path, write):
     assert load(write(tmp_path / "a.parquet", BYTES), size=(8, 9)).image_shape == (1, 8, 9)
     spoiled = [b"no picture" if row in (3, 7) else content for row, content in enumerate(BYTES)]

@@ -52,9 +52,14 @@ def read_parquet(paths: Sequence[Path], where: Path, name: str, how: Reading) ->
         DataError: damaged, or no column of images or of labels is found, or they are of another type.
     """
     shards: dict[str, list[tuple[Any, _Labels]]] = {}
+    folders: dict[str, Path] = {}
     names: Sequence[str] = ()
     for path in paths:
         part = part_of_file(path.name) or part_of_folder(path.parent.name) or "train"
+        if folders.setdefault(part, path.parent) != path.parent:  # two configurations of one repository
+            raise DataError(
+                f"{where}: both {folders[part].name} and {path.parent.name} are for {part}; name one"
+            )
         images, labels, found = _columns(path)
         shards.setdefault(part, []).append((images, labels))
         names = names or found
