@@ -31,6 +31,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,48 @@ def npy_samples(_folder: Path) -> list[bytes]:
     return [member.getvalue()]
 
 
+def csv_samples(folder: Path) -> list[bytes]:
+    """With names and without, grey and in colour."""
+    random = np.random.default_rng(8)
+    rows = [np.column_stack([np.arange(8) % 2, random.integers(0, 256, (8, count))]) for count in (16, 27)]
+    texts = ["\n".join(",".join(map(str, row)) for row in table.tolist()) for table in rows]
+    return [
+        text.encode() for text in (*texts, "label," + ",".join(f"p{n}" for n in range(16)) + "\n" + texts[0])
+    ]
+
+
+def parquet_samples(folder: Path) -> list[bytes]:
+    """Pictures as structs and as lists."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    pixels = np.random.default_rng(9).integers(0, 256, (8, 4, 4), np.uint8)
+    pictures = []
+    for image in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": "x.png"})
+    found = []
+    for images in (pictures, pixels.tolist()):
+        file = io.BytesIO()
+        parquet.write_table(arrow.table({"image": images, "label": [0, 1] * 4}), file)
+        found.append(file.getvalue())
+    return found
+
+
+def file_reader(name: str) -> Callable[[Path], Reader]:
+    """What reads a data set from a file of this name."""
+
+    def reader(folder: Path) -> Reader:
+        def read(content: bytes) -> object:
+            (folder / name).write_bytes(content)
+            return load(folder / name)
+
+        return read
+
+    return reader
+
+
 def npz_reader(folder: Path) -> Reader:
     """Read the content as an NPZ file."""
 
@@ -346,6 +389,7 @@ FORMATS: dict[str, Format] = {
         for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
     },
     "PNG, checksums repaired": Format(partial(picture_samples, "PNG"), picture_reader, seal_png),
+    "CSV": Format(csv_samples, file_reader("data.csv")),
     "safetensors": run_format("model.safetensors"),
     "run.json": run_format("run.json"),
     "run.json, values": run_format("run.json", damage=damage_json),
@@ -353,6 +397,8 @@ FORMATS: dict[str, Format] = {
     "metrics.jsonl": run_format("metrics.jsonl"),
     "checkpoint JSON": run_format("checkpoints/step-1.json"),
 }
+if find_spec("pyarrow"):
+    FORMATS["Parquet"] = Format(parquet_samples, file_reader("data.parquet"))
 
 
 # --- running

@@ -35,6 +35,9 @@ def train(
     resume: Annotated[
         Path | None, typer.Option(help="Go on with an interrupted run; all settings are the run's own.")
     ] = None,
+    moved: Annotated[
+        str | None, typer.Option("--data", help="With --resume: where the run's data are now.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
@@ -51,12 +54,17 @@ def train(
     holdout: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Hold out the last N training images and judge on them, not the test images."
+            min=0,
+            help="Hold out N training images, drawn from each class by the seed; judge on them, not the test "
+            "images.",
         ),
     ] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Resize a folder's pictures; default: as they are.")
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Pass over pictures that cannot be read, and list them.")
+    ] = False,
     checkpoint_every: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Between checkpoints within an epoch.")
     ] = 30,
@@ -75,10 +83,18 @@ def train(
         "batch_norm": batch_norm,
     }
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None] + (set_ or [])
+    if resume is None and moved is not None:
+        if data is not None:
+            raise UsageError(f"two data sets are named, {data} and {moved}: choose one")
+        data, moved = moved, None
     if resume is not None and (
-        overrides or any(value is not None for value in (data, recipe, out, seed, holdout, image_size))
+        overrides
+        or skip_damaged
+        or any(value is not None for value in (data, recipe, out, seed, holdout, image_size))
     ):
-        raise UsageError("--resume takes every setting from the run: give it alone")
+        raise UsageError(
+            "--resume takes every setting from the run: give it alone, or with --data if its data have moved"
+        )
     from .training import Request
     from .training import train as carry_out
 
@@ -94,6 +110,8 @@ def train(
         device=device,
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
+        skip_damaged=skip_damaged,
+        moved=moved,
     )
     screen = console(json)
     result = carry_out(request, screen, quiet=quiet)

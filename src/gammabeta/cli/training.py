@@ -5,7 +5,8 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,6 +31,7 @@ from ..train.recipe import load_recipe
 from ..train.run import Job, Run, default_path
 from ..train.session import begun_before, follow, result_of, resume_run, train_run
 from ..train.world import ALONE, AnotherFailed, World, joined, resolve_device
+from .model import lacking, tell
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Request:
     device: str
     checkpoint_every: float
     tensorboard: bool
+    skip_damaged: bool = False
+    moved: str | None = None  # where the data of the run to resume are now
 
 
 def train(request: Request, screen: Console, *, quiet: bool) -> dict[str, Any] | None:
@@ -73,6 +77,7 @@ def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict
         recipe = load_recipe(request.recipe, request.overrides)
         resolve_device(world.device(request.device))
         job = Job(request.source, recipe, request.seed, request.holdout, request.size, request.device)
+        job = replace(job, skip_damaged=request.skip_damaged)
         begun = begun_before(request.out, job)
         result = None if begun is None else Run.open(begun).info.result
         if result is not None:
@@ -80,6 +85,7 @@ def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict
             return {**result, "run": str(begun)}
     if begun is not None:
         job = Run.open(begun).job
+        job = job if request.moved is None else replace(job, source=request.moved, place=None)
     reporter = Reporter(screen, quiet)
     dataset, loaded = reporter.load(job)
     path = begun or request.out or default_path(job.recipe.name, job.source)
@@ -88,7 +94,8 @@ def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict
         if begun is None:
             _, outcome = train_run(dataset, job, path, reporter, tensorboard=request.tensorboard, **options)
         else:
-            _, outcome = resume_run(path, dataset, reporter, tell=reporter.tell, **options)
+            options |= {"tell": reporter.tell, "moved": request.moved}
+            _, outcome = resume_run(path, dataset, reporter, **options)
     result = {**result_of(outcome), "run": str(path)}
     result["seconds"]["load"] = round(loaded, 4)
     return result
@@ -132,6 +139,7 @@ class Reporter(Observer):
     def __init__(self, screen: Console, quiet: bool) -> None:
         self._screen, self._quiet = screen, quiet
         self._stop = StopSignal()
+        self._validated = False  # whether epochs are judged on validation images
         self._loss = self._train_accuracy = float("nan")
         self._bar = Progress(
             "{task.description}",
@@ -163,10 +171,12 @@ class Reporter(Observer):
 
             dataset = job.load(fetched)
         loaded = time.perf_counter() - clock
-        count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
+        chosen_by = "" if dataset.validation is None else f", {len(dataset.validation):,} validation"
+        count = f"{len(dataset.train):,} training{chosen_by} and {len(dataset.test):,} test images"
         self._print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
-        for note in dataset.notes():
-            self.tell(note)
+        for remark in dataset.remarks():
+            self.tell(remark)
+        tell([*dataset.notes, *chain(*(lacking(dataset, part) for part in dataset.splits()))])
         return dataset, loaded
 
     @contextmanager
@@ -177,7 +187,8 @@ class Reporter(Observer):
                 yield
             except (TrainingInterrupted, KeyboardInterrupt):
                 self._bar.stop()
-                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {for_shell(path)}")
+                again = f"gammabeta train --resume {for_shell(path.absolute())}"
+                self._screen.print(f"Interrupted. Go on with: {again}")
                 raise typer.Exit(self._stop.exit_code) from None
 
     def tell(self, message: str) -> None:
@@ -205,10 +216,13 @@ class Reporter(Observer):
         """Print the notebook's line once both splits are evaluated."""
         if split == "train":
             self._train_accuracy = result.accuracy
+        elif split == "test" and self._validated:
+            self._print(f"Test images, looked at once: accuracy {result.accuracy:.5g}")
         else:
+            self._validated = split == "validation"
             self._print(
                 f"Epoch {epoch}. Loss: {self._loss:.4f}, Train_acc {self._train_accuracy:.5f},"
-                f" Test_acc {result.accuracy:.5g}"
+                f" {split.capitalize()}_acc {result.accuracy:.5g}"
             )
 
     def stop_requested(self) -> bool:

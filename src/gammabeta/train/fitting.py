@@ -46,7 +46,7 @@ class Observer:
         """Some steps were taken; ``seconds`` of training so far."""
 
     def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
-        """A split, ``"train"`` or ``"test"``, was judged in ``seconds``."""
+        """A split, ``"train"``, ``"validation"`` or ``"test"``, was judged in ``seconds``."""
 
     def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
         """The batch-norm layers were measured on a fixed batch of training images."""
@@ -67,6 +67,7 @@ class Outcome:
     train: Evaluation
     test: Evaluation
     seconds: dict[str, float]
+    validation: Evaluation | None = None  # of the split that chose the best epoch, if there is one
 
 
 def build_network(recipe: Recipe, dataset: Dataset, seed: int) -> DigitNetwork:
@@ -127,7 +128,8 @@ def fit(
     clock = time.perf_counter()
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
-    test = DeviceImages(dataset.test, scaling, place)
+    chosen_by = "test" if dataset.validation is None else "validation"  # epochs are judged, and one is best
+    judged = DeviceImages(dataset.split(chosen_by), scaling, place)
     model = place_model(convert(model, to="sync" if world.size > 1 else "fused"), place)
     training = Training(model, images, recipe, seed, precision, world)
     work = _Fitting(training, observer or Observer(), checkpointer, watch_points if recipe.batch_norm else 0)
@@ -145,13 +147,18 @@ def fit(
                 classes = len(dataset.classes)
                 results = (
                     work.evaluate(epoch, "train", images, classes),
-                    work.evaluate(epoch, "test", test, classes),
+                    work.evaluate(epoch, chosen_by, judged, classes),
                 )
                 if checkpointer is not None:
                     checkpointer.save_if_best(training, results[1])
             if checkpointer is not None and not last:
                 checkpointer.save(training, work.seconds["train"], now=True)
-    return Outcome(model, scaling, precision, training.progress(), *results, work.seconds)
+    trained, chosen = results
+    if dataset.validation is None:
+        return Outcome(model, scaling, precision, training.progress(), trained, chosen, work.seconds)
+    # The test images decide nothing: they are looked at once, when all is decided.
+    test = work.evaluate(epoch, "test", DeviceImages(dataset.test, scaling, place), len(dataset.classes))
+    return Outcome(model, scaling, precision, training.progress(), trained, test, work.seconds, chosen)
 
 
 class _Fitting:

@@ -16,7 +16,7 @@ from .run import Run
 
 # Okabe and Ito's colour-blind-safe palette.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_BLUE, _ORANGE, _GREY = COLORS[0], COLORS[1], "#777777"
+_BLUE, _ORANGE, _GREEN, _GREY = *COLORS[:3], "#777777"
 _NAME = 24  # letters of a class's name, where many stand side by side
 
 
@@ -36,7 +36,7 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     style: dict[str, Any] = {"color": _BLUE, "label": "training, moving average"}
     _line(loss_axes, steps, "loss", **style)
     _line(accuracy_axes, steps, "accuracy", **style)
-    for split, color, marker in (("train", _GREY, "s"), ("test", _ORANGE, "o")):
+    for split, color, marker in (("train", _GREY, "s"), ("validation", _GREEN, "^"), ("test", _ORANGE, "o")):
         if judged := _rows(rows, "evaluation", split):
             last = judged[-1]
             label = f"all {last['count']:,} {split} images: {100 * last['accuracy']:.2f} %"

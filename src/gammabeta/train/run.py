@@ -15,6 +15,7 @@ from torch import nn
 
 from .. import data
 from ..data import Dataset, Preparation, Split, picture_style
+from ..data.dataset import hold_out_training
 from ..data.download import Progress
 from ..data.preparation import earlier, earlier_training
 from ..errors import RunError, UnavailableError, UsageError, installing
@@ -30,11 +31,13 @@ from ..files import (
 from ..text import for_shell, stored
 from .provenance import provenance
 from .recipe import Recipe, load_recipe
+from .source import find, storable_source
 
 _INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
 _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
 
 Status = Literal["running", "finished", "interrupted", "failed"]
+HoldoutRule = Literal["last", "classes"]
 
 
 @dataclass(frozen=True)
@@ -44,19 +47,34 @@ class Job:
     source: str  # name or path of the data set
     recipe: Recipe
     seed: int = 0  # of initialisation, order and augmentation
-    holdout: int = 0  # how many of the last training images are used in place of the test images
+    holdout: int = 0  # how many of the training images are used in place of the test images
     size: tuple[int, int] | None = None  # (H, W) to which a folder's pictures are resized; None: as they are
     device: str = "auto"  # or cpu, cuda, cuda:<index>
     preparation: Preparation | None = None  # of a folder's pictures; None: learned from them
+    place: str | None = None  # where a run's data were; None: only ``source`` is known
+    skip_damaged: bool = False  # pass over pictures that cannot be read
+    holdout_rule: HoldoutRule = "classes"  # held out of each class, by the seed; or the last, as 0.1.0 did
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
-        dataset = data.load(self.source, size=self.size, preparation=self.preparation, progress=progress)
-        return (hold_out(dataset, self.holdout) if self.holdout else dataset).settled()
+        options: dict[str, Any] = {"size": self.size, "skip_damaged": self.skip_damaged, "progress": progress}
+        where = find(self.source, self.place)
+        return self.held(data.load(where, preparation=self.preparation, **options)).settled()
+
+    def held(self, dataset: Dataset) -> Dataset:
+        """The data set with some of its training images held out, if the job holds any out."""
+        if not self.holdout:
+            return dataset
+        if self.holdout_rule == "last":
+            return hold_out(dataset, self.holdout)
+        return hold_out_training(dataset, self.holdout, self.seed)
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """Return the data set with the last ``count`` training images in place of the test images."""
+    """Return the data set with the last ``count`` training images in place of the test images.
+
+    Runs of 0.1.0 held out so. It is unfit for data in an order: see `hold_out_training`.
+    """
     images, labels = dataset.train.images, dataset.train.labels
     if not 0 < count < len(labels):
         raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
@@ -101,9 +119,12 @@ class RunInfo(BaseModel):
     seed: int
     device: str
     precision: Literal["fp32", "bf16"]
-    data: str
+    data: str  # as given
+    data_path: str | None = None  # and absolute, unless it is a name
     data_sha256: str | None = None
     holdout: int = 0
+    holdout_rule: HoldoutRule = "last"
+    skip_damaged: bool = False
     network: NetworkInfo
     provenance: dict[str, Any]
     result: dict[str, Any] | None = None
@@ -168,7 +189,14 @@ class Run:
         read = network.preparation
         if read is None and network.channels in (1, 3):
             read = earlier_training(network.channels, size)
-        return Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device, read)
+        job = Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device, read)
+        place = stored(info.data_path or info.data)
+        return replace(job, place=place, skip_damaged=info.skip_damaged, holdout_rule=info.holdout_rule)
+
+    def move_data(self, source: str) -> None:
+        """Write down that the data are found elsewhere now."""
+        self.info = self.info.model_copy(update=storable_source(source))
+        self._save_info()
 
     @property
     def preparation(self) -> Preparation:

@@ -1,21 +1,20 @@
 """A training with its run folder: started, resumed or followed, recorded, and readable however it ends."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ..data import Dataset
+from ..data.classes import as_classes
 from ..errors import DataError, RunError
 from ..memory import lacking
 from ..memory import size as in_words
-from ..text import storable
+from ..text import stored
 from .batches import Scaling, batch_starts
 from .checkpoint import Checkpointer, Checkpoints
 from .evaluate import Evaluation, LayerStatistics
@@ -26,6 +25,7 @@ from .plots import curves, save_figure, statistics
 from .provenance import torchrun_job
 from .recipe import Recipe
 from .run import Events, Job, NetworkInfo, Run, check_tensorboard
+from .source import dataset_sha256, is_same, storable_source
 from .world import ALONE, World, resolve_device, resolve_precision
 
 CHECKPOINT_SECONDS = 30.0
@@ -58,9 +58,11 @@ def train_run(
         "seed": job.seed,
         "device": str(place),
         "precision": resolve_precision(job.recipe.precision, place),
-        "data": storable(job.source),
+        **storable_source(job.source),
         "data_sha256": dataset_sha256(dataset),
         "holdout": job.holdout,
+        "holdout_rule": job.holdout_rule,
+        "skip_damaged": job.skip_damaged,
         "network": describe(dataset, job.recipe),
     }
     if tensorboard:
@@ -89,6 +91,7 @@ def resume_run(
     observer: Observer,
     *,
     tell: Callable[[str], None],
+    moved: str | None = None,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
@@ -96,11 +99,16 @@ def resume_run(
 
     That holds on the same machine with the same number of threads. ``tell`` is called with messages: the step
     it continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
+    ``moved``: where the data set was found, if that is no longer where the run found it.
     ``RunError`` if it is not a run, is finished or in use; ``DataError`` if the data have changed.
     """
     run = Run.open(path)
-    if run.info.data_sha256 != dataset_sha256(dataset):
-        raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
+    dataset = as_classes(dataset, run.info.network.classes, str(path))
+    if not is_same(dataset, run.info.data_sha256):
+        raise DataError(
+            f"{moved or run.info.data} is not what {path} was trained on: it has changed since, or is "
+            "another data set; name the right one with --data"
+        )
     _check_memory(dataset, run.recipe)
     state, messages = Checkpoints(path).load()
     network = build_network(run.recipe, dataset, run.info.seed)
@@ -111,6 +119,8 @@ def resume_run(
     messages.append(
         f"going on from step {state.values['step']}" if state else "no checkpoint yet: starting over"
     )
+    if moved is not None:
+        run.move_data(moved)
     for message in messages:
         tell(message)
     checkpointer = Checkpointer(run, checkpoint_every, state)
@@ -127,7 +137,7 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
         return
     job, sha256 = orders
     dataset = job.load()
-    if dataset_sha256(dataset) != sha256:
+    if not is_same(dataset, sha256):
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     observer = Observer()
     observer.stop_requested = stop  # type: ignore[method-assign]
@@ -157,7 +167,7 @@ def begun_before(out: Path | None, job: Job) -> Path | None:
             run = Run.open(path)
         except RunError:
             continue
-        has = (run.recipe, run.info.data, run.info.seed, run.info.holdout)
+        has = (run.recipe, stored(run.info.data), run.info.seed, run.info.holdout)
         if has == wanted and _same_job(run.info.provenance.get("torchrun"), mine):
             return path
     return None
@@ -235,15 +245,6 @@ class _Recorder(Observer):
         return self._then.stop_requested()
 
 
-def dataset_sha256(dataset: Dataset) -> str:
-    """Return the SHA-256 of all images and labels."""
-    digest = hashlib.sha256()
-    for split in (dataset.train, dataset.test):
-        digest.update(np.ascontiguousarray(split.images).data)
-        digest.update(np.ascontiguousarray(split.labels).data)
-    return digest.hexdigest()
-
-
 def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
     """Return how a run folder describes the digit network and its input."""
     _, channels, height, width = dataset.train.images.shape
@@ -277,7 +278,10 @@ def draw_curves(run: Run) -> None:
 
 def result_of(outcome: Outcome) -> dict[str, Any]:
     """Return the figures of a finished training as plain values."""
+    chosen = outcome.validation
+    figures = {} if chosen is None else {"accuracy": chosen.accuracy, "loss": chosen.loss}
     return {
+        **{f"validation_{name}": value for name, value in figures.items()},
         "epochs": outcome.progress.epoch,
         "steps": outcome.progress.step,
         "images": outcome.progress.images,
