@@ -23,9 +23,21 @@ class WeightsError(GammabetaError, ValueError):
     """Weights that are damaged, or that do not fit the model."""
 
 
+class SurgeryError(GammabetaError, RuntimeError):
+    """A change to a model that could not be carried out; the model is as it was before."""
+
+
+class NotFiniteError(SurgeryError):
+    """Statistics that are not finite numbers; the model is as it was before."""
+
+
+class DivergedError(GammabetaError, ArithmeticError):
+    """A training whose loss or weights are no longer finite numbers."""
+
+
 class UnavailableError(GammabetaError, RuntimeError):
     """A device, backend or optional package that was asked for and is missing."""
 
 
-class SurgeryError(GammabetaError, RuntimeError):
-    """A change to a model that could not be carried out; the model is as it was before."""
+class GammabetaWarning(UserWarning):
+    """Something to know that stops nothing: a file of a later version, say. A command prints it as a line."""

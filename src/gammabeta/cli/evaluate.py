@@ -1,6 +1,8 @@
 """``gammabeta evaluate`` and ``gammabeta compare``: how good a run is, and how good several are."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +41,6 @@ def evaluate(
     clock = time.perf_counter()
     result = trained.evaluate(images, keep_probabilities=True)
     seconds = time.perf_counter() - clock
-    pictures = _draw(trained.run, images, result, out or run, split)
     document = {
         "run": str(run),
         "data": data or trained.run.info.data,
@@ -51,10 +52,11 @@ def evaluate(
         "confusion": result.confusion.tolist(),
         "classes": trained.run.info.network.classes,
         "seconds": round(seconds, 4),
-        "pictures": [str(path) for path in pictures],
     }
     if json:
-        print_json(document)
+        with _printed(document):
+            pictures = _draw(trained.run, images, result, out or run, split)
+            document["pictures"] = [str(path) for path in pictures]
         return
     screen = console()
     rate = result.count / max(seconds, 1e-9)
@@ -62,7 +64,19 @@ def evaluate(
     if not quiet:
         screen.print(f"loss {result.loss:.4f}; {seconds:.2f} s, {rate:,.0f} images/s")
         _print_confusions(result, trained.run.info.network.classes)
+    pictures = _draw(trained.run, images, result, out or run, split)  # last: the folder may be read-only
+    if not quiet:
         screen.print("Pictures: " + ", ".join(map(str, pictures)))
+
+
+@contextmanager
+def _printed(document: dict[str, Any]) -> Iterator[None]:
+    """Print the figures at the end, also if the pictures cannot be written."""
+    document["pictures"] = []
+    try:
+        yield
+    finally:
+        print_json(document)
 
 
 def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
@@ -122,12 +136,13 @@ def compare(
 
     opened = [Run.open(path) for path in runs]
     table = comparison(opened)
+    if not json:
+        _print_comparison(table)
     make_folder(out.parent)
     save_figure(curves_of_runs(opened), out)
     if json:
         print_json({"runs": table, "picture": str(out)})
         return
-    _print_comparison(table)
     console().print(f"Picture: {out}", markup=False)
 
 

@@ -1,11 +1,16 @@
 """What every command prints with: people's text on a console, one JSON object for programs."""
 
-import json
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+
+from ..errors import GammabetaWarning
+from ..jsontext import to_json
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")
@@ -21,7 +26,7 @@ def console(json_wanted: bool = False) -> Console:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON object of a command."""
-    sys.stdout.write(json.dumps(document, allow_nan=False, default=str) + "\n")
+    sys.stdout.write(to_json(document, default=str) + "\n")
     sys.stdout.flush()
 
 
@@ -30,3 +35,20 @@ def fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     Console(stderr=True, highlight=False, soft_wrap=True).print(f"gammabeta: error: {line}", markup=False)
     return code
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Print our own warnings as lines on standard error, each once."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, GammabetaWarning):
+            line = f"gammabeta: note: {' '.join(str(message).split())}"
+            Console(stderr=True, highlight=False, soft_wrap=True).print(line, markup=False)
+        else:
+            shown_before(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", GammabetaWarning)
+        shown_before, warnings.showwarning = warnings.showwarning, show
+        yield

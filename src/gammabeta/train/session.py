@@ -9,20 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..data import Dataset
-from ..errors import DataError, RunError
+from ..errors import DataError, DivergedError, RunError
 from .batches import Scaling, batch_starts
-from .checkpoint import Checkpointer, Checkpoints
+from .checkpoint import Checkpointer
+from .documents import InitialWeights, NetworkInfo, warn
 from .evaluate import Evaluation, LayerStatistics
 from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
 from .loop import Progress
+from .network import DigitNetwork
 from .plots import curves, save_figure, statistics
 from .provenance import torchrun_job
 from .recipe import Recipe
-from .run import Events, Job, NetworkInfo, Run, check_tensorboard
-from .world import ALONE, World, resolve_device, resolve_precision
+from .resume import Resumption, warm_start
+from .run import Events, Job, Run, check_tensorboard
+from .world import ALONE, AnotherFailed, World, resolve_device, resolve_precision
 
 CHECKPOINT_SECONDS = 30.0
 WATCH_POINTS = 16  # measurements of the batch-norm layers in a training
@@ -45,7 +47,7 @@ def train_run(
     holds a checkpoint and the weights so far.
     """
     place = resolve_device(world.device(job.device))
-    network = build_network(job.recipe, dataset, job.seed)
+    network, init = _start(job, dataset, observer.tell)
     info = {
         "seed": job.seed,
         "device": str(place),
@@ -54,6 +56,7 @@ def train_run(
         "data_sha256": dataset_sha256(dataset),
         "holdout": job.holdout,
         "network": describe(dataset, job.recipe),
+        "init": init,
     }
     if tensorboard:
         check_tensorboard()
@@ -69,31 +72,41 @@ def resume_run(
     observer: Observer,
     *,
     tell: Callable[[str], None],
+    epochs: float | None = None,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
     """Continue an interrupted run: the weights become bitwise those of a run without the interruption.
 
-    That holds on the same machine with the same number of threads. ``tell`` is called with messages: the step
-    it continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
-    ``RunError`` if it is not a run, is finished or in use; ``DataError`` if the data have changed.
+    That holds on the same machine with the same number of threads. With ``epochs`` it is trained for so many
+    in all, also if it was finished. ``tell`` is called with messages: the step it continues from, a damaged
+    checkpoint, other threads. The number of processes may differ from before. ``RunError`` if it is not a
+    run, is finished, changed or in use; ``DataError`` if the data have changed.
     """
-    run = Run.open(path)
+    resumed = Resumption.of(path, epochs)
+    run, state = resumed.run, resumed.state
     if run.info.data_sha256 != dataset_sha256(dataset):
         raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
-    state, messages = Checkpoints(path).load()
-    network = build_network(run.recipe, dataset, run.info.seed)
-    threads = run.info.provenance.get("machine", {}).get("threads")
-    if threads != torch.get_num_threads():
-        messages.append(f"{torch.get_num_threads()} threads instead of {threads}: last bits may differ")
-    run.reopen(state.values["metrics_bytes"] if state else 0)
-    messages.append(
-        f"going on from step {state.values['step']}" if state else "no checkpoint yet: starting over"
-    )
-    for message in messages:
+    job, init = run.job, run.info.init
+    if state is not None:
+        job = replace(job, init=None)  # its weights are in the checkpoint
+    network, _ = _start(job, dataset, tell, None if init is None else init.sha256)
+    for message in resumed.begin(len(dataset.train.labels)):
         tell(message)
     checkpointer = Checkpointer(run, checkpoint_every, state)
     return run, _fit_and_record(run, network, dataset, observer, checkpointer, world)
+
+
+def _start(
+    job: Job, dataset: Dataset, tell: Callable[[str], None], sha256: str | None = None
+) -> tuple[DigitNetwork, InitialWeights | None]:
+    """Build the network that a training begins with; its weights are random, or those of another run."""
+    network = build_network(job.recipe, dataset, job.seed)
+    if job.init is None:
+        return network, None
+    init, message = warm_start(network, job.init, list(dataset.classes), sha256)
+    tell(message)
+    return network, init
 
 
 def follow(world: World, stop: Callable[[], bool]) -> None:
@@ -101,20 +114,25 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
 
     ``stop`` is asked after each step whether all shall stop. ``DataError`` if rank 0 has other data.
     """
-    orders: tuple[Job, str] | None = world.broadcast(None)
+    orders: tuple[Job, str, dict[str, torch.Tensor] | None] | None = world.broadcast(None)
     if orders is None:
         return
-    job, sha256 = orders
+    job, sha256, weights = orders
     dataset = job.load()
     if dataset_sha256(dataset) != sha256:
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     observer = Observer()
     observer.stop_requested = stop  # type: ignore[method-assign]
     network = build_network(job.recipe, dataset, job.seed)
-    _fit(job, network, dataset, observer=observer, world=world)
+    if weights is not None:
+        network.load_state_dict(weights)
+    try:
+        _fit(job, network, dataset, observer=observer, world=world)
+    except DivergedError:  # all ranks notice at the same step; rank 0 has the weights, and speaks
+        raise AnotherFailed from None
 
 
-def _fit(job: Job, network: nn.Module, dataset: Dataset, **options: Any) -> Outcome:
+def _fit(job: Job, network: DigitNetwork, dataset: Dataset, **options: Any) -> Outcome:
     options |= {"device": job.device, "seed": job.seed, "watch_points": WATCH_POINTS}
     return fit(network, dataset, job.recipe, **options)
 
@@ -152,7 +170,7 @@ def _same_job(theirs: Any, mine: dict[str, str]) -> bool:
 
 def _fit_and_record(
     run: Run,
-    network: nn.Module,
+    network: DigitNetwork,
     dataset: Dataset,
     observer: Observer,
     checkpointer: Checkpointer,
@@ -162,10 +180,11 @@ def _fit_and_record(
     if world.size > 1:  # each rank has a GPU of its own: say "cuda" and not which
         job = replace(job, device=job.device.partition(":")[0])
     try:
-        world.broadcast((job, run.info.data_sha256))
+        world.broadcast((job, run.info.data_sha256, network.state_dict() if job.init else None))
         recorder = _Recorder(run, len(dataset.train.labels), observer)
         outcome = _fit(job, network, dataset, observer=recorder, checkpointer=checkpointer, world=world)
         run.save_model(outcome.model)
+        checkpointer.write_best()
         draw_curves(run)
         run.finish("finished", result_of(outcome))
     except TrainingInterrupted:
@@ -176,11 +195,27 @@ def _fit_and_record(
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
-    except BaseException:
+    except DivergedError as error:
+        message = f"{error}{_saved_good(run, checkpointer)}"
+        draw_curves(run)
+        run.finish("failed", failure=message)
+        raise DivergedError(message) from None
+    except BaseException as error:
         with suppress(RunError):  # a full disk, say: the first error is the one to tell
-            run.finish("failed")
+            checkpointer.write_best()
+        with suppress(RunError):
+            run.finish("failed", failure=f"{type(error).__name__}: {error}"[:500])
         raise
     return outcome
+
+
+def _saved_good(run: Run, checkpointer: Checkpointer) -> str:
+    """Save the last good weights of a training that diverged; return where they are, in words."""
+    try:
+        step = checkpointer.write_good()
+    except RunError as error:
+        return f"; {error}"
+    return "" if step is None else f"; the weights after {step:,} steps are in {run.weights()}"
 
 
 class _Recorder(Observer):
@@ -241,7 +276,17 @@ def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
 
 
 def draw_curves(run: Run) -> None:
-    """Draw ``curves.png`` and ``statistics.png`` from the run's metrics, if there are any yet."""
+    """Draw ``curves.png`` and ``statistics.png`` from the run's metrics, if there are any yet.
+
+    What goes wrong is told with a warning: no picture is worth a training.
+    """
+    try:
+        _draw_curves(run)
+    except Exception as error:
+        warn(f"the curves of {run.path} could not be drawn: {error}")
+
+
+def _draw_curves(run: Run) -> None:
     rows: Sequence[dict[str, Any]] = run.metrics()
     title = f"{run.info.data}, recipe {run.recipe.name}, seed {run.info.seed}"
     if any(row["kind"] == "progress" for row in rows):
