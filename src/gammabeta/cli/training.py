@@ -76,19 +76,19 @@ def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict
             return {**done, "run": str(begun)}
         if init is not None:
             Run.open(init)  # what is wrong with it is said before the data are loaded
-    epochs = None if request.resume is None else request.epochs
-    if begun is not None:
-        job = Resumption.of(begun, epochs).run.job  # checked whole before the data are loaded
+    resumed = None
+    if begun is not None:  # checked whole before the data are loaded
+        resumed = Resumption.of(begun, None if request.resume is None else request.epochs)
+        job = resumed.run.job
     reporter = Reporter(screen, quiet)
     dataset, loaded = reporter.load(job)
     path = begun or request.out or default_path(job.recipe.name, job.source)
     options: dict[str, Any] = {"checkpoint_every": request.checkpoint_every, "world": world}
     with reporter.training(path):
-        if begun is None:
+        if resumed is None:
             _, outcome = train_run(dataset, job, path, reporter, tensorboard=request.tensorboard, **options)
         else:
-            options |= {"tell": reporter.tell, "epochs": epochs}
-            _, outcome = resume_run(path, dataset, reporter, **options)
+            _, outcome = resume_run(resumed, dataset, reporter, tell=reporter.tell, **options)
     result = {**result_of(outcome), "run": str(path)}
     result["seconds"]["load"] = round(loaded, 4)
     return result

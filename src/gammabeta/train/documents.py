@@ -10,7 +10,16 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    StrictBool,
+    ValidationError,
+)
 from pydantic import model_validator as check
 from typing_extensions import TypedDict
 
@@ -19,7 +28,7 @@ from ..files import read_json
 
 FORMAT = 1
 _LONGEST = 4096  # characters of a name or a path
-_SETTINGS = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+_SETTINGS = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
 def _short(text: str) -> str:
@@ -42,15 +51,17 @@ def _known(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+Whole = Annotated[int, Strict()]
+Real = Annotated[float, Strict()]  # whole numbers too
 Text = Annotated[str, AfterValidator(_short)]
 PathText = Annotated[str, AfterValidator(_path)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
-Seconds = Annotated[float, Field(ge=0, le=1e12)]
-Epochs = Annotated[float, Field(ge=0, le=1e9)]
-Figure = Annotated[float | None, Field(ge=-1e39, le=1e39), BeforeValidator(_known)]
-Loss = Annotated[float | None, Field(ge=0, le=1e39), BeforeValidator(_known)]
-Share = Annotated[float | None, Field(ge=0, le=1), BeforeValidator(_known)]
+Count = Annotated[Whole, Field(ge=0, lt=1 << 63)]
+Seconds = Annotated[Real, Field(ge=0, le=1e12)]
+Epochs = Annotated[Real, Field(ge=0, le=1e9)]
+Figure = Annotated[Real | None, Field(ge=-1e39, le=1e39), BeforeValidator(_known)]
+Loss = Annotated[Real | None, Field(ge=0, le=1e39), BeforeValidator(_known)]
+Share = Annotated[Real | None, Field(ge=0, le=1), BeforeValidator(_known)]
 
 
 class Document(BaseModel):
@@ -72,16 +83,16 @@ class NetworkInfo(Document):
     """What is needed to build the network again and to scale its input."""
 
     factory: None = Field(default=None, exclude=True)  # always null, in run folders of 0.1.0 only
-    channels: int = Field(ge=1, le=4096)
-    height: int = Field(ge=1, le=1 << 14)
-    width: int = Field(ge=1, le=1 << 14)
+    channels: Whole = Field(ge=1, le=4096)
+    height: Whole = Field(ge=1, le=1 << 14)
+    width: Whole = Field(ge=1, le=1 << 14)
     classes: list[Text] = Field(min_length=2, max_length=100_000)
     # In units of the uint8 pixel, for each channel.
-    pixel_mean: list[Annotated[float, Field(ge=-1e6, le=1e6)]] = Field(max_length=4096)
-    pixel_scale: list[Annotated[float, Field(gt=0, le=1e6)]] = Field(max_length=4096)
-    batch_norm: bool = True
-    hidden_bias: bool = True
-    eps: float = Field(default=1e-5, gt=0, le=1)
+    pixel_mean: list[Annotated[Real, Field(ge=-1e6, le=1e6)]] = Field(max_length=4096)
+    pixel_scale: list[Annotated[Real, Field(gt=0, le=1e6)]] = Field(max_length=4096)
+    batch_norm: StrictBool = True
+    hidden_bias: StrictBool = True
+    eps: Real = Field(default=1e-5, gt=0, le=1)
 
     @check(mode="after")
     def _one_for_each_channel(self) -> Self:
@@ -175,7 +186,7 @@ class CheckpointInfo(Document):
     metrics_bytes: Count
     best_loss: Loss = None
     # 0.1.0 wrote none of these; it wrote a checkpoint at the end of an epoch after judging it.
-    judged: bool = True
+    judged: StrictBool = True
     recipe: dict[str, Any] | None = None
     seed: Count | None = None
 
@@ -205,7 +216,7 @@ class EvaluationRow(_Placed):
     """A split was judged."""
 
     epoch: Count
-    split: Literal["train", "test"]
+    split: Text
     accuracy: Share
     loss: Loss
     correct: Count

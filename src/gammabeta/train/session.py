@@ -67,26 +67,25 @@ def train_run(
 
 
 def resume_run(
-    path: Path,
+    begun: Path | Resumption,
     dataset: Dataset,
     observer: Observer,
     *,
     tell: Callable[[str], None],
-    epochs: float | None = None,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
     """Continue an interrupted run: the weights become bitwise those of a run without the interruption.
 
-    That holds on the same machine with the same number of threads. With ``epochs`` it is trained for so many
-    in all, also if it was finished. ``tell`` is called with messages: the step it continues from, a damaged
-    checkpoint, other threads. The number of processes may differ from before. ``RunError`` if it is not a
-    run, is finished, changed or in use; ``DataError`` if the data have changed.
+    That holds on the same machine with the same number of threads. ``begun`` is the run's folder, or what
+    ``Resumption.of`` gave, for another number of epochs say. ``tell`` is called with messages: the step it
+    continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
+    ``RunError`` if it is not a run, is finished, changed or in use; ``DataError`` if the data have changed.
     """
-    resumed = Resumption.of(path, epochs)
+    resumed = Resumption.of(begun) if isinstance(begun, Path) else begun
     run, state = resumed.run, resumed.state
     if run.info.data_sha256 != dataset_sha256(dataset):
-        raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
+        raise DataError(f"{run.info.data} is not what {run.path} was trained on: it has changed since")
     job, init = run.job, run.info.init
     if state is not None:
         job = replace(job, init=None)  # its weights are in the checkpoint
