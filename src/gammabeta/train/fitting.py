@@ -3,6 +3,7 @@
 import gc
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -140,7 +141,9 @@ def fit(
     work.seconds["prepare"] = time.perf_counter() - clock
     work.begin()
     results: tuple[Evaluation, Evaluation] | None = None
-    with keep_pages(), _uncollected(), quick(model, alone=world.size == 1):
+    with keep_pages(), _uncollected(), quick(model, alone=world.size == 1), warnings.catch_warnings():
+        # A batch norm warns of a batch that is not finite; the training ends for it, and says more.
+        warnings.filterwarnings("ignore", "a batch with non-finite statistics", RuntimeWarning)
         while results is None or training.step < training.steps:
             epoch = training.epoch
             work.train_epoch()

@@ -214,7 +214,7 @@ def _saved_good(run: Run, checkpointer: Checkpointer) -> str:
         step = checkpointer.write_good()
     except RunError as error:
         return f"; {error}"
-    return "" if step is None else f"; the weights after {step:,} steps are in {run.weights()}"
+    return "" if step is None else f"; the weights after step {step:,} are in {run.weights()}"
 
 
 class _Recorder(Observer):
