@@ -32,7 +32,11 @@ class NotFiniteError(SurgeryError):
 
 
 class DivergedError(GammabetaError, ArithmeticError):
-    """A training whose loss or weights are no longer finite numbers."""
+    """A training whose loss or weights are no longer finite numbers; ``steps`` were taken before."""
+
+    def __init__(self, message: str, steps: int) -> None:
+        super().__init__(message)
+        self.steps = steps
 
 
 class UnavailableError(GammabetaError, RuntimeError):

@@ -43,6 +43,7 @@ def test_a_divergence_is_noticed_when_it_happens(digits: Dataset, tmp_path: Path
     run = Run.open(tmp_path / "run")
     assert (run.info.status, run.info.failure, run.info.result) == ("failed", message, None)
     assert f" are in {run.path / 'model.safetensors'}" in message
+    assert "weights after step 1 are" in message or "weights after step 2 are" in message
     weights = load_model(run.path, "cpu").model.state_dict()
     assert all(tensor.isfinite().all() for tensor in weights.values())
     for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines():
@@ -111,3 +112,10 @@ def test_json_has_no_nan() -> None:
     for text in ("[" * 60 + "]" * 60, "[" * 100_000, "{", "9" * 5000):
         with pytest.raises(ValueError, match=r"nested|Expecting|digits"):
             from_json(text)
+
+
+def test_weights_that_cannot_be_judged_are_not_the_good_ones(digits: Dataset, tmp_path: Path) -> None:
+    recipe = TWIN.model_copy(update={"epochs": 0.1})  # two steps: finite, but an evaluation overflows
+    words = r"the evaluation of step 2 .* the weights after step 1 are in"
+    with pytest.raises(DivergedError, match=words):
+        train_run(digits, Job("digits", recipe, device="cpu"), tmp_path / "run", Observer())

@@ -182,7 +182,7 @@ class Reporter(Observer):
             "{task.fields[speed]:,.0f} images/s",
             TimeRemainingColumn(compact=True),
             console=screen,
-            disable=quiet,
+            disable=quiet or not screen.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task(
@@ -193,7 +193,8 @@ class Reporter(Observer):
         """Load a data set, with a bar if it must be downloaded; return it and the seconds it took."""
         clock = time.perf_counter()
         columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=self._screen, transient=True, disable=self._quiet) as bar:
+        unseen = self._quiet or not self._screen.is_terminal
+        with Progress(*columns, console=self._screen, transient=True, disable=unseen) as bar:
             tasks: dict[str, Any] = {}
 
             def fetched(name: str, done: int, total: int) -> None:

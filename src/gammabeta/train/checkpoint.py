@@ -119,7 +119,7 @@ class Checkpointer:
         best = None if state is None or not run.weights(best=True).exists() else state.values["best_loss"]
         self._best = float("inf") if best is None else float(best)
         self._best_weights: dict[str, Tensor] | None = None
-        self._good: tuple[int, dict[str, Tensor]] | None = None
+        self._good: list[tuple[int, dict[str, Tensor]]] = []
 
     def restore(self, training: Training) -> float:
         """Restore the state, if there is one; return the seconds of training that it took."""
@@ -161,16 +161,16 @@ class Checkpointer:
         weights = _copied(training)
         with suppress(WeightsError):
             check_values(weights, "the training")
-            self._good = training.step, weights
+            self._good = [*self._good[-1:], (training.step, weights)]
 
-    def write_good(self) -> int | None:
-        """Write the last good weights as those of the run; return their step, None if there are none."""
-        if self._good is None:
-            return None
-        step, weights = self._good
-        self._run.save_weights(weights)
+    def write_good(self, steps: int) -> int | None:
+        """Write the last good weights, of so many steps at most, as the run's; return their step, if any."""
         self.write_best()
-        return step
+        for step, weights in reversed(self._good):
+            if step <= steps:
+                self._run.save_weights(weights)
+                return step
+        return None
 
 
 def _copied(training: Training) -> dict[str, Tensor]:

@@ -233,7 +233,8 @@ class _Fitting:
         epoch = step // training.order.steps_per_epoch
         return DivergedError(
             f"the training diverged: the {what} of step {step + 1:,} (epoch {epoch}) is not finite, at a "
-            f"learning rate of {rate:.3g}; try a lower --learning-rate"
+            f"learning rate of {rate:.3g}; try a lower --learning-rate",
+            step,
         )
 
     def complete(self) -> None:

@@ -113,8 +113,9 @@ def run_recipe(path: Path) -> tuple[Recipe, dict[str, Any]]:
     except UsageError as error:
         raise RunError(f"{path} is damaged: {error}") from None
     unknown = {name: value for name, value in settings.items() if name not in Recipe.model_fields}
+    recipe = recipe_of(settings, path)
     tell_unknown(path, list(unknown))
-    return recipe_of(settings, path), unknown
+    return recipe, unknown
 
 
 def recipe_of(settings: Mapping[str, Any], path: Path) -> Recipe:

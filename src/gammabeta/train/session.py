@@ -195,10 +195,10 @@ def _fit_and_record(
         run.finish("interrupted")
         raise
     except DivergedError as error:
-        message = f"{error}{_saved_good(run, checkpointer)}"
+        message = f"{error}{_saved_good(run, checkpointer, error.steps)}"
         draw_curves(run)
         run.finish("failed", failure=message)
-        raise DivergedError(message) from None
+        raise DivergedError(message, error.steps) from None
     except BaseException as error:
         with suppress(RunError):  # a full disk, say: the first error is the one to tell
             checkpointer.write_best()
@@ -208,10 +208,10 @@ def _fit_and_record(
     return outcome
 
 
-def _saved_good(run: Run, checkpointer: Checkpointer) -> str:
+def _saved_good(run: Run, checkpointer: Checkpointer, steps: int) -> str:
     """Save the last good weights of a training that diverged; return where they are, in words."""
     try:
-        step = checkpointer.write_good()
+        step = checkpointer.write_good(steps)
     except RunError as error:
         return f"; {error}"
     return "" if step is None else f"; the weights after step {step:,} are in {run.weights()}"
