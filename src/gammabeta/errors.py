@@ -34,7 +34,7 @@ class NotFiniteError(SurgeryError):
 class DivergedError(GammabetaError, ArithmeticError):
     """A training whose loss or weights are no longer finite numbers; ``steps`` were taken before."""
 
-    def __init__(self, message: str, steps: int) -> None:
+    def __init__(self, message: str, steps: int = 0) -> None:
         super().__init__(message)
         self.steps = steps
 
