@@ -1,6 +1,8 @@
 """``gammabeta evaluate`` and ``gammabeta compare``: how good a run is, and how good several are."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,10 +50,6 @@ def evaluate(
     classes = trained.run.info.network.classes
     rows = result.by_class(classes)
     notes = [*dataset.notes, *lacking(dataset, split)]
-    if not json:
-        _print_result(result, rows, split, seconds, quiet)
-        tell(notes)
-    pictures = _draw(trained.run, images, result, out or run, split)
     if json:
         document = {
             "run": str(run),
@@ -66,11 +64,16 @@ def evaluate(
             "classes": classes,
             "notes": notes,
             "seconds": round(seconds, 4),
-            "pictures": [str(path) for path in pictures],
         }
-        print_json(document)
-    elif not quiet:
-        console().print("Pictures: " + ", ".join(map(str, pictures)), markup=False)
+        with _printed(document):
+            pictures = _draw(trained.run, images, result, out or run, split)
+            document["pictures"] = [str(path) for path in pictures]
+        return
+    _print_result(result, rows, split, seconds, quiet)
+    tell(notes)
+    pictures = _draw(trained.run, images, result, out or run, split)  # last: the folder may be read-only
+    if not quiet:
+        console().print("Pictures: " + ", ".join(map(str, pictures)))
 
 
 def _print_result(
@@ -102,6 +105,16 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
         shares = ("–" if value is None else f"{value:.4f}" for value in figures)
         table.add_row(Text(row["class"]), *counts, *shares)
     console().print(table)
+
+
+@contextmanager
+def _printed(document: dict[str, Any]) -> Iterator[None]:
+    """Print the figures at the end, also if the pictures cannot be written."""
+    document["pictures"] = []
+    try:
+        yield
+    finally:
+        print_json(document)
 
 
 def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
@@ -162,12 +175,13 @@ def compare(
 
     opened = [Run.open(path) for path in runs]
     table = comparison(opened)
+    if not json:
+        _print_comparison(table)
     make_folder(out.parent)
     save_figure(curves_of_runs(opened), out)
     if json:
         print_json({"runs": table, "picture": str(out)})
         return
-    _print_comparison(table)
     console().print(f"Picture: {out}", markup=False)
 
 

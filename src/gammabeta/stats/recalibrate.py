@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import SurgeryError, UsageError
+from ..errors import NotFiniteError, SurgeryError, UsageError
 from ..graph.layers import BatchNormLayer, batch_norm_layers, frozen_layers, unwrap
 from ..nn import SyncBatchNorm
 from .batches import ForwardFn, batches, call, placement, size
@@ -230,7 +230,7 @@ def _checked(name: str, layer: Any, moments: Moments) -> Statistics:
     mean = moments.mean.to(layer.running_mean.device, layer.running_mean.dtype)
     var = moments.unbiased_variance.to(layer.running_var.device, layer.running_var.dtype)
     if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
-        raise SurgeryError(
+        raise NotFiniteError(
             f"the input of {name or 'the layer'} is not finite, or its moments overflow {mean.dtype}"
         )
     return mean, var, moments.batches

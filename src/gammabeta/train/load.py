@@ -12,6 +12,7 @@ from ..data import Dataset, Preparation, Split
 from ..data.classes import as_classes
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
+from .documents import NetworkInfo
 from .evaluate import Evaluation, evaluate, evaluating, evaluation_batch
 from .network import DigitNetwork
 from .run import Run
@@ -65,18 +66,22 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
     """
     place = resolve_device(device)
     run = Run.open(path)
-    info = run.info.network
     with torch.device("meta"):  # nothing is allocated before the weights are known to fit
-        network = DigitNetwork(
-            info.channels,
-            (info.height, info.width),
-            len(info.classes),
-            batch_norm=info.batch_norm,
-            hidden_bias=info.hidden_bias,
-            eps=info.eps,
-        )
+        network = network_of(run.info.network)
     model = place_model(run.load_model(network, best=best).eval(), place)
     return Trained(run, model, place)
+
+
+def network_of(info: NetworkInfo) -> DigitNetwork:
+    """Return the network that a run describes, its weights not the run's yet."""
+    return DigitNetwork(
+        info.channels,
+        (info.height, info.width),
+        len(info.classes),
+        batch_norm=info.batch_norm,
+        hidden_bias=info.hidden_bias,
+        eps=info.eps,
+    )
 
 
 def load_dataset(trained: Trained, source: str | None = None, *, skip_damaged: bool = False) -> Dataset:
