@@ -222,9 +222,8 @@ class _Fitting:
         taken = time.perf_counter() - clock
         self.seconds["train"] += taken
         self.seconds["first_step"] = self.seconds["first_step"] or taken  # the first report is of one step
-        self._stretch = max(
-            1, min(2 * self._stretch, int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6)))
-        )
+        wanted = int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6))
+        self._stretch = max(1, min(2 * self._stretch, wanted, training.steps))
         self._observer.progressed(progress, self.seconds["train"])
         if self._checkpointer is not None:
             self._checkpointer.keep_if_good(training)
