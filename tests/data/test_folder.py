@@ -1,5 +1,6 @@
 """Folders of pictures: classes by name, sizes and colours by rule, nothing left out in silence."""
 
+import io
 import unicodedata
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from gammabeta.data import load
+from gammabeta.data.decode import decode
 from gammabeta.errors import DataError, UnavailableError
 
 RANDOM = np.random.default_rng(5)
@@ -259,3 +261,36 @@ def test_heic_without_its_plugin(pets, monkeypatch):
     (pets / "cat" / "b.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     with pytest.raises(UnavailableError, match="pip install pillow-heif"):
         load(pets, skip_damaged=True)  # it is not the picture that is damaged
+
+
+def test_damaged_deep_pictures_are_passed_over_and_the_rest_is_prepared_alike(tmp_path: Path) -> None:
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for number in range(5):
+            samples = np.full((8, 8), 4095, np.uint16)
+            samples[: number + 1] = 100
+            Image.fromarray(samples).save(tmp_path / label / f"{number}.png")
+    whole = load(tmp_path)
+    damaged = tmp_path / "a" / "torn.png"
+    content = (tmp_path / "a" / "0.png").read_bytes()
+    damaged.write_bytes(content[:60])
+    found = load(tmp_path, skip_damaged=True)
+    assert found.preparation == whole.preparation
+    assert found.preparation is not None
+    assert found.preparation.full == 4095
+    assert len(found.notes) == 1
+    assert str(damaged) in found.notes[0]
+    again = load(tmp_path, skip_damaged=True, preparation=found.preparation)
+    assert np.array_equal(again.train.images, found.train.images)
+    with pytest.raises(DataError, match=r"torn\.png: .*--skip-damaged"):
+        load(tmp_path, preparation=found.preparation)
+
+
+def test_heic_without_a_name(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), (200, 10, 10)).save(buffer, "HEIF")
+    Image.OPEN.pop("HEIF")
+    Image.ID.remove("HEIF")
+    assert decode(buffer, "RGB").size == (64, 64)
