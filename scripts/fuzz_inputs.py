@@ -15,6 +15,7 @@ table shows. Another format is one more `Format` in `FORMATS`.
 
 import argparse
 import gzip
+import hashlib
 import io
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ import numpy as np
 from PIL import Image
 
 from gammabeta.data import load, load_picture, write_idx
-from gammabeta.errors import GammabetaError
+from gammabeta.errors import GammabetaError, GammabetaWarning
 
 SECONDS, MEGABYTES, HANG = 1.0, 500.0, 20.0
 #: No child may ask the system for more, so that a reader that does is found before the machine stops.
@@ -144,6 +146,22 @@ def _places(node: Any) -> Iterator[tuple[Any, Any]]:
 # --- checksums
 
 
+def seal_checkpoint(content: bytes) -> bytes:
+    """Write the right checksum into the document of a checkpoint."""
+    body = json.loads(content)
+    if isinstance(body, dict):
+        body.pop("sha256", None)
+        digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        return json.dumps({**body, "sha256": digest}).encode()
+    return content
+
+
+def damage_line(content: bytes, random: Random) -> bytes:
+    """Lines of JSON, the first of them with other values."""
+    first, _, others = content.partition(b"\n")
+    return damage_json(first, random) + b"\n" + others
+
+
 def seal_png(content: bytes) -> bytes:
     """Write the right checksum behind each chunk that still has its length."""
     data, at = bytearray(content), 8
@@ -225,6 +243,48 @@ def npy_samples(_folder: Path) -> list[bytes]:
     return [member.getvalue()]
 
 
+def csv_samples(folder: Path) -> list[bytes]:
+    """With names and without, grey and in colour."""
+    random = np.random.default_rng(8)
+    rows = [np.column_stack([np.arange(8) % 2, random.integers(0, 256, (8, count))]) for count in (16, 27)]
+    texts = ["\n".join(",".join(map(str, row)) for row in table.tolist()) for table in rows]
+    return [
+        text.encode() for text in (*texts, "label," + ",".join(f"p{n}" for n in range(16)) + "\n" + texts[0])
+    ]
+
+
+def parquet_samples(folder: Path) -> list[bytes]:
+    """Pictures as structs and as lists."""
+    import pyarrow as arrow
+    from pyarrow import parquet
+
+    pixels = np.random.default_rng(9).integers(0, 256, (8, 4, 4), np.uint8)
+    pictures = []
+    for image in pixels:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        pictures.append({"bytes": buffer.getvalue(), "path": "x.png"})
+    found = []
+    for images in (pictures, pixels.tolist()):
+        file = io.BytesIO()
+        parquet.write_table(arrow.table({"image": images, "label": [0, 1] * 4}), file)
+        found.append(file.getvalue())
+    return found
+
+
+def file_reader(name: str) -> Callable[[Path], Reader]:
+    """What reads a data set from a file of this name."""
+
+    def reader(folder: Path) -> Reader:
+        def read(content: bytes) -> object:
+            (folder / name).write_bytes(content)
+            return load(folder / name)
+
+        return read
+
+    return reader
+
+
 def npz_reader(folder: Path) -> Reader:
     """Read the content as an NPZ file."""
 
@@ -296,13 +356,18 @@ def make_run(folder: Path) -> Path:
 
     torch.set_num_threads(1)
     network = {"channels": 1, "height": 28, "width": 28, "classes": list("0123456789")}
-    network |= {"pixel_mean": [0.0], "pixel_scale": [255.0]}
+    network |= {"pixel_mean": [0.0], "pixel_scale": [1.0]}
     info = {"seed": 0, "device": "cpu", "precision": "fp32", "data": "mnist", "network": network}
-    run = Run.create(folder / "run", info, load_recipe("classic"))
-    run.record("progress", loss=1.0)
+    recipe = load_recipe("classic")
+    run = Run.create(folder / "run", info, recipe)
+    figures = {"images": 64, "loss": 1.0, "accuracy": 0.5}
+    run.record("progress", step=1, epochs=0.1, learning_rate=0.1, seconds=0.1, **figures)
     run.save_model(DigitNetwork(1, (28, 28), 10))
-    run.finish("finished", {"test_accuracy": 0.99})
-    Checkpoints(run.path).save(State({"x": torch.zeros(3)}, {"step": 1, "epoch": 0}))
+    result = {"epochs": 1, "steps": 1, "images": 64, "loss": 1.0, "train_accuracy": 0.5, "test_accuracy": 0.5}
+    result |= {"test_loss": 1.0, "precision": "fp32", "seconds": {"train": 0.1}, "images_per_second": 640}
+    run.finish("finished", result)
+    values = {"step": 1, "seconds": 0.1, "metrics_bytes": 0, "recipe": recipe.model_dump(), **figures}
+    Checkpoints(run.path).save(State({"x": torch.zeros(3)}, values))
     return run.path
 
 
@@ -315,13 +380,18 @@ def run_reader(name: str, folder: Path) -> Reader:
     """Read a run folder, of which the content is one file."""
     from gammabeta.train.checkpoint import Checkpoints
     from gammabeta.train.load import load_model
+    from gammabeta.train.plots import curves, statistics
 
     path = folder / "run" if (folder / "run").is_dir() else make_run(folder)
 
     def read(content: bytes) -> object:
         (path / name).write_bytes(content)
         trained = load_model(path, "cpu")
-        trained.run.metrics()
+        rows = trained.run.metrics()
+        if name == "metrics.jsonl":
+            curves(rows, "fuzz")
+            if any(row["kind"] == "statistics" for row in rows):
+                statistics(rows, "fuzz")
         return Checkpoints(path).load()
 
     return read
@@ -346,13 +416,20 @@ FORMATS: dict[str, Format] = {
         for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
     },
     "PNG, checksums repaired": Format(partial(picture_samples, "PNG"), picture_reader, seal_png),
+    "CSV": Format(csv_samples, file_reader("data.csv")),
     "safetensors": run_format("model.safetensors"),
     "run.json": run_format("run.json"),
     "run.json, values": run_format("run.json", damage=damage_json),
     "recipe.toml": run_format("recipe.toml"),
     "metrics.jsonl": run_format("metrics.jsonl"),
+    "metrics.jsonl, values": run_format("metrics.jsonl", damage=damage_line),
     "checkpoint JSON": run_format("checkpoints/step-1.json"),
+    "checkpoint JSON, values": run_format(
+        "checkpoints/step-1.json", damage=damage_json, seal=seal_checkpoint
+    ),
 }
+if find_spec("pyarrow"):
+    FORMATS["Parquet"] = Format(parquet_samples, file_reader("data.parquet"))
 
 
 # --- running
@@ -363,6 +440,7 @@ def judge(read: Reader, content: bytes) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", GammabetaWarning)  # a line for the user, and no failure
             read(content)
     except GammabetaError as error:
         message = str(error.args[0])  # as it was written: shown, it is one line whatever it holds

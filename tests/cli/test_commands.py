@@ -60,6 +60,19 @@ def test_evaluate_judges_and_draws(gammabeta: Call, trained_run: Path, tmp_path:
     assert f"accuracy {document['accuracy']:.4f}" in gammabeta("evaluate", trained_run, "--out", tmp_path)[1]
 
 
+def test_figures_are_printed_where_no_picture_can_be_written(
+    gammabeta: Call, trained_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()  # no folder can be made in it, even by root
+    code, out, err = gammabeta("evaluate", trained_run, "--out", tmp_path / "file" / "pictures")
+    assert code == 2
+    assert "accuracy 0." in out
+    assert err.count("\n") == 1
+    code, out, _ = gammabeta("evaluate", trained_run, "--out", tmp_path / "file" / "pictures", "--json")
+    document = json.loads(out)
+    assert (code, document["count"], document["pictures"]) == (2, 200, [])
+
+
 def test_evaluate_on_other_data(gammabeta: Call, trained_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "colour.npz"
     images, labels = np.zeros((20, 28, 28, 3), np.uint8), np.arange(20) % 10

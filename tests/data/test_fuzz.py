@@ -31,6 +31,7 @@ DATA = (
     "GIF",
     "BMP",
     "WEBP",
+    "CSV",
 )
 
 

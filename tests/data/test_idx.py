@@ -133,7 +133,7 @@ def test_raw_and_packed_of_one_file_are_no_conflict(idx_folder):
     ("name", "items", "message"),
     [
         (LABELS, np.zeros(11, np.uint8), "11 labels for 12 train images"),
-        ("t10k-labels-idx1-ubyte", np.full(5, 9, np.uint8), "a test label is 9, but labels go from 0 to 2"),
+        ("t10k-labels-idx1-ubyte", np.full(5, 9, np.uint8), "a test label is 9, which no training image has"),
         (
             "t10k-images-idx3-ubyte",
             np.zeros((5, 5, 5), np.uint8),
@@ -163,3 +163,49 @@ def test_path_that_leads_nowhere(path):
 def test_only_bytes_are_written(tmp_path):
     with pytest.raises(DataError, match="only uint8"):
         write_idx(tmp_path / "labels", np.zeros(3, np.int64))
+
+
+@pytest.mark.parametrize(
+    ("variant", "labels", "names"),
+    [
+        ("letters", np.arange(12) % 3 + 1, ("A", "B", "C")),
+        ("balanced", np.arange(12) % 3 + 35, ("Z", "a", "b")),
+        ("byclass", np.arange(12) % 3 + 59, ("x", "y", "z")),
+        ("digits", np.arange(12) % 3, ("0", "1", "2")),
+    ],
+)
+def test_emnist_is_turned_upright_and_its_classes_named(tmp_path, variant, labels, names):
+    upright = np.random.default_rng(2).integers(0, 256, (12, 6, 5), np.uint8)
+    for part in ("train", "test"):
+        name = f"emnist-{variant}-{part}"
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte", np.ascontiguousarray(upright.transpose(0, 2, 1)))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte", labels.astype(np.uint8))
+    found = load(tmp_path)
+    np.testing.assert_array_equal(found.train.images[:, 0], upright)
+    np.testing.assert_array_equal(found.test.labels, np.arange(12) % 3)
+    assert found.classes == names
+
+
+def test_files_inside_folders_of_their_own_names(tmp_path, idx_folder):
+    expected = load(idx_folder).train.images
+    folder = tmp_path / "archive"
+    for file in idx_folder.iterdir():
+        (folder / file.name).mkdir(parents=True)
+        (folder / file.name / file.name).write_bytes(file.read_bytes())
+    np.testing.assert_array_equal(load(folder).train.images, expected)
+    for file in idx_folder.iterdir():  # Kaggle's archive has them a second time, with a dot
+        (folder / file.name.replace("-idx", ".idx")).write_bytes(file.read_bytes())
+    np.testing.assert_array_equal(load(folder).train.images, expected)
+
+
+def test_names_of_the_classes_in_a_file(idx_folder):
+    (idx_folder / "classes.txt").write_text("cat\ndog\ngrößer\n", "utf-8")
+    assert load(idx_folder).classes == ("cat", "dog", "größer")
+
+
+def test_labels_from_one_give_no_dead_class(idx_folder, arrays):
+    for name in ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"):
+        write_idx(idx_folder / name, arrays[name] + 1)
+    found = load(idx_folder)
+    assert found.classes == ("1", "2", "3")
+    np.testing.assert_array_equal(found.train.labels, arrays["train-labels-idx1-ubyte"])

@@ -239,7 +239,7 @@ def test_flat_pictures_are_noticed(digits):
     images[2] = 9
     labels = np.array([0, 0, 1, 1, 0, 1])
     found = Dataset("x", Split(images, labels), Split(digits[:2], labels[1:3]), ("cat", "dog")).settled()
-    style, flat = found.notes()
+    style, flat = found.remarks()
     assert style.startswith("pictures: light ink on dark, 71% of the frame")
     assert flat.startswith("1 of 6 training images are one flat colour (the first: number 2, of class 'dog')")
 

@@ -4,10 +4,12 @@
 --epochs 6 -s evaluate=epoch -s batch_size=50`` of 0.1.0; the pictures and the older checkpoint were deleted.
 ``digits.npz`` holds the middle 16×16 pixels of 400 training and 100 test digits of MNIST. ``expected.json``
 is what ``gammabeta evaluate`` and ``gammabeta predict seven.png --style plain`` of 0.1.0 printed.
+``model.onnx`` is what its ``gammabeta export`` wrote.
 """
 
 import json
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,9 @@ import torch
 from gammabeta.cli.app import run as command_line
 from gammabeta.data import load
 from gammabeta.files import load_weights
-from gammabeta.train import Run, load_model
+from gammabeta.train import Recipe, Run, load_model
+from gammabeta.train.documents import NetworkInfo, RunInfo
+from gammabeta.train.recipe import BEFORE
 
 RECORDED = Path(__file__).parent / "run-0.1.0"
 EXPECTED = json.loads((RECORDED / "expected.json").read_text("utf-8"))
@@ -50,9 +54,21 @@ def test_its_documents_are_read(run: Path) -> None:
     assert kinds == {"progress", "evaluation", "statistics"}
 
 
-def test_it_predicts_what_it_predicted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("model", ["", "model.onnx"])
+def test_it_predicts_what_it_predicted(run: Path, capsys: pytest.CaptureFixture[str], model: str) -> None:
     picture = str(RECORDED / "seven.png")
-    arguments = ["predict", str(run), picture, "--style", "plain", "--top", "10", "--device", "cpu", "--json"]
+    arguments = [
+        "predict",
+        str(run / model),
+        picture,
+        "--style",
+        "plain",
+        "--top",
+        "10",
+        "--device",
+        "cpu",
+        "--json",
+    ]
     assert command_line(arguments) == 0
     (answer,) = json.loads(capsys.readouterr().out)["predictions"]
     found = {guess["class"]: guess["probability"] for guess in answer["predictions"]}
@@ -78,3 +94,34 @@ def test_it_goes_on_from_its_checkpoint_to_the_weights_it_had(run: Path) -> None
     assert result["test_loss"] == pytest.approx(finished["test_loss"], rel=1e-2)
     steps = [row["step"] for row in Run.open(run).metrics() if row["kind"] == "progress"]
     assert steps == sorted(set(steps))
+
+
+def test_it_gets_more_epochs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--resume", str(run), "--epochs", "8", "--device", "cpu"]
+    assert command_line(arguments) == 0
+    assert "from its weights, with no momentum yet" in capsys.readouterr().out
+    opened = Run.open(run)
+    assert opened.info.result is not None
+    assert (opened.info.result["steps"], opened.recipe.epochs) == (64, 8)
+    assert opened.info.result["test_accuracy"] > 0.8
+
+
+def test_a_training_of_today_begins_with_its_weights(run: Path) -> None:
+    arguments = ["train", "digits.npz", "--out", "warm", "--init", str(run), "--precision", "fp32"]
+    assert command_line([*arguments, "--epochs", "1", "--quiet"]) == 0
+    assert Run.open("warm").info.init is not None
+
+
+def test_every_field_that_came_later_says_what_was_done_before() -> None:
+    recorded = tomllib.loads((RECORDED / "recipe.toml").read_text("utf-8"))
+    assert Recipe.model_fields.keys() - recorded.keys() == BEFORE.keys()
+    document = json.loads((RECORDED / "run.json").read_text("utf-8"))
+    assert set(document) <= set(RunInfo.model_fields)
+    assert not [
+        name for name, field in RunInfo.model_fields.items() if field.is_required() and name not in document
+    ]
+    assert not [
+        name
+        for name, field in NetworkInfo.model_fields.items()
+        if field.is_required() and name not in document["network"]
+    ]

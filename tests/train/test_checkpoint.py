@@ -18,7 +18,8 @@ RECIPE = load_recipe("fast", SETTINGS | {"evaluate": "epoch"})
 
 
 def state(step: int) -> State:
-    return State({"model.w": torch.full((3,), float(step))}, {"step": step, "note": "γ"})
+    values = {"step": step, "images": 9, "loss": 1.5, "accuracy": 0.5, "seconds": 0.1, "metrics_bytes": 0}
+    return State({"model.w": torch.full((3,), float(step))}, values | {"note": "γ"})
 
 
 def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_the_newest_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert checkpoints.steps() == [5, 9]
     loaded, words = checkpoints.load()
     assert loaded is not None
-    assert loaded.values == {"step": 9, "note": "γ"}
+    assert loaded.values.items() >= state(9).values.items()
     assert torch.equal(loaded.tensors["model.w"], torch.full((3,), 9.0))
     assert words == []
     assert len(list((tmp_path / "checkpoints").iterdir())) == 4
@@ -138,6 +139,8 @@ def test_best_weights_are_those_of_the_best_epoch(digits: Dataset, tmp_path: Pat
 
 
 def test_what_cannot_be_resumed_is_refused(digits: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(TrainingInterrupted):
+        train(digits, tmp_path / "part", 1)
     run = train(digits, tmp_path / "run")
     with pytest.raises(RunError, match="is finished"):
         resume_run(run.path, digits, Observer(), tell=lambda _: None)
@@ -145,4 +148,4 @@ def test_what_cannot_be_resumed_is_refused(digits: Dataset, tmp_path: Path) -> N
         resume_run(tmp_path / "nowhere", digits, Observer(), tell=lambda _: None)
     other = Dataset("other", digits.test, digits.test, digits.classes)
     with pytest.raises(DataError, match="has changed"):
-        resume_run(run.path, other, Observer(), tell=lambda _: None)
+        resume_run(tmp_path / "part", other, Observer(), tell=lambda _: None)

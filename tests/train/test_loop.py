@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -128,3 +130,14 @@ def test_holding_out_splits_the_training_images(digits: Dataset) -> None:
     assert held.test.labels.tolist() == digits.train.labels[-100:].tolist()
     with pytest.raises(UsageError):
         hold_out(digits, 640)
+
+
+def test_thousands_of_short_epochs_are_reported(digits: Dataset, monkeypatch) -> None:
+    def counted(training: Training) -> None:
+        training.step, training.judged = training.step + 1, False
+
+    monkeypatch.setattr(Training, "_take_step", counted)
+    few = replace(digits, train=Split(digits.train.images[:64], digits.train.labels[:64]))
+    recipe = load_recipe("fast", {"batch_size": 64, "epochs": 1200.0, "evaluate": "end", "recalibrate": 0})
+    outcome = fit(build_network(recipe, few, 0), few, recipe, device="cpu", watch_points=0)
+    assert outcome.progress.step == 1200

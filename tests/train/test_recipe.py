@@ -81,3 +81,9 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="not UTF-8"):
         load_recipe(path)
+
+
+def test_the_suffix_of_a_file_may_be_in_capitals(tmp_path: Path) -> None:
+    path = tmp_path / "MINE.TOML"
+    path.write_text('base = "fast"\nepochs = 2\n', "utf-8")
+    assert load_recipe(str(path)).epochs == 2

@@ -313,6 +313,8 @@ def _settings(digits_file: Path, run: Path, epochs: int) -> list[object]:
             "--checkpoint-every", 0, "--json"]  # fmt: skip
 
 
+DIVERGING = ["-r", "fast", "--no-batch-norm", "--learning-rate", "1e4", "--epochs", 3]
+
 linux = pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
 
 
@@ -362,6 +364,7 @@ def test_an_error_on_one_rank_ends_all_with_one_line(digits_file, tmp_path):
         (_settings(digits_file, tmp_path / "taken", 1), "is there already"),
         ([*settings, "--set", "colour=red"], "unknown recipe field 'colour'"),
         ([*settings, "--device", "tpu"], "'tpu'"),
+        ([*settings, *DIVERGING], "the training diverged"),
     ):
         with _torchrun(*arguments) as job:
             out, err = job.process.communicate(timeout=90)

@@ -1,7 +1,8 @@
 """All commands together, the command ``info``, and how errors end a command.
 
 Exit codes: 0 done; 1 the doctor found something, or a bug of ours (with its traceback); 2 the user can mend
-it (one line says how); 130 and 143 interrupted by Ctrl-C and SIGTERM.
+it (one line says how); 130, 143 and 129
+interrupted by Ctrl-C, SIGTERM and a closed terminal.
 """
 
 import os
@@ -15,7 +16,7 @@ from ..errors import GammabetaError, out_of_memory
 from .doctor import doctor, recalibrate
 from .evaluate import compare, evaluate
 from .fold import export, fold
-from .output import Json, console, fail, prepare_streams, print_json
+from .output import Json, console, fail, notes, prepare_streams, print_json
 from .predict import predict
 from .train import train
 
@@ -81,7 +82,8 @@ def run(arguments: list[str] | None = None) -> int:
     """Run a command line; print a user's error as one line and return the exit code."""
     prepare_streams()
     try:
-        code = app(args=arguments, standalone_mode=False)
+        with notes():
+            code = app(args=arguments, standalone_mode=False)
     except _ClickError as error:
         return _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):

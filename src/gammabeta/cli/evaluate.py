@@ -1,12 +1,14 @@
 """``gammabeta evaluate`` and ``gammabeta compare``: how good a run is, and how good several are."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .model import Best
+from .model import Best, lacking, tell
 from .output import Device, Json, Quiet, console, print_json
 
 if TYPE_CHECKING:
@@ -15,58 +17,109 @@ if TYPE_CHECKING:
     from ..train.run import Run
 
 _WORST = 24  # mistakes in the picture: four rows of six
+_SHOWN = 64  # classes that are listed
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     data: Annotated[
-        str | None, typer.Option(help="Another data set; default: the one it was trained on.")
+        str | None,
+        typer.Option(help="Another data set, or where the run's is now; default: the one it was trained on."),
     ] = None,
-    split: Annotated[str, typer.Option(help="test or train.")] = "test",
+    split: Annotated[str, typer.Option(help="test, train or, where there is one, validation.")] = "test",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")
     ] = None,
     best: Best = False,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Pass over pictures that cannot be read, and list them.")
+    ] = False,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Judge a run on its test images, and draw the confusion matrix and the worst mistakes."""
-    from ..train.load import load_model, load_split
+    from ..train.load import load_dataset, load_model
 
     trained = load_model(run, device, best=best)
-    images = load_split(trained, data, split)
+    dataset = load_dataset(trained, data, skip_damaged=skip_damaged)
+    images = dataset.split(split)
     clock = time.perf_counter()
     result = trained.evaluate(images, keep_probabilities=True)
     seconds = time.perf_counter() - clock
-    pictures = _draw(trained.run, images, result, out or run, split)
-    document = {
-        "run": str(run),
-        "data": data or trained.run.info.data,
-        "split": split,
-        "count": result.count,
-        "correct": result.correct,
-        "accuracy": result.accuracy,
-        "loss": result.loss,
-        "confusion": result.confusion.tolist(),
-        "classes": trained.run.info.network.classes,
-        "seconds": round(seconds, 4),
-        "pictures": [str(path) for path in pictures],
-    }
+    classes = trained.run.info.network.classes
+    rows = result.by_class(classes)
+    notes = [*dataset.notes, *lacking(dataset, split)]
     if json:
-        print_json(document)
+        document = {
+            "run": str(run),
+            "data": data or trained.run.info.data,
+            "split": split,
+            "count": result.count,
+            "correct": result.correct,
+            "accuracy": result.accuracy,
+            "loss": result.loss,
+            "by_class": rows,
+            "confusion": result.confusion.tolist(),
+            "classes": classes,
+            "notes": notes,
+            "seconds": round(seconds, 4),
+        }
+        with _printed(document):
+            pictures = _draw(trained.run, images, result, out or run, split)
+            document["pictures"] = [str(path) for path in pictures]
         return
+    _print_result(result, rows, split, seconds, quiet)
+    tell(notes)
+    pictures = _draw(trained.run, images, result, out or run, split)  # last: the folder may be read-only
+    if not quiet:
+        console().print("Pictures: " + ", ".join(map(str, pictures)))
+
+
+def _print_result(
+    result: "Evaluation", rows: list[dict[str, Any]], split: str, seconds: float, quiet: bool
+) -> None:
     screen = console()
-    rate = result.count / max(seconds, 1e-9)
     screen.print(f"accuracy {result.accuracy:.4f} ({result.correct:,} of {result.count:,} {split} images)")
     if not quiet:
+        rate = result.count / max(seconds, 1e-9)
         screen.print(f"loss {result.loss:.4f}; {seconds:.2f} s, {rate:,.0f} images/s")
-        _print_confusions(result, trained.run.info.network.classes)
-        screen.print("Pictures: " + ", ".join(map(str, pictures)))
+        _print_classes(rows)
+        _print_confusions(result, [row["class"] for row in rows])
+
+
+def _print_classes(rows: list[dict[str, Any]]) -> None:
+    """Print the figures of each class; of very many classes, those that are recognised worst."""
+    from rich.table import Table
+    from rich.text import Text
+
+    few = len(rows) <= _SHOWN
+    worst = sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])[:_WORST]
+    title = "Classes" if few else f"The {_WORST} of {len(rows):,} classes with the lowest recall"
+    table = Table(title=title, title_justify="left", box=None)
+    for column in ("class", "images", "correct", "predicted", "accuracy", "precision", "recall"):
+        table.add_column(column, justify="left" if column == "class" else "right")
+    for row in rows if few else worst:
+        counts = (f"{row[name]:,}" for name in ("count", "correct", "predicted"))
+        figures = (row[name] for name in ("accuracy", "precision", "recall"))
+        shares = ("–" if value is None else f"{value:.4f}" for value in figures)
+        table.add_row(Text(row["class"]), *counts, *shares)
+    console().print(table)
+
+
+@contextmanager
+def _printed(document: dict[str, Any]) -> Iterator[None]:
+    """Print the figures at the end, also if the pictures cannot be written."""
+    document["pictures"] = []
+    try:
+        yield
+    finally:
+        print_json(document)
 
 
 def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     off = result.confusion.clone().fill_diagonal_(0)
     worst = off.flatten().topk(min(5, off.numel()))
@@ -79,7 +132,7 @@ def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
         "true", "predicted", "images", title="Most frequent mistakes", title_justify="left", box=None
     )
     for count, true, guess in pairs:
-        table.add_row(classes[true], classes[guess], str(count))
+        table.add_row(Text(classes[true]), Text(classes[guess]), str(count))
     console().print(table)
 
 
@@ -122,12 +175,13 @@ def compare(
 
     opened = [Run.open(path) for path in runs]
     table = comparison(opened)
+    if not json:
+        _print_comparison(table)
     make_folder(out.parent)
     save_figure(curves_of_runs(opened), out)
     if json:
         print_json({"runs": table, "picture": str(out)})
         return
-    _print_comparison(table)
     console().print(f"Picture: {out}", markup=False)
 
 

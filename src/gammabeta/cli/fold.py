@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from .model import Best, Name, Shape, Weights, example_input, find_model
+from ..errors import UsageError
+from .model import Best, Name, Shape, Weights, example_input, find_model, tell
 from .output import Json, console, print_json
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ def fold(
     ] = None,
     weights: Weights = None,
     shape: Shape = None,
+    data: Annotated[
+        str | None, typer.Option(help="For a run: where its data are now, or others to compare on.")
+    ] = None,
     best: Best = False,
     json: Json = False,
 ) -> None:
@@ -34,12 +38,14 @@ def fold(
     from ..folding import fold as fold_model
 
     found = find_model(model, weights, "cpu", best=best)
+    if data is not None and found.trained is None:
+        raise UsageError("--data is for a run folder: a model of your own is compared on random inputs")
     example = example_input(found, shape)
     folded = fold_model(found.module.eval(), example)
     report: FoldReport = folded.fold_report  # type: ignore[assignment]
     document: dict[str, Any] = {"model": model, "fold": report.to_dict(), "file": str(out) if out else None}
     if found.trained is not None:
-        same, count = _compare(found.trained, folded)
+        same, count = _compare(found.trained, folded, data)
         document |= {"images": count, "same_predictions": same}
     if out is not None:
         save_program(folded, out, example, **(_described(found.trained) if found.trained else {}))
@@ -54,16 +60,17 @@ def fold(
         screen.print(f"{out}: load with torch.export.load(...).module()", markup=False)
 
 
-def _compare(trained: Trained, folded: nn.Module) -> tuple[int, int]:
+def _compare(trained: Trained, folded: nn.Module, data: str | None) -> tuple[int, int]:
     """Return on how many test images both networks give the same class, and how many there are."""
     import torch
 
     from ..train.batches import DeviceImages
     from ..train.evaluate import evaluation_batch
-    from ..train.load import load_split
+    from ..train.load import load_dataset
 
-    images = load_split(trained, None, "test")
-    held = DeviceImages(images, trained.scaling, trained.device)
+    dataset = load_dataset(trained, data)
+    tell(dataset.notes)
+    held = DeviceImages(dataset.test, trained.scaling, trained.device)
     same, batch = 0, evaluation_batch(*held.size)
     with torch.inference_mode():
         for start in range(0, len(held), batch):

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import DataError, GammabetaError, UsageError, WeightsError, out_of_memory
+from .output import console
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
     from torch import Tensor, nn
 
-    from ..data import Split
+    from ..data import Dataset, Split
     from ..train.load import Trained
 
 Name = Annotated[
@@ -37,6 +38,9 @@ Shape = Annotated[
     typer.Option(help="One input of module:factory's model, such as 3x224x224, without the batch."),
 ]
 Best = Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")]
+
+
+_SHOWN = 40  # classes that a note names
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     from ..files import load_weights
 
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return load_weights(path)[0]
     if not path.is_file():
         raise WeightsError(f"{path} does not exist")
@@ -155,7 +159,7 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
     check_folder(path, "--out")
     state = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         write_atomically(path, serialize(state), UsageError)
     else:
         buffer = io.BytesIO()
@@ -200,7 +204,8 @@ class ArrayLoader:
 def load_batches(model: Model, data: str | None, split: str, batch: int) -> Iterable[Any] | None:
     """Return the batches to run the model on: a data set of ours, ``module:loader``, or the run's own data.
 
-    None when no data are named and the model is not a run.
+    None when no data are named and the model is not a run. What is to be told of the data goes to standard
+    error.
     """
     if data is not None and ":" in data and not Path(data).exists():
         made = imported(data)
@@ -209,18 +214,32 @@ def load_batches(model: Model, data: str | None, split: str, batch: int) -> Iter
             raise UsageError(f"{data} gave a {type(loader).__name__}, not something to iterate over")
         return loader
     if model.trained is not None:
-        from ..train.load import load_split
+        from ..train.load import load_dataset
 
         scaling = model.trained.scaling
-        return ArrayLoader(load_split(model.trained, data, split), batch, scaling.mean, scaling.scale)
+        dataset = load_dataset(model.trained, data)
+        tell(dataset.notes)
+        return ArrayLoader(dataset.split(split), batch, scaling.mean, scaling.scale)
     if data is None:
         return None
     from ..data import load
 
-    if split not in ("test", "train"):
-        raise UsageError(f"unknown split {split!r}: choose test or train")
     dataset = load(data)
-    return ArrayLoader(dataset.test if split == "test" else dataset.train, batch)
+    tell(dataset.notes)
+    return ArrayLoader(dataset.split(split), batch)
+
+
+def tell(notes: Iterable[str]) -> None:
+    """Print what somebody should know about their data on standard error."""
+    for note in notes:
+        console(True).print(f"gammabeta: note: {note}", markup=False)
+
+
+def lacking(dataset: Dataset, part: str) -> list[str]:
+    """Say which classes have no pictures in a split, if there are any."""
+    names = dataset.missing(part)
+    more = f", … ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return [f"no {part} pictures of {', '.join(map(repr, names[:_SHOWN]))}{more}"] if names else []
 
 
 @contextmanager
@@ -237,12 +256,12 @@ def running(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def bar(console: Console, title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
+def bar(screen: Console, title: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[int], None]]:
     """Show a progress bar over samples; gives the function that moves it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+    with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -1,8 +1,9 @@
 """What every command prints with: people's text on a console, one JSON object for programs."""
 
-import json
 import sys
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +11,8 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
+from ..errors import GammabetaWarning
+from ..jsontext import to_json
 from ..text import for_terminal, one_line
 
 Json = Annotated[
@@ -58,7 +61,7 @@ def console(json_wanted: bool = False) -> Screen:
 
 def print_json(document: dict[str, Any]) -> None:
     """Print the one JSON object of a command."""
-    sys.stdout.write(json.dumps(document, allow_nan=False, default=str) + "\n")
+    sys.stdout.write(to_json(document, default=str) + "\n")
     sys.stdout.flush()
 
 
@@ -66,3 +69,19 @@ def fail(message: str, code: int) -> int:
     """Print an error as one line on standard error; return the exit code."""
     Screen(stderr=True).print(f"gammabeta: error: {one_line(message)}")
     return code
+
+
+@contextmanager
+def notes() -> Iterator[None]:
+    """Print our own warnings as lines on standard error, each once."""
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, GammabetaWarning):
+            Screen(stderr=True).print(f"gammabeta: note: {one_line(message)}")
+        else:
+            shown_before(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", GammabetaWarning)
+        shown_before, warnings.showwarning = warnings.showwarning, show
+        yield

@@ -33,7 +33,16 @@ def train(
         Path | None, typer.Option("--out", "-o", help="The run folder; default: a new one in runs/.")
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option(help="Go on with an interrupted run; all settings are the run's own.")
+        Path | None,
+        typer.Option(
+            help="Go on with an interrupted run; with --epochs N, train also a finished one for N in all."
+        ),
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this run, and not with random ones.")
+    ] = None,
+    moved: Annotated[
+        str | None, typer.Option("--data", help="With --resume: where the run's data are now.")
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -46,19 +55,25 @@ def train(
         list[str] | None, typer.Option("--set", "-s", metavar="FIELD=VALUE", help="Any field of the recipe.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of initialisation, order and augmentation; default: 0.")
+        int | None,
+        typer.Option(min=0, max=(1 << 63) - 1, help="Of initialisation, order and augmentation; default: 0."),
     ] = None,
     holdout: Annotated[
         int | None,
         typer.Option(
-            min=0, help="Hold out the last N training images and judge on them, not the test images."
+            min=0,
+            help="Hold out N training images, drawn from each class by the seed; judge on them, not the test "
+            "images.",
         ),
     ] = None,
     image_size: Annotated[
         str | None, typer.Option(metavar="HxW", help="Resize a folder's pictures; default: as they are.")
     ] = None,
+    skip_damaged: Annotated[
+        bool, typer.Option("--skip-damaged", help="Pass over pictures that cannot be read, and list them.")
+    ] = False,
     checkpoint_every: Annotated[
-        float, typer.Option(min=0, metavar="SECONDS", help="Between checkpoints within an epoch.")
+        float, typer.Option(min=0, metavar="SECONDS", help="Between checkpoints.")
     ] = 30,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
     device: Device = "auto",
@@ -68,22 +83,33 @@ def train(
     """Train the digit network (or its like, for other images) and leave a run folder behind."""
     began = time.perf_counter()
     named = {
-        "epochs": epochs,
+        "epochs": epochs if resume is None else None,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
         "precision": precision,
         "batch_norm": batch_norm,
     }
     overrides = [f"{field}={value}" for field, value in named.items() if value is not None] + (set_ or [])
+    if resume is None and moved is not None:
+        if data is not None:
+            raise UsageError(f"two data sets are named, {data} and {moved}: choose one")
+        data, moved = moved, None
     if resume is not None and (
-        overrides or any(value is not None for value in (data, recipe, out, seed, holdout, image_size))
+        overrides
+        or skip_damaged
+        or any(value is not None for value in (data, recipe, out, seed, holdout, image_size, init))
     ):
-        raise UsageError("--resume takes every setting from the run: give it alone")
+        raise UsageError(
+            "--resume takes every setting from the run: give it alone, with --epochs, or with --data if its "
+            "data have moved"
+        )
     from .training import Request
     from .training import train as carry_out
 
     request = Request(
         resume=resume,
+        epochs=epochs,
+        init=init,
         recipe=recipe or "fast",
         overrides=overrides,
         source=data or "mnist",
@@ -94,6 +120,8 @@ def train(
         device=device,
         checkpoint_every=checkpoint_every,
         tensorboard=tensorboard,
+        skip_damaged=skip_damaged,
+        moved=moved,
     )
     screen = console(json)
     result = carry_out(request, screen, quiet=quiet)

@@ -4,11 +4,12 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any, cast
 
 import typer
 from rich.console import Console
@@ -27,9 +28,11 @@ from ..train.evaluate import Evaluation
 from ..train.fitting import Observer, TrainingInterrupted
 from ..train.loop import Progress as Standing
 from ..train.recipe import load_recipe
+from ..train.resume import Resumption
 from ..train.run import Job, Run, default_path
 from ..train.session import begun_before, follow, result_of, resume_run, train_run
 from ..train.world import ALONE, AnotherFailed, World, joined, resolve_device
+from .model import lacking, tell
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Request:
     """What was asked for on the command line."""
 
     resume: Path | None
+    epochs: float | None  # of a run that is resumed; of a new one they are among the overrides
+    init: Path | None
     recipe: str
     overrides: list[str]
     source: str
@@ -47,6 +52,8 @@ class Request:
     device: str
     checkpoint_every: float
     tensorboard: bool
+    skip_damaged: bool = False
+    moved: str | None = None  # where the data of the run to resume are now
 
 
 def train(request: Request, screen: Console, *, quiet: bool) -> dict[str, Any] | None:
@@ -73,22 +80,30 @@ def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict
         recipe = load_recipe(request.recipe, request.overrides)
         resolve_device(world.device(request.device))
         job = Job(request.source, recipe, request.seed, request.holdout, request.size, request.device)
+        init = None if request.init is None else str(request.init)
+        job = replace(job, skip_damaged=request.skip_damaged, init=init)
         begun = begun_before(request.out, job)
-        result = None if begun is None else Run.open(begun).info.result
-        if result is not None:
+        done = None if begun is None else Run.open(begun).info.result
+        if done is not None:
             world.broadcast(None)  # it was finished when torchrun restarted it: the others have nothing to do
-            return {**result, "run": str(begun)}
-    if begun is not None:
-        job = Run.open(begun).job
+            return {**done, "run": str(begun)}
+        if init is not None:
+            Run.open(init)  # what is wrong with it is said before the data are loaded
+    resumed = None
+    if begun is not None:  # checked whole before the data are loaded
+        resumed = Resumption.of(begun, None if request.resume is None else request.epochs)
+        job = resumed.run.job
+        job = job if request.moved is None else replace(job, source=request.moved, place=None)
     reporter = Reporter(screen, quiet)
     dataset, loaded = reporter.load(job)
     path = begun or request.out or default_path(job.recipe.name, job.source)
     options: dict[str, Any] = {"checkpoint_every": request.checkpoint_every, "world": world}
     with reporter.training(path):
-        if begun is None:
+        if resumed is None:
             _, outcome = train_run(dataset, job, path, reporter, tensorboard=request.tensorboard, **options)
         else:
-            _, outcome = resume_run(path, dataset, reporter, tell=reporter.tell, **options)
+            options |= {"tell": reporter.tell, "moved": request.moved}
+            _, outcome = resume_run(resumed, dataset, reporter, **options)
     result = {**result_of(outcome), "run": str(path)}
     result["seconds"]["load"] = round(loaded, 4)
     return result
@@ -118,20 +133,62 @@ class StopSignal:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopSignal]:
-    """Take Ctrl-C (SIGINT) and SIGTERM as a request to stop after this step, for a while."""
+    """Take Ctrl-C (SIGINT), SIGTERM and a closed terminal (SIGHUP) as a request to stop after this step.
+
+    A signal that was ignored before, as ``nohup`` ignores SIGHUP, is ignored still.
+    """
     stop = StopSignal()
     with ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, stop))
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                stack.callback(signal.signal, number, signal.signal(number, stop))
         yield stop
+
+
+class LastingFile:
+    """A stream that swallows what nobody can read any more: a closed pipe or terminal ends the output only.
+
+    ``train | head`` closes the pipe after ten lines; the training is not to be lost for it.
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or nothing if the stream is closed."""
+        with self._closing():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the stream, if it is not closed."""
+        with self._closing():
+            self._stream.flush()
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:  # what is left in its buffer goes to nowhere too, now and when Python ends
+            with suppress(OSError, ValueError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self._stream.fileno())
+                os.close(nowhere)
 
 
 class Reporter(Observer):
     """Shows on the terminal how a training goes: a bar with loss, accuracy, images per second, time left."""
 
     def __init__(self, screen: Console, quiet: bool) -> None:
+        screen.file = cast("IO[str]", LastingFile(screen.file))
         self._screen, self._quiet = screen, quiet
+        self._lines = 0  # printed on the progress, where there is no bar
         self._stop = StopSignal()
+        self._validated = False  # whether epochs are judged on validation images
         self._loss = self._train_accuracy = float("nan")
         self._bar = Progress(
             "{task.description}",
@@ -141,7 +198,7 @@ class Reporter(Observer):
             "{task.fields[speed]:,.0f} images/s",
             TimeRemainingColumn(compact=True),
             console=screen,
-            disable=quiet,
+            disable=quiet or not screen.is_terminal,
             transient=True,
         )
         self._task = self._bar.add_task(
@@ -153,7 +210,8 @@ class Reporter(Observer):
         clock = time.perf_counter()
         name = TextColumn("{task.description}", markup=False)
         columns = (name, BarColumn(), TimeRemainingColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, console=self._screen, transient=True, disable=self._quiet) as bar:
+        unseen = self._quiet or not self._screen.is_terminal
+        with Progress(*columns, console=self._screen, transient=True, disable=unseen) as bar:
             tasks: dict[str, Any] = {}
 
             def fetched(name: str, done: int, total: int) -> None:
@@ -163,10 +221,12 @@ class Reporter(Observer):
 
             dataset = job.load(fetched)
         loaded = time.perf_counter() - clock
-        count = f"{len(dataset.train.labels):,} training and {len(dataset.test.labels):,} test images"
+        chosen_by = "" if dataset.validation is None else f", {len(dataset.validation):,} validation"
+        count = f"{len(dataset.train):,} training{chosen_by} and {len(dataset.test):,} test images"
         self._print(f"{dataset.name}: {count}, loaded in {loaded:.2f} s")
-        for note in dataset.notes():
-            self.tell(note)
+        for remark in dataset.remarks():
+            self.tell(remark)
+        tell([*dataset.notes, *chain(*(lacking(dataset, part) for part in dataset.splits()))])
         return dataset, loaded
 
     @contextmanager
@@ -177,7 +237,8 @@ class Reporter(Observer):
                 yield
             except (TrainingInterrupted, KeyboardInterrupt):
                 self._bar.stop()
-                self._screen.print(f"Interrupted. Go on with: gammabeta train --resume {for_shell(path)}")
+                again = f"gammabeta train --resume {for_shell(path.absolute())}"
+                self._screen.print(f"Interrupted. Go on with: {again}")
                 raise typer.Exit(self._stop.exit_code) from None
 
     def tell(self, message: str) -> None:
@@ -189,8 +250,18 @@ class Reporter(Observer):
             self._screen.print(line, markup=False)
 
     def progressed(self, progress: Standing, seconds: float) -> None:
-        """Move the bar."""
+        """Move the bar, or print a line now and then where there is none."""
         self._loss = progress.loss
+        if not self._screen.is_terminal and seconds >= line_due(self._lines):
+            while seconds >= line_due(self._lines):
+                self._lines += 1
+            rate = progress.images / max(seconds, 1e-9)
+            left = seconds / progress.step * (progress.steps - progress.step)
+            self._print(
+                f"Epoch {progress.epoch}, step {progress.step:,} of {progress.steps:,}: "
+                f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, {rate:,.0f} images/s, "
+                f"{left:,.0f} s left"
+            )
         self._bar.update(
             self._task,
             description=f"epoch {progress.epoch}",
@@ -205,12 +276,20 @@ class Reporter(Observer):
         """Print the notebook's line once both splits are evaluated."""
         if split == "train":
             self._train_accuracy = result.accuracy
+        elif split == "test" and self._validated:
+            self._print(f"Test images, looked at once: accuracy {result.accuracy:.5g}")
         else:
+            self._validated = split == "validation"
             self._print(
                 f"Epoch {epoch}. Loss: {self._loss:.4f}, Train_acc {self._train_accuracy:.5f},"
-                f" Test_acc {result.accuracy:.5g}"
+                f" {split.capitalize()}_acc {result.accuracy:.5g}"
             )
 
     def stop_requested(self) -> bool:
         """Return whether a signal asked to stop."""
         return self._stop.requested()
+
+
+def line_due(printed: int) -> float:
+    """Return after how many seconds the next line on the progress is due: 5, 10, 20, 40, then each minute."""
+    return 5.0 * 2**printed if printed < 4 else 60.0 * (printed - 3)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..errors import DataError
 from .dataset import Dataset, Split
+from .emnist import upright
 from .idx import read_idx_stream
 from .stream import Stream, open_stream, open_zip, reason, unpacked_limit
 
@@ -81,8 +82,7 @@ def _cifar_split(records: npt.NDArray[np.uint8]) -> Split:
 def _emnist_split(archive: zipfile.ZipFile, path: Path, part: str) -> Split:
     images = _emnist_member(archive, path, f"gzip/emnist-letters-{part}-images-idx3-ubyte.gz", 3)
     labels = _emnist_member(archive, path, f"gzip/emnist-letters-{part}-labels-idx1-ubyte.gz", 1)
-    upright = np.ascontiguousarray(images.transpose(0, 2, 1))
-    return Split(upright[:, np.newaxis], labels.astype(np.int64) - 1)
+    return Split(upright(images)[:, np.newaxis], labels.astype(np.int64) - 1)
 
 
 def _emnist_member(archive: zipfile.ZipFile, path: Path, name: str, dimensions: int) -> npt.NDArray[np.uint8]:

@@ -15,11 +15,14 @@ from ..text import one_line
 from .archives import read_cifar10, read_emnist_letters
 from .dataset import Dataset
 from .download import Progress, RemoteFile, fetch
-from .folder import is_picture_folder, read_picture_folder
+from .folder import Reading, is_picture_folder, read_picture_folder
 from .idx import is_idx_folder, read_idx_folder
 from .npz import read_npz
+from .parquet import is_parquet, parquet_in, read_parquet
 from .picture import Style
 from .preparation import Preparation
+from .stream import itself
+from .table import is_table, read_tables, tables_in
 
 MNIST_FOLDER = Path(__file__).with_name("mnist")
 
@@ -93,8 +96,7 @@ CIFAR_FILES = (
 
 
 def _named(folder: Path, name: str, classes: tuple[str, ...]) -> Dataset:
-    found = read_idx_folder(folder, name)
-    return Dataset(name, found.train, found.test, classes)
+    return read_idx_folder(folder, name, classes)
 
 
 KNOWN = {
@@ -140,17 +142,20 @@ def load(
     *,
     size: tuple[int, int] | None = None,
     preparation: Preparation | None = None,
+    skip_damaged: bool = False,
     progress: Progress | None = None,
 ) -> Dataset:
     """Load a data set by name, or read it from a file or folder.
 
     Args:
-        name_or_path: a name from `known_names`; or a folder of IDX files, an NPZ file, or a folder of
-            pictures with one subfolder per class. A name wins over a path of the same spelling; write
-            ``./mnist`` for the folder.
-        size: (H, W) to which a folder's pictures are resized; the other formats state their own.
-        preparation: how a folder's pictures are read, as a run keeps it; ``size`` is then its own. By
+        name_or_path: a name from `known_names`; or a folder of IDX files, an NPZ, CSV or Parquet file, a
+            folder with CSV or Parquet files for training and testing, or a folder of pictures with one
+            subfolder per class. A name wins over a path of the same spelling; write ``./mnist`` for the
+            folder.
+        size: (H, W) to which pictures in files are resized; the other formats state their own.
+        preparation: how pictures in files are read, as a run keeps it; ``size`` is then its own. By
             default it is learned from the pictures, and is the data set's ``preparation``.
+        skip_damaged: pass over pictures that cannot be read; the data set's ``notes`` name each.
         progress: called during a download with the file's name, the bytes here, and the bytes in all.
 
     Returns:
@@ -170,7 +175,7 @@ def load(
         found = replace(found, preparation=Preparation(channels, height, width, style))
     else:
         try:
-            found = _load_path(Path(name_or_path), size, preparation)
+            found = _load_path(Path(name_or_path), Reading(size, skip_damaged, preparation))
         except DataError as error:
             # What is wrong with arrays that do not fit together was noticed where no path is known.
             where = one_line(name_or_path)
@@ -183,18 +188,27 @@ def load(
     return found
 
 
-def _load_path(path: Path, size: tuple[int, int] | None, preparation: Preparation | None) -> Dataset:
+def _load_path(path: Path, how: Reading) -> Dataset:
     if not os.path.exists(path):  # noqa: PTH110 -- Path.exists raises where a name is too long
         raise DataError(f"{str(path)!r}: no such data set or path; names are {', '.join(KNOWN)}")
+    path = itself(path)
     name = path.resolve().stem if path.is_file() else path.resolve().name
     if path.is_dir():
         if is_idx_folder(path):
             return read_idx_folder(path, name)
+        if tables := tables_in(path):
+            return read_tables(tables, path, name)
+        if tables := parquet_in(path):
+            return read_parquet(tables, path, name, how)
         if is_picture_folder(path):
-            return read_picture_folder(path, name, size=size, preparation=preparation)
+            return read_picture_folder(path, name, how)
     elif path.suffix.lower() == ".npz":
         return read_npz(path, name)
+    elif is_table(path):
+        return read_tables([path], path, name.partition(".")[0])
+    elif is_parquet(path):
+        return read_parquet([path], path, name, how)
     raise DataError(
-        f"{path}: no data set found here; give a folder of IDX files, an NPZ file, or a folder of "
-        "pictures with one subfolder per class"
+        f"{path}: no data set found here; give a folder of IDX files, an NPZ, CSV or Parquet file, or a "
+        "folder of pictures with one subfolder per class"
     )

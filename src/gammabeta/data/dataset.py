@@ -1,13 +1,13 @@
 """What every reader returns: images and labels, checked once, here; and images held out for testing."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..text import storable
 from .preparation import Preparation, flat_pictures
 
@@ -67,6 +67,9 @@ class Dataset:
         test: what it is judged by; the same C, H, W as ``train``.
         classes: the name of class ``i`` at place ``i``.
         preparation: how its pictures were read, or are to be; None: the training learns it from the images.
+        validation: what epochs are judged by and the best one is chosen by, where there is such a split
+            beside ``test``; else None.
+        notes: what the reader of the data should be told, a sentence each.
 
     Raises:
         DataError: the splits differ in image shape, or a label has no class.
@@ -77,27 +80,48 @@ class Dataset:
     test: Split
     classes: tuple[str, ...]
     preparation: Preparation | None = None
+    validation: Split | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.train.images.shape[1:] != self.test.images.shape[1:]:
-            raise DataError(
-                f"{self.name}: training images are {_size(self.train.images)}, test images "
-                f"{_size(self.test.images)}; both need the same size and number of channels"
-            )
+        splits = self.splits()
+        for part, split in splits.items():
+            if split.images.shape[1:] != self.train.images.shape[1:]:
+                raise DataError(
+                    f"{self.name}: training images are {_size(self.train.images)}, {part} images "
+                    f"{_size(split.images)}; both need the same size and number of channels"
+                )
         if not 1 <= len(self.classes) <= MAX_CLASSES:
             raise DataError(
                 f"{self.name}: {len(self.classes)} classes; between 1 and {MAX_CLASSES} can be used"
             )
-        object.__setattr__(
-            self, "classes", tuple(map(storable, self.classes))
-        )  # a folder's name can be bytes
-        for part, split in (("training", self.train), ("test", self.test)):
+        names = tuple(map(storable, self.classes))  # a folder's name can be bytes
+        object.__setattr__(self, "classes", names)
+        for part, split in splits.items():
+            part = "training" if part == "train" else part
             least, most = int(split.labels.min()), int(split.labels.max())
             if least < 0 or most >= len(self.classes):
                 raise DataError(
                     f"{self.name}: a {part} label is {least if least < 0 else most}, "
                     f"but labels go from 0 to {len(self.classes) - 1}; the labels are damaged"
                 )
+
+    def splits(self) -> dict[str, Split]:
+        """``train``, ``test`` and, if there is one, ``validation``."""
+        found = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {part: split for part, split in found.items() if split is not None}
+
+    def split(self, part: str) -> Split:
+        """One of `splits`; `UsageError` if there is none of that name."""
+        splits = self.splits()
+        if part not in splits:
+            raise UsageError(f"unknown split {part!r}: choose {' or '.join(sorted(splits))}")
+        return splits[part]
+
+    def missing(self, part: str) -> list[str]:
+        """The classes that have no image in a split."""
+        counts = np.bincount(self.split(part).labels, minlength=len(self.classes))
+        return [name for name, count in zip(self.classes, counts, strict=True) if not count]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -112,10 +136,11 @@ class Dataset:
             return self
         return replace(self, preparation=Preparation(c, h, w).learned(self.train.images))
 
-    def notes(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """What a person should know of the pictures before training on them, a line each."""
         found = [] if self.preparation is None else [f"pictures: {self.preparation.words()}"]
-        for part, split in (("training", self.train), ("test", self.test)):
+        for part, split in self.splits().items():
+            part = "training" if part == "train" else part
             flat = flat_pictures(split.images)
             if len(flat):
                 name = self.classes[int(split.labels[flat[0]])]
@@ -131,7 +156,7 @@ def _size(images: npt.NDArray[np.uint8]) -> str:
     return f"{c}×{h}×{w}"
 
 
-def hold_out(whole: Split, keys: Sequence[str], where: str) -> tuple[Split, Split]:
+def hold_out(whole: Split, keys: Sequence[str], classes: Sequence[str], where: str) -> tuple[Split, Split]:
     """Hold a fifth of each class out for testing, at least one image of it.
 
     Which ones is decided by the SHA-256 of each image's key (its path, or its number), so it depends
@@ -145,8 +170,64 @@ def hold_out(whole: Split, keys: Sequence[str], where: str) -> tuple[Split, Spli
     for label in np.unique(whole.labels):
         members = np.flatnonzero(whole.labels == label)
         if len(members) < 2:
-            raise DataError(f"{where}: class {label} has one image; a class needs two, one to test with")
+            raise DataError(
+                f"{where}: class {classes[label]!r} has one image; a class needs two, one to test with"
+            )
         count = max(1, round(SHARE * len(members)))
         held[members[np.argsort(digests[members], kind="stable")[:count]]] = True
+    return _parted(whole, held)
+
+
+def arrange(
+    name: str,
+    parts: Mapping[str, Split],
+    classes: Sequence[str],
+    keys: Sequence[str],
+    where: str,
+    notes: Sequence[str] = (),
+) -> Dataset:
+    """A data set from the splits that a source has; without one to test with, a fifth is held out.
+
+    ``keys`` name the training images, see `hold_out`. A source with ``train`` and ``validation`` only is
+    tested with the latter.
+    """
+    train, validation, test = (parts.get(part) for part in ("train", "validation", "test"))
+    if train is None:
+        raise DataError(f"{where}: no training images; name the part that teaches train")
+    if test is None:
+        test, validation = validation, None
+    if test is None:
+        train, test = hold_out(train, keys, classes, where)
+    return Dataset(name, train, test, tuple(classes), validation=validation, notes=tuple(notes))
+
+
+def hold_out_training(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """The data set with ``count`` of its training images in place of the test images.
+
+    Each class gives its share (largest remainders), and which of its images is drawn by ``seed``; a class
+    keeps at least one image to learn from. `UsageError` if ``count`` does not leave that.
+    """
+    labels = dataset.train.labels
+    sizes = np.bincount(labels, minlength=len(dataset.classes))
+    room = np.maximum(sizes - 1, 0)
+    if not 0 < count <= room.sum():
+        raise UsageError(
+            f"cannot hold out {count} of {len(labels)} training images: each class keeps one to learn "
+            f"from, so hold out between 1 and {room.sum()}"
+        )
+    shares = count * sizes / len(labels)
+    many = np.minimum(np.floor(shares).astype(np.int64), room)
+    while many.sum() < count:
+        many[np.argmax(np.where(many < room, shares - many, -np.inf))] += 1
+    # RandomState's numbers are the same in every version of NumPy, as a Generator's need not be.
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence(seed)))
+    held = np.zeros(len(labels), bool)
+    for label in np.flatnonzero(many):
+        held[random.permutation(np.flatnonzero(labels == label))[: many[label]]] = True
+    train, test = _parted(dataset.train, held)
+    return replace(dataset, train=train, test=test, validation=None)
+
+
+def _parted(whole: Split, held: npt.NDArray[np.bool_]) -> tuple[Split, Split]:
     train, test = (Split(whole.images[part], whole.labels[part]) for part in (~held, held))
     return train, test

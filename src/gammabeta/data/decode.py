@@ -6,6 +6,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
-from ..errors import DataError
+from ..errors import DataError, UnavailableError
 from ..memory import size as in_words
 from .stream import reason, regular_file
 
@@ -24,18 +25,20 @@ MAX_DECODING = 400_000_000
 #: No side of a picture may be longer; a strip of 1 × 50,000,000 pixels is nobody's photograph.
 MAX_EDGE = 32_768
 
-#: A picture: its file, or its bytes, which errors call "standard input".
+#: A picture: its file, or its bytes, which errors call "standard input" unless they are `Encoded`.
 Source = str | os.PathLike[str] | io.BytesIO
 
 #: Pillow reads more formats than these. Left out: those that start other programs (EPS), that have no magic
 #: number and so take any bytes for a picture (TGA), and that nobody keeps photographs or drawings in.
-FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000", "HEIF")
 
 #: File names that hold pictures, in lower case.
 SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".jpe", ".bmp", ".gif", ".webp", ".tif", ".tiff",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".heic", ".heif",
 )  # fmt: skip
+_HEIC = (".heic", ".heif")  # Pillow reads these with the plugin pillow-heif
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1")
 
 _DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _SCALED = ("JPEG", "MPO")
@@ -43,6 +46,17 @@ _COPIED = ("WEBP", "AVIF", "JPEG2000")  # their decoders hold copies of their ow
 _MAX_SAMPLE = (281, 341)  # TIFF: MaxSampleValue, SMaxSampleValue
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _GREY = ("1", "L", "LA", "La", *_DEEP)
+
+
+class Encoded(io.BytesIO):
+    """A picture's bytes that are no file of their own, and what to call it."""
+
+    def __init__(self, name: str, content: bytes) -> None:
+        super().__init__(content)
+        self.called = name
+
+    def __str__(self) -> str:
+        return self.called
 
 
 def is_grey(picture: Image.Image) -> bool:
@@ -55,13 +69,16 @@ def is_grey(picture: Image.Image) -> bool:
 
 def label(source: Source) -> str:
     """What an error calls a picture."""
-    return "standard input" if isinstance(source, io.BytesIO) else str(Path(source))
+    if isinstance(source, io.BytesIO):
+        return str(source) if isinstance(source, Encoded) else "standard input"
+    return str(Path(source))
 
 
 def open_picture(source: Source) -> Image.Image:
     """Open a picture and check its header; its pixels stay in the file, which the caller closes.
 
-    `DataError` if it is no picture in one of `FORMATS`, or longer than `MAX_EDGE`.
+    `DataError` if it is no picture in one of `FORMATS`, or longer than `MAX_EDGE`; `UnavailableError` if it
+    is HEIC and Pillow's plugin for that is not installed.
     """
     name = label(source)
     if isinstance(source, io.BytesIO):
@@ -71,13 +88,18 @@ def open_picture(source: Source) -> Image.Image:
         empty = regular_file(Path(source)) == 0
     if empty:
         raise DataError(f"{name}: an empty file, not a picture")
-    Image.init()  # formats that this build of Pillow lacks must not be named below
+    heic = _is_heic(source)
+    _init(heic)
     formats = [each for each in FORMATS if each in Image.OPEN]
     try:
         with warnings.catch_warnings(), _any_number_of_pixels():
             warnings.simplefilter("ignore")
             picture = Image.open(source, formats=formats)
     except UnidentifiedImageError:
+        if heic and "HEIF" not in Image.OPEN:
+            raise UnavailableError(
+                f"{name}: HEIC is read with Pillow's plugin: pip install pillow-heif; or save it as JPEG"
+            ) from None
         raise DataError(f"{name}: not a picture in a format read here; save it as PNG or JPEG") from None
     except Exception as error:  # Pillow's parsers raise whatever the bytes lead them to
         raise DataError(f"{name}: cannot be read as a picture ({reason(error)})") from None
@@ -86,6 +108,23 @@ def open_picture(source: Source) -> Image.Image:
         picture.close()
         raise DataError(f"{name}: {width}×{height} pixels; up to {MAX_EDGE:,} on a side can be read")
     return picture
+
+
+def _is_heic(source: Source) -> bool:
+    """Whether a picture is called HEIC or, where it is bytes without a name, begins as such."""
+    if isinstance(source, io.BytesIO):
+        head = bytes(source.getbuffer()[4:12])
+        return head[:4] == b"ftyp" and head[4:] in _HEIC_BRANDS
+    return label(source).lower().endswith(_HEIC)
+
+
+def _init(heic: bool) -> None:
+    """Register Pillow's formats: what this build lacks must not be named; HEIC where its plugin is there."""
+    Image.init()
+    if heic and "HEIF" not in Image.OPEN and find_spec("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 _PILLOW = threading.Lock()

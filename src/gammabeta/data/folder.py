@@ -1,80 +1,113 @@
 """A folder of pictures, one subfolder per class."""
 
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from ..errors import DataError
 from ..memory import lacking
-from .dataset import MAX_SIDE, Dataset, Split, hold_out
-from .decode import SUFFIXES, is_deep, is_grey, open_picture
-from .preparation import Preparation, deep_scale
+from .classes import match
+from .dataset import MAX_SIDE, Dataset, Split, arrange
+from .decode import SUFFIXES, Encoded, full_scale, highest_sample, is_deep, is_grey, open_picture
+from .parts import part_of_folder
+from .preparation import Preparation
 from .stream import MAX_BYTES, listing
 
 _LITTER = {"thumbs.db", "desktop.ini"}
-_TEST = ("test", "val", "valid", "validation")
+_NAMED = 50  # damaged pictures that one message names
 
 
-_Entry = tuple[Path, int]  # a picture and its class
+class Entry(NamedTuple):
+    """A picture and its class."""
+
+    source: Path | Encoded
+    label: int
 
 
-def read_picture_folder(
-    folder: Path,
-    name: str,
-    *,
-    size: tuple[int, int] | None = None,
-    preparation: Preparation | None = None,
-) -> Dataset:
+_Place = tuple[Path | Encoded, npt.NDArray[np.uint8]]  # a picture, and where its pixels go
+
+
+class Reading(NamedTuple):
+    """How pictures are to be read: to which (H, W), whether damaged ones are passed over, and how prepared.
+
+    A ``preparation`` is that of an earlier training; None: it is learned from the pictures.
+    """
+
+    size: tuple[int, int] | None = None
+    skip_damaged: bool = False
+    preparation: Preparation | None = None
+
+
+class Pictures(NamedTuple):
+    """What was read: the pictures that could be, as splits; what is to be told; how they were prepared."""
+
+    kept: dict[str, list[Entry]]
+    splits: dict[str, Split]
+    notes: list[str]
+    preparation: Preparation
+
+    def arranged(self, name: str, classes: Sequence[str], keys: Sequence[str], where: str) -> Dataset:
+        """The data set that they are."""
+        dataset = arrange(name, self.splits, classes, keys, where, self.notes)
+        return replace(dataset, preparation=self.preparation)
+
+
+def read_picture_folder(folder: Path, name: str, how: Reading) -> Dataset:
     """Read a folder of pictures with one subfolder per class.
 
     ``folder`` holds either the class folders, of whose pictures a fifth is held out for testing (see
-    `hold_out`), or a folder ``train`` and a folder ``test`` (or ``val``), each with the same class folders.
-    Classes are numbered in the order of their names. Images are grey (C = 1) if every picture is, else
-    colour (C = 3). Hidden files are passed over; any other file that is no picture is an error, because a
-    picture left out in silence is worse.
+    `hold_out`), or a folder ``train`` and a folder ``test`` or ``val`` or both, each with the same class
+    folders; folders of these names that hold pictures themselves are classes. Classes are numbered in the
+    order of their names. Images are grey (C = 1) if every picture is, else colour (C = 3). Hidden files are
+    passed over; any other file that is no picture is an error, because a picture left out in silence is
+    worse.
 
-    A picture of another shape than ``size`` (H, W) is cropped about its centre to these proportions, then
-    resized (Lanczos, with anti-aliasing). Without ``size`` all must be of one size, which is kept. Samples
-    of more
-    than eight bits are scaled alike in all pictures. What is learned of the pictures is the data set's
-    ``preparation``; if one is given, they are read by it instead, as a network of an earlier training saw
+    A picture of another shape than ``how.size`` (H, W) is cropped about its centre to these proportions, then
+    resized (Lanczos, with anti-aliasing). Without a size all must be of one size, which is kept. Samples of
+    more than eight bits are scaled alike in all pictures. What is learned of the pictures is the data set's
+    ``preparation``; if ``how`` has one, they are read by it instead, as a network of an earlier training saw
     its own.
 
     Raises:
-        DataError: no class folders, an empty class, a file that is no picture or is damaged, pictures of
-            different sizes, classes in ``test`` that ``train`` lacks, or more pixels than fit in memory.
+        DataError: no class folders, a class without pictures to train on, files that are no pictures or are
+            damaged (all are named), pictures of different sizes, classes in ``test`` that ``train`` lacks, or
+            more pixels than fit in memory.
     """
     roots = _roots(folder)
-    classes = _classes(roots[0])
-    for root in roots[1:]:
-        strange = [found for found in _classes(root) if found not in classes]
-        if strange:
-            raise DataError(f"{root}: class {strange[0]!r} is not in {roots[0]}; both need the same classes")
-    parts = [_entries(root, classes) for root in roots]
-    if preparation is None:
-        settled = _settle(folder, list(chain(*parts)), size)
-        settled, splits = _learn(parts, settled)
-    else:
-        settled = preparation
-        _check_room(folder, sum(map(len, parts)), settled)
-        splits = [_read(entries, settled) for entries in parts]
-    if len(splits) == 1:
-        keys = [path.relative_to(folder).as_posix() for path, _ in parts[0]]
-        splits = [*hold_out(splits[0], keys, str(folder))]
-    return Dataset(name, splits[0], splits[1], tuple(classes), settled)
+    classes = _classes(roots["train"])
+    parts, notes = {}, []
+    for part, root in roots.items():
+        parts[part], told = _entries(root, classes, roots["train"])
+        notes += told
+    read = read_pictures(parts, str(folder), classes, how)
+    keys = [Path(str(source)).relative_to(folder).as_posix() for source, _ in read.kept["train"]]
+    return read._replace(notes=notes + read.notes).arranged(name, classes, keys, str(folder))
 
 
-def _roots(folder: Path) -> list[Path]:
-    """The folders that hold class folders: one for training and one for testing, or one for both."""
-    if not (folder / "train").is_dir():
-        return [folder]
-    for part in _TEST:
-        if (folder / part).is_dir():
-            return [folder / "train", folder / part]
-    raise DataError(f"{folder}: has a folder train but no folder test; add one with the same classes")
+def _roots(folder: Path) -> dict[str, Path]:
+    """The folders that hold class folders, by what they are for; a single one for everything is ``train``."""
+    found: dict[str, Path] = {}
+    for entry in _listed(folder):
+        part = part_of_folder(entry.name) if entry.is_dir() else None
+        if part is None or not is_picture_folder(entry):
+            continue  # a class may be called "train", too: it holds pictures, and no folders
+        if part in found:
+            raise DataError(f"{folder}: {found[part].name} and {entry.name} are both for {part}; keep one")
+        found[part] = entry
+    if "train" not in found:
+        return {"train": folder}
+    if len(found) == 1:
+        raise DataError(
+            f"{folder}: has a folder {found['train'].name} but no folder test; add one with the same classes"
+        )
+    return found
 
 
 def is_picture_folder(folder: Path) -> bool:
@@ -101,55 +134,167 @@ def _classes(root: Path) -> list[str]:
     return [entry.name for entry in entries]
 
 
-def _entries(root: Path, classes: list[str]) -> list[_Entry]:
+def _entries(root: Path, classes: list[str], train: Path) -> tuple[list[Entry], list[str]]:
+    """The pictures below ``root`` with their classes; only the folder ``train`` must have every class."""
+    names = classes if root == train else [name for name in _classes(root) if _listed(root / name)]
+    labels, matched = match(names, classes, (str(root), str(train)))
     entries = []
-    for label, name in enumerate(classes):
-        found = _listed(root / name) if (root / name).is_dir() else []
+    for label, name in zip(labels, names, strict=True):
+        found = _listed(root / name)
         if not found:
             raise DataError(f"{root / name}: no pictures; add some, or remove the class")
         for path in found:
-            if path.suffix.lower() not in SUFFIXES or path.is_dir():
-                raise DataError(f"{path}: not a picture; remove it, or save it as PNG or JPEG")
-            entries.append((path, label))
-    return entries
+            if path.is_dir():
+                raise DataError(
+                    f"{path}: a folder inside a class; put its pictures into the class's own folder"
+                )
+            entries.append(Entry(path, label))
+    return entries, [f"{root}: {note}" for note in matched]
 
 
-def _settle(folder: Path, entries: list[_Entry], size: tuple[int, int] | None) -> Preparation:
+def read_pictures(
+    parts: Mapping[str, Sequence[Entry]], where: str, classes: Sequence[str], how: Reading
+) -> Pictures:
+    """Decode the pictures of each part, all to one shape, and prepare them alike.
+
+    All damaged pictures are told of at once: in a `DataError`, or in the notes if they are passed over.
+    """
+    damaged: dict[Path | Encoded, str] = {}
+    everything = [*chain(*parts.values())]
+    settled = how.preparation or _settle(where, everything, how.size, damaged)
+    _check_room(where, len(everything), settled)
+    shape = (settled.channels, *settled.size)
+    images = {part: np.empty((len(entries), *shape), np.uint8) for part, entries in parts.items()}
+    places = [*zip((entry.source for entry in everything), chain(*images.values()), strict=True)]
+    if how.preparation is None:
+        uncut = _resize(places, settled, damaged)
+        if any(fine := _fine(parts["train"], damaged)):
+            settled = settled.learned(images["train"] if all(fine) else images["train"][fine])
+        places = [] if settled.style == "plain" else [
+            (source, image) for source, image in places
+            if source not in damaged and not (source in uncut and settled.obeyed_by(image))
+        ]  # fmt: skip
+    for source, image in places:
+        with _collected(source, damaged):
+            _check_name(source)
+            image[:] = settled.prepare(source, blank=True)
+    kept = {part: [entry for entry in own if entry.source not in damaged] for part, own in parts.items()}
+    messages = [damaged[entry.source] for entry in everything if entry.source in damaged]
+    if damaged and not how.skip_damaged:
+        raise DataError(_damaged(where, messages))
+    _check_left(where, parts, kept, classes)
+    splits = {}
+    for part, entries in kept.items():
+        fine = _fine(parts[part], damaged)
+        labels = np.array([label for _, label in entries], np.int64)
+        splits[part] = Split(images[part] if all(fine) else images[part][fine], labels)
+    return Pictures(kept, splits, [f"passed over: {message}" for message in messages], settled)
+
+
+@contextmanager
+def _collected(source: Path | Encoded, damaged: dict[Path | Encoded, str]) -> Iterator[None]:
+    """Note what is wrong with a picture, and go on with the next."""
+    try:
+        yield
+    except DataError as error:
+        damaged[source] = str(error)
+
+
+def _check_name(source: Path | Encoded) -> None:
+    if isinstance(source, Path) and source.suffix.lower() not in SUFFIXES:
+        raise DataError(f"{source}: not a picture; remove it, or save it as PNG or JPEG")
+
+
+def _fine(entries: Sequence[Entry], damaged: Container[Path | Encoded]) -> list[bool]:
+    return [entry.source not in damaged for entry in entries]
+
+
+def _resize(
+    places: Iterable[_Place], plain: Preparation, damaged: dict[Path | Encoded, str]
+) -> set[Path | Encoded]:
+    """Resize pictures into their places; return those of which nothing was cut off."""
+    uncut = set()
+    for source, image in places:
+        if source in damaged:
+            continue
+        with _collected(source, damaged):
+            image[:], whole = plain.resized(source)
+            if whole:
+                uncut.add(source)
+    return uncut
+
+
+def _check_left(
+    where: str,
+    parts: Mapping[str, Sequence[Entry]],
+    kept: Mapping[str, Sequence[Entry]],
+    classes: Sequence[str],
+) -> None:
+    """`DataError` if too much is damaged: a whole part, or a class of the training pictures."""
+    for part, entries in kept.items():
+        if not entries:
+            raise DataError(f"{where}: no picture to {part} with could be read")
+    for label in {label for _, label in parts["train"]} - {label for _, label in kept["train"]}:
+        raise DataError(f"{where}: no picture of class {classes[label]!r} could be read")
+
+
+def _damaged(where: str, messages: list[str]) -> str:
+    if len(messages) == 1:
+        return f"{messages[0]} (--skip-damaged passes over it)"
+    short = [message.rpartition(";")[0] or message for message in messages]  # without what to do
+    more = f"; … and {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
+    return (
+        f"{where}: {len(messages)} pictures cannot be read (--skip-damaged passes over them): "
+        f"{'; '.join(short[:_NAMED])}{more}"
+    )
+
+
+def _settle(
+    where: str, entries: list[Entry], size: tuple[int, int] | None, damaged: dict[Path | Encoded, str]
+) -> Preparation:
     """Channels, size and full scale, from the headers; only pictures of more than eight bits are decoded."""
     grey, first = True, None  # first: the first picture's path and (height, width)
-    deep: list[tuple[Path, bool]] = []
-    for path, _ in entries:
-        with open_picture(path) as picture:
-            grey = grey and is_grey(picture)
-            width, height = _upright(picture)
-            if is_deep(picture):
-                deep.append((path, picture.mode == "F"))
+    deep: list[tuple[Path | Encoded, bool]] = []
+    for source, _ in entries:
+        with _collected(source, damaged):
+            _check_name(source)
+            with open_picture(source) as picture:
+                colourless, floating = is_grey(picture), picture.mode == "F"
+                width, height = _upright(picture)
+                if is_deep(picture):
+                    deep.append((source, floating))
+        if source in damaged:
+            continue
+        grey = grey and colourless
         if size is None and first is not None and first[1] != (height, width):
             raise DataError(
-                f"{path}: {height}×{width} pixels, but {first[0]} has {first[1][0]}×{first[1][1]}; "
-                "state the size (height, width) that all are to be resized to (--image-size)"
+                f"{source}: {height}×{width} pixels, but {first[0]} has {first[1][0]}×{first[1][1]}; "
+                "state the size (height, width) that all are to be resized to: --image-size HxW"
             )
-        first = first or (path, (height, width))
+        first = first or (source, (height, width))
     if first is None:
-        raise DataError(f"{folder}: no pictures")
+        raise DataError(_damaged(where, list(damaged.values())) if damaged else f"{where}: no pictures")
     height, width = size or first[1]
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise DataError(
-            f"{folder}: images of {height}×{width}; state a size between 1 and {MAX_SIDE} (--image-size)"
+            f"{where}: images of {height}×{width}; state a size between 1 and {MAX_SIDE} (--image-size)"
         )
     settled = Preparation(1 if grey else 3, height, width)
-    _check_room(folder, len(entries), settled)
-    return replace(settled, full=deep_scale(deep))
+    scales = []
+    for source, floating in deep:
+        with _collected(source, damaged):
+            scales.append(full_scale(highest_sample(source), floating=floating))
+    return replace(settled, full=max(scales, default=None))
 
 
-def _check_room(folder: Path, count: int, preparation: Preparation) -> None:
+def _check_room(where: str, count: int, preparation: Preparation) -> None:
     """Refuse more pictures than can be held, before any is decoded."""
     height, width = preparation.size
     need = count * preparation.channels * height * width
     lack = lacking(need)
     if need > MAX_BYTES or lack:
         raise DataError(
-            f"{folder}: {count} images of {height}×{width} do not fit ({lack or 'more than 4 GB'}); "
+            f"{where}: {count} images of {height}×{width} do not fit ({lack or 'more than 4 GB'}); "
             "state a smaller size (--image-size)"
         )
 
@@ -162,31 +307,3 @@ def _upright(picture: Image.Image) -> tuple[int, int]:
         turned = False
     width, height = picture.size
     return (height, width) if turned else (width, height)
-
-
-def _read(entries: list[_Entry], preparation: Preparation) -> Split:
-    images = np.empty((len(entries), preparation.channels, *preparation.size), np.uint8)
-    for image, (path, _) in zip(images, entries, strict=True):
-        image[:] = preparation.prepare(path, blank=True)
-    return Split(images, np.array([label for _, label in entries], np.int64))
-
-
-def _learn(parts: list[list[_Entry]], plain: Preparation) -> tuple[Preparation, list[Split]]:
-    """Read pictures, learn their style, and prepare those without it as a prediction would."""
-    splits, whole = [], []
-    for entries in parts:
-        split = Split(
-            np.empty((len(entries), plain.channels, *plain.size), np.uint8),
-            np.array([label for _, label in entries], np.int64),
-        )
-        for image, (path, _) in zip(split.images, entries, strict=True):
-            image[:], all_of_it = plain.resized(path)
-            whole.append(all_of_it)
-        splits.append(split)
-    settled = plain.learned(splits[0].images)
-    if settled.style != "plain":
-        images = chain(*(split.images for split in splits))
-        for image, (path, _), all_of_it in zip(images, chain(*parts), whole, strict=True):
-            if not (all_of_it and settled.obeyed_by(image)):
-                image[:] = settled.prepare(path, blank=True)
-    return settled, splits

@@ -10,14 +10,17 @@ import math
 import os
 import re
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .dataset import MAX_SIDE, Dataset, Split
-from .stream import Stream, listing, open_stream
+from .arrays import splits_of
+from .dataset import MAX_SIDE, Dataset, arrange
+from .emnist import is_emnist, names_of, upright
+from .stream import Stream, itself, listing, open_stream, read_text
 
 UNSIGNED_BYTE = 0x08
 _TYPES = {0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -65,21 +68,35 @@ def write_idx(path: str | os.PathLike[str], items: npt.NDArray[np.uint8]) -> Non
     Path(path).write_bytes(header + items.tobytes())
 
 
-def read_idx_folder(folder: Path, name: str) -> Dataset:
+def read_idx_folder(folder: Path, name: str, classes: Sequence[str] = ()) -> Dataset:
     """Read the four files of a data set: train-/t10k- images-idx3-ubyte and labels-idx1-ubyte, raw or .gz.
 
     ``test-`` stands for ``t10k-`` too, a dot for the hyphen before ``idx``, and a prefix
-    (``emnist-letters-``) may come first. If a file is there both raw and packed, the raw one is read. Class
-    ``i`` is called ``str(i)``.
+    (``emnist-letters-``) may come first. A file may lie in a folder of its own name. If it is there several
+    times, the raw one is read. With the prefix ``emnist-`` images are turned upright, as in EMNIST's zip.
+
+    ``classes`` names the labels from 0; else a file ``classes.txt`` may, one name a line; else a class is
+    called as its label is.
     """
-    train, test = (_split(folder, part) for part in ("train", "test"))
-    count = int(train.labels.max()) + 1
-    return Dataset(name, train, test, tuple(str(label) for label in range(count)))
+    arrays = {part: _arrays(folder, part) for part in ("train", "test")}
+    file = _find(folder, "train", "images")
+    names: Sequence[str] | dict[int, str] = classes or _names(folder)
+    if is_emnist(file.name):
+        arrays = {part: (upright(images), labels) for part, (images, labels) in arrays.items()}
+        names = names or names_of(file.name, arrays["train"][1])
+    splits, found, _ = splits_of(arrays, str(folder), names)
+    return arrange(name, splits, found, (), str(folder))
 
 
 def is_idx_folder(folder: Path) -> bool:
     """Whether ``folder`` holds training images under one of the usual IDX names."""
     return any(_NAMES["train", "images"].fullmatch(entry.name) for entry in listing(folder))
+
+
+def _names(folder: Path) -> tuple[str, ...]:
+    file = folder / "classes.txt"
+    lines = read_text(file).splitlines() if file.is_file() else []
+    return tuple(line.strip() for line in lines if line.strip())
 
 
 def _header(stream: Stream, dimensions: int) -> tuple[int, ...]:
@@ -108,7 +125,7 @@ def _header(stream: Stream, dimensions: int) -> tuple[int, ...]:
     return shape
 
 
-def _split(folder: Path, part: str) -> Split:
+def _arrays(folder: Path, part: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     images = read_idx(_find(folder, part, "images"), dimensions=3)
     path = _find(folder, part, "labels")
     labels = read_idx(path, dimensions=1)
@@ -116,16 +133,20 @@ def _split(folder: Path, part: str) -> Split:
         raise DataError(
             f"{path}: {len(labels)} labels for {len(images)} {part} images; the files do not match"
         )
-    return Split(images[:, np.newaxis], labels.astype(np.int64))
+    return images, labels
 
 
 def _find(folder: Path, part: str, kind: str) -> Path:
     pattern = _NAMES[part, kind]
-    found = {entry.name for entry in listing(folder) if pattern.fullmatch(entry.name)}
-    # A raw file beside its packed form: either will do, the raw one needs no unpacking.
-    found = {name for name in found if name.removesuffix(".gz") not in found - {name}}
+    found: dict[str, list[Path]] = {}  # files that are the same but for packing, dot or hyphen, and place
+    for entry in listing(folder):
+        if pattern.fullmatch(entry.name):
+            plain = entry.name.removesuffix(".gz").replace(".idx", "-idx")
+            found.setdefault(plain, []).append(itself(entry))
     if len(found) == 1:
-        return folder / found.pop()
+        (files,) = found.values()
+        # A raw file beside its packed form: either will do, the raw one needs no unpacking.
+        return min(files, key=lambda file: (file.suffix == ".gz", len(file.parts), file.name))
     dimensions = 3 if kind == "images" else 1
     usual = f"{'train' if part == 'train' else 't10k'}-{kind}-idx{dimensions}-ubyte"
     if not found:

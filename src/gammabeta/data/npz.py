@@ -9,6 +9,7 @@ import math
 import re
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -16,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import DataError
-from .dataset import MAX_SIDE, Dataset, Split, hold_out
+from .arrays import splits_of
+from .dataset import MAX_SIDE, Dataset, arrange
 from .stream import Stream, open_zip, regular_file, unpacked_limit
 
 MAGIC = b"\x93NUMPY"
@@ -24,18 +26,30 @@ _HEADER = re.compile(
     rb"\{'descr': '(?P<type>[|<>=][bui][1248]|[<>=|][fcSUO]\d{0,4})', "
     rb"'fortran_order': (?P<fortran>True|False), 'shape': \((?P<shape>[0-9, ]{0,200})\),? ?\} *\n"
 )
-_INTEGERS = re.compile(r"[|<>=][ui][1248]")
 _TEXT = re.compile(r"[<>=|]U\d{1,4}")
-_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_PIXELS = re.compile(r"[|<>=](?:[ui][1248]|b1|f[248])")
+_LABELS = re.compile(rf"{_PIXELS.pattern}|{_TEXT.pattern}")
+
+#: The keys of images and labels for each part, in lower case, as different writers name them.
+_KEYS: tuple[dict[str, tuple[str, str]], ...] = (
+    {"train": ("x_train", "y_train"), "test": ("x_test", "y_test"), "validation": ("x_val", "y_val")},
+    {
+        "train": ("train_images", "train_labels"),
+        "test": ("test_images", "test_labels"),
+        "validation": ("val_images", "val_labels"),
+    },
+    {"train": ("images", "labels")},
+    {"train": ("x", "y")},
+)
 
 
 def read_npz(path: Path, name: str) -> Dataset:
     """Read a data set from an NPZ file.
 
-    The keys are ``x_train``, ``y_train``, ``x_test``, ``y_test`` (as Keras writes them), or ``images`` and
-    ``labels``, of which a fifth is held out for testing (see `hold_out`). Images are uint8 of shape (N, H,
-    W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3; labels are integers of shape (N,) or (N, 1), from 0.
-    An optional key ``classes`` holds the classes' names; without it, class ``i`` is called ``str(i)``.
+    The keys are ``x_train``, ``y_train``, ``x_test``, ``y_test`` (as Keras writes them; ``x_val``, ``y_val``
+    may come too), or ``train_images``, ``train_labels`` and so on (as MedMNIST writes them), or ``images``
+    and ``labels`` or ``x`` and ``y``, of which a fifth is held out for testing (see `hold_out`). What images
+    and labels may be is said in `splits_of`. An optional key ``classes`` holds the classes' names.
 
     Raises:
         DataError: no zip, a key is missing, an array is of another type or shape (pickled objects are never
@@ -52,7 +66,7 @@ class _Archive:
         self.path = path
         self._archive = archive
         self._room = room
-        self.keys = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        self.keys = {info.filename.removesuffix(".npy").lower(): info for info in archive.infolist()}
 
     def array(self, key: str, wanted: re.Pattern[str], what: str) -> npt.NDArray[np.generic]:
         """Array ``key``, if its type is ``wanted``, which in words is ``what``."""
@@ -98,51 +112,34 @@ def _read_npy(stream: Stream, wanted: re.Pattern[str], what: str) -> npt.NDArray
 
 
 def _read(archive: _Archive, name: str) -> Dataset:
-    classes = _classes(archive)
-    if all(key in archive.keys for key in _KEYS):
-        train = Split(_images(archive, "x_train"), _labels(archive, "y_train"))
-        test = Split(_images(archive, "x_test"), _labels(archive, "y_test"))
-    elif "images" in archive.keys and "labels" in archive.keys:
-        images, labels = _images(archive, "images"), _labels(archive, "labels")
-        whole = Split(images, labels)
-        train, test = hold_out(whole, [str(number) for number in range(len(whole))], str(archive.path))
-    else:
-        found = ", ".join(list(archive.keys)[:8]) or "nothing"
+    found = next((parts for parts in map(partial(_present, archive), _KEYS) if "train" in parts), None)
+    if found is None:
+        held = ", ".join(map(repr, list(archive.keys)[:8])) or "nothing"
         raise DataError(
-            f"{archive.path}: needs the keys {', '.join(_KEYS)}, or images and labels; it has {found}"
+            f"{archive.path}: needs the keys x_train, y_train, x_test, y_test, or train_images, "
+            f"train_labels, test_images, test_labels, or images and labels; it has {held}"
         )
-    count = int(train.labels.max()) + 1
-    return Dataset(name, train, test, classes or tuple(str(number) for number in range(count)))
+    arrays = {
+        part: (
+            archive.array(images, _PIXELS, "images of numbers, best unsigned bytes (uint8)"),
+            archive.array(labels, _LABELS, "labels that are numbers or texts"),
+        )
+        for part, (images, labels) in found.items()
+    }
+    where = str(archive.path)
+    splits, classes, notes = splits_of(arrays, where, _classes(archive))
+    keys = [str(number) for number in range(len(splits["train"]))]
+    return arrange(name, splits, classes, keys, where, notes)
 
 
-def _classes(archive: _Archive) -> tuple[str, ...] | None:
+def _present(archive: _Archive, keys: dict[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    return {part: pair for part, pair in keys.items() if all(key in archive.keys for key in pair)}
+
+
+def _classes(archive: _Archive) -> tuple[str, ...]:
     if "classes" not in archive.keys:
-        return None
+        return ()
     found = archive.array("classes", _TEXT, "texts")
     if found.ndim != 1:
         raise DataError(f"{archive.path}: classes has shape {found.shape}, but one name a class is needed")
     return tuple(str(name) for name in found)
-
-
-def _images(archive: _Archive, key: str) -> npt.NDArray[np.uint8]:
-    found = archive.array(key, re.compile(r"[|<>=]u1"), "images of unsigned bytes (uint8, 0 to 255)")
-    shape = found.shape
-    if found.ndim == 3:
-        found = found[:, np.newaxis]
-    elif found.ndim == 4 and shape[3] in (1, 3):
-        found = found.transpose(0, 3, 1, 2)
-    elif found.ndim != 4 or shape[1] not in (1, 3):
-        raise DataError(
-            f"{archive.path}: {key} has shape {shape}; needed is (N, H, W), (N, H, W, C) or "
-            "(N, C, H, W) with C 1 or 3"
-        )
-    return np.ascontiguousarray(found, np.uint8)
-
-
-def _labels(archive: _Archive, key: str) -> npt.NDArray[np.int64]:
-    found = archive.array(key, _INTEGERS, "labels of an integer type")
-    if found.ndim == 2 and found.shape[1] == 1:
-        found = found[:, 0]
-    if found.ndim != 1:
-        raise DataError(f"{archive.path}: {key} has shape {found.shape}, but one label an image is needed")
-    return np.ascontiguousarray(found).astype(np.int64)

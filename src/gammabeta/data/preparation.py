@@ -5,7 +5,6 @@ Training, evaluation, prediction, the doctor and an exported file prepare a pict
 """
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ..errors import DataError
-from .decode import Source, decode, full_scale, highest_sample, label, planes
+from .decode import Source, decode, label, planes
 from .likeness import Likeness
 from .picture import BOX, WORK, Style, find_ink, framed, shrink
 
@@ -196,12 +195,6 @@ def load_picture(
             picture can have.
     """
     return Preparation(channels, *size, style or _default(channels)).prepare(path)
-
-
-def deep_scale(pictures: Sequence[tuple[Source, bool]]) -> float | None:
-    """The full scale of a set's (picture, floating point) of more than eight bits; None: there are none."""
-    found = [full_scale(highest_sample(source), floating=floating) for source, floating in pictures]
-    return max(found, default=None)
 
 
 def flat_pictures(images: Pixels) -> npt.NDArray[np.int64]:

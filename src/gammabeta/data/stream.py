@@ -56,6 +56,12 @@ def listing(folder: Path) -> list[Path]:
         raise DataError(f"{folder}: cannot be listed ({reason(error)}); check its permissions") from None
 
 
+def itself(path: Path) -> Path:
+    """``path``, or the file of the same name inside it, as some archives unpack."""
+    inner = path / path.name
+    return inner if path.is_dir() and inner.is_file() else path
+
+
 def unpacked_limit(packed: int) -> int:
     """How many bytes a compressed file of ``packed`` bytes may unpack to before we call it a bomb."""
     return min(MAX_BYTES, max(FREE_UNPACKED, MAX_RATIO * packed))
@@ -148,6 +154,16 @@ def open_stream(path: str | os.PathLike[str]) -> Iterator[Stream]:
                 yield Stream(path, unpacked, unpacked_limit(size), packed=True)
         else:
             yield Stream(path, raw, size, packed=False)
+
+
+def read_text(path: Path) -> str:
+    """A whole text file, raw or gzip, in UTF-8 (a byte order mark is left out) or in Latin-1."""
+    with open_stream(path) as stream:
+        content = stream.some(stream.limit + 1)
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("latin-1")
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """``Summary``: the findings with the evidence they rest on, as data that every rendering reads."""
 
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from .. import __version__
+from ..jsontext import finite, to_json
 from ..text import visible
 from .checks.drift import measure
 from .evidence import Evidence, Layer
@@ -90,7 +89,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values; the schema is documented and versioned (see ``SCHEMA``)."""
         gap = self.evidence.gap
-        row: dict[str, Any] = _finite(
+        row: dict[str, Any] = finite(
             {
                 "schema": SCHEMA,
                 "gammabeta": __version__,
@@ -108,7 +107,7 @@ class Summary:
 
     def to_json(self) -> str:
         """:meth:`to_dict` as JSON; numbers that are not finite are null."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
+        return to_json(self.to_dict(), indent=2, ensure_ascii=False)
 
     def layer_row(self, layer: Layer) -> dict[str, Any]:
         """One layer in the table of layers; the drift is None where no data reached the layer."""
@@ -136,13 +135,3 @@ class Summary:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

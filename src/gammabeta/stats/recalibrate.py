@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..errors import SurgeryError, UsageError
+from ..errors import NotFiniteError, SurgeryError, UsageError
 from ..graph.layers import unwrap
 from .batches import ForwardFn, batches, call, placement, size
 from .moments import Moments, Ranks, batch_moments
@@ -242,7 +242,7 @@ def _checked(name: str, layer: Any, moments: Moments) -> Statistics:
     mean = moments.mean.to(old_mean.device, old_mean.dtype).view_as(old_mean)
     var = moments.unbiased_variance.to(old_var.device, old_var.dtype).view_as(old_var)
     if not (torch.isfinite(mean).all() and torch.isfinite(var).all()):
-        raise SurgeryError(
+        raise NotFiniteError(
             f"the input of {name or 'the layer'} is not finite, or its moments overflow {mean.dtype}"
         )
     return mean, var, moments.batches

@@ -116,6 +116,11 @@ class Order:
             self._epoch = epoch
         return self._permutation[self._edges[place] : self._edges[place + 1]]
 
+    def images_before(self, step: int) -> int:
+        """Return how many images the steps before this one have seen."""
+        epochs, place = divmod(step, self.steps_per_epoch)
+        return epochs * self._count + self._edges[place]
+
 
 def batch_starts(count: int, batch_size: int) -> list[int]:
     """Return where each batch begins; a last batch of one image joins its neighbour."""

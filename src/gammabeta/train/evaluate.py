@@ -5,7 +5,7 @@ layer does on one batch; the percentiles of what enters each activation are thos
 figure 1 (b) and (c).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,28 @@ class Evaluation:
     def accuracy(self) -> float:
         """Share of images classified rightly."""
         return self.correct / self.count
+
+    def by_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
+        """For each class how many images it has, how many were predicted and correct, and shares.
+
+        ``accuracy``: of all images, those rightly taken for this class or for another; ``precision``: of
+        those predicted, the correct ones; ``recall``: of its own images, the correct ones; None where there
+        are none.
+        """
+        correct = self.confusion.diagonal().tolist()
+        counts, predicted = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
+        return [
+            {
+                "class": name,
+                "count": count,
+                "predicted": guessed,
+                "correct": right,
+                "accuracy": 1 - (count + guessed - 2 * right) / max(self.count, 1),
+                "precision": right / guessed if guessed else None,
+                "recall": right / count if count else None,
+            }
+            for name, count, guessed, right in zip(classes, counts, predicted, correct, strict=True)
+        ]
 
 
 def evaluation_batch(height: int, width: int) -> int:

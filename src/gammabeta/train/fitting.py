@@ -1,7 +1,9 @@
 """``fit``: train a network on a data set as a recipe says, evaluate it, and report the progress."""
 
 import gc
+import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,14 +16,15 @@ from ..accelerate.gradients import quick_layers
 from ..accelerate.stem import one_stem
 from ..conversion.convert import convert
 from ..data import Dataset
-from ..errors import UsageError
+from ..errors import DivergedError, NotFiniteError, UsageError, WeightsError
+from ..files import check_values
 from ..graph.trace import convolutions_before_batch_norm
 from ..kernels.cpu.allocator import keep_pages
 from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
 from .checkpoint import Checkpointer
 from .evaluate import Evaluation, LayerStatistics, evaluate
-from .loop import Progress, Training
+from .loop import Progress, Training, learning_rate
 from .network import DigitNetwork, initialize_he, initialize_like_notebook
 from .recipe import Recipe
 from .world import ALONE, Precision, World, place_model, resolve_device, resolve_precision
@@ -46,10 +49,13 @@ class Observer:
         """Some steps were taken; ``seconds`` of training so far."""
 
     def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
-        """A split, ``"train"`` or ``"test"``, was judged in ``seconds``."""
+        """A split, ``"train"``, ``"validation"`` or ``"test"``, was judged in ``seconds``."""
 
     def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
         """The batch-norm layers were measured on a fixed batch of training images."""
+
+    def tell(self, message: str) -> None:
+        """There is something to know about how the training begins."""
 
     def stop_requested(self) -> bool:
         """Return whether the training shall end after this step."""
@@ -67,6 +73,7 @@ class Outcome:
     train: Evaluation
     test: Evaluation
     seconds: dict[str, float]
+    validation: Evaluation | None = None  # of the split that chose the best epoch, if there is one
 
 
 def build_network(recipe: Recipe, dataset: Dataset, seed: int) -> DigitNetwork:
@@ -119,6 +126,7 @@ def fit(
     Raises:
         UsageError: There are fewer than two images to train on.
         TrainingInterrupted: The observer asked to stop.
+        DivergedError: The loss or the weights are no longer finite numbers.
     """
     if len(dataset.train.labels) < 2:
         raise UsageError("there are fewer than two training images: a batch of one has no variance")
@@ -127,31 +135,40 @@ def fit(
     clock = time.perf_counter()
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
-    test = DeviceImages(dataset.test, scaling, place)
+    chosen_by = "test" if dataset.validation is None else "validation"  # epochs are judged, and one is best
+    judged = DeviceImages(dataset.split(chosen_by), scaling, place)
     model = place_model(convert(model, to="sync" if world.size > 1 else "fused"), place)
     training = Training(model, images, recipe, seed, precision, world)
     work = _Fitting(training, observer or Observer(), checkpointer, watch_points if recipe.batch_norm else 0)
     work.seconds["prepare"] = time.perf_counter() - clock
     work.begin()
     results: tuple[Evaluation, Evaluation] | None = None
-    with keep_pages(), _uncollected(), quick(model, alone=world.size == 1):
+    with keep_pages(), _uncollected(), quick(model, alone=world.size == 1), warnings.catch_warnings():
+        # A batch norm warns of a batch that is not finite; the training ends for it, and says more.
+        warnings.filterwarnings("ignore", "a batch with non-finite statistics", RuntimeWarning)
         while results is None or training.step < training.steps:
             epoch = training.epoch
             work.train_epoch()
             last = training.step == training.steps
-            if last and recipe.recalibrate and recipe.batch_norm:
-                work.recalibrate()
+            if last:
+                work.complete()
             if last or recipe.evaluate == "epoch":
                 classes = len(dataset.classes)
                 results = (
                     work.evaluate(epoch, "train", images, classes),
-                    work.evaluate(epoch, "test", test, classes),
+                    work.evaluate(epoch, chosen_by, judged, classes),
                 )
                 if checkpointer is not None:
-                    checkpointer.save_if_best(training, results[1])
+                    checkpointer.keep_if_best(training, results[1])
+            training.judged = True
             if checkpointer is not None and not last:
-                checkpointer.save(training, work.seconds["train"], now=True)
-    return Outcome(model, scaling, precision, training.progress(), *results, work.seconds)
+                checkpointer.save(training, work.seconds["train"])
+    trained, chosen = results
+    if dataset.validation is None:
+        return Outcome(model, scaling, precision, training.progress(), trained, chosen, work.seconds)
+    # The test images decide nothing: they are looked at once, when all is decided.
+    test = work.evaluate(epoch, "test", DeviceImages(dataset.test, scaling, place), len(dataset.classes))
+    return Outcome(model, scaling, precision, training.progress(), trained, test, work.seconds, chosen)
 
 
 class _Fitting:
@@ -174,6 +191,7 @@ class _Fitting:
         training, world = self._training, self._training.world
         if self._checkpointer is not None:
             self.seconds["train"] = self._checkpointer.restore(training)
+            self._checkpointer.keep_if_good(training)
         if world.broadcast(training.step):
             state = world.broadcast(training.state() if world.writes else None)
             if not world.writes:
@@ -199,19 +217,48 @@ class _Fitting:
         training, clock = self._training, time.perf_counter()
         training.advance(min(self._stretch, limit - training.step))
         progress = training.progress()
+        if training.diverged is not None:
+            raise self._diverged("loss", training.diverged)
         taken = time.perf_counter() - clock
         self.seconds["train"] += taken
         self.seconds["first_step"] = self.seconds["first_step"] or taken  # the first report is of one step
-        self._stretch = max(
-            1, min(2 * self._stretch, int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6)))
-        )
+        wanted = int(self._stretch * _REPORT_SECONDS / max(taken, 1e-6))
+        self._stretch = max(1, min(2 * self._stretch, wanted, training.steps))
         self._observer.progressed(progress, self.seconds["train"])
+        if self._checkpointer is not None:
+            self._checkpointer.keep_if_good(training)
         if self._watch_every and training.step % self._watch_every == 0:
             clock = time.perf_counter()
             self._observer.watched(progress, training.layer_statistics())
             self.seconds["watch"] += time.perf_counter() - clock
 
-    def recalibrate(self) -> None:
+    def _diverged(self, what: str, step: int) -> DivergedError:
+        """The error for a loss, or weights, that are not finite at a step (from 0)."""
+        training = self._training
+        rate = learning_rate(training.recipe, step, training.steps)
+        epoch = step // training.order.steps_per_epoch
+        return DivergedError(
+            f"the training diverged: the {what} of step {step + 1:,} (epoch {epoch}) is not finite, at a "
+            f"learning rate of {rate:.3g}; try a lower --learning-rate",
+            step,
+        )
+
+    def complete(self) -> None:
+        """After the last step: keep where the optimizer is, and recalibrate if the recipe says so."""
+        training = self._training
+        try:
+            check_values(dict(training.model.named_parameters()), "the model")
+        except WeightsError:
+            raise self._diverged("result", training.step - 1) from None
+        if self._checkpointer is not None:
+            self._checkpointer.save(training, self.seconds["train"], now=True)
+        if training.recipe.recalibrate and training.recipe.batch_norm:
+            try:
+                self._recalibrate()
+            except NotFiniteError:
+                raise self._diverged("output", training.step - 1) from None
+
+    def _recalibrate(self) -> None:
         """Give the running statistics their exact values over the recipe's number of training images."""
         training, clock = self._training, time.perf_counter()
         images, world, device = training.data, training.world, training.data.labels.device
@@ -232,6 +279,8 @@ class _Fitting:
         result = evaluate(training.model, split, classes, precision=training.precision, world=training.world)
         taken = time.perf_counter() - clock
         self.seconds["evaluate"] += taken
+        if not math.isfinite(result.loss):
+            raise self._diverged("evaluation", training.step - 1)
         self._observer.evaluated(epoch, name, result, taken)
         return result
 

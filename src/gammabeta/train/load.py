@@ -1,5 +1,6 @@
 """A trained network loaded from its run folder, ready to be evaluated and to predict."""
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -7,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data import Preparation, Split
+from ..data import Dataset, Preparation, Split
+from ..data.classes import as_classes
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
+from .documents import NetworkInfo
 from .evaluate import Evaluation, evaluate, evaluating, evaluation_batch
 from .network import DigitNetwork
 from .run import Run
+from .source import is_same
 from .world import place_model, resolve_device
 
 
@@ -62,32 +66,47 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
     """
     place = resolve_device(device)
     run = Run.open(path)
-    info = run.info.network
     with torch.device("meta"):  # nothing is allocated before the weights are known to fit
-        network = DigitNetwork(
-            info.channels,
-            (info.height, info.width),
-            len(info.classes),
-            batch_norm=info.batch_norm,
-            hidden_bias=info.hidden_bias,
-            eps=info.eps,
-        )
+        network = network_of(run.info.network)
     model = place_model(run.load_model(network, best=best).eval(), place)
     return Trained(run, model, place)
 
 
-def load_split(trained: Trained, source: str | None, split: str) -> Split:
-    """Return the ``test`` or ``train`` split of a data set (default: the run's), if it fits the network."""
-    if split not in ("test", "train"):
-        raise UsageError(f"unknown split {split!r}: choose test or train")
-    job = trained.run.job
-    dataset = (job if source is None else replace(job, source=source, holdout=0)).load()
-    network = trained.run.info.network
-    wanted, found = (network.channels, network.height, network.width), dataset.train.images.shape[1:]
+def network_of(info: NetworkInfo) -> DigitNetwork:
+    """Return the network that a run describes, its weights not the run's yet."""
+    return DigitNetwork(
+        info.channels,
+        (info.height, info.width),
+        len(info.classes),
+        batch_norm=info.batch_norm,
+        hidden_bias=info.hidden_bias,
+        eps=info.eps,
+    )
+
+
+def load_dataset(trained: Trained, source: str | None = None, *, skip_damaged: bool = False) -> Dataset:
+    """Return a data set (default: the run's own) with labels that mean the network's classes.
+
+    Its classes are found among the network's by their names. If it is what the run was trained on, wherever
+    it lies, its test images are those of the run. What should be told stands in its ``notes``.
+
+    Raises:
+        DataError: It is not there or damaged, its images are of another shape, or its classes do not match.
+    """
+    run, network = trained.run, trained.run.info.network
+    job = run.job if source is None else replace(run.job, source=source, place=None)
+    job = replace(job, skip_damaged=job.skip_damaged or skip_damaged)
+    whole = replace(job, holdout=0).load()
+    wanted, found = (network.channels, network.height, network.width), whole.image_shape
     if wanted != found:
-        raise DataError(f"{dataset.name} has images of {found}, the network takes {wanted}")
-    if len(dataset.classes) != len(network.classes):
-        raise DataError(
-            f"{dataset.name} has {len(dataset.classes)} classes, the network {len(network.classes)}"
-        )
-    return dataset.test if split == "test" else dataset.train
+        raise DataError(f"{whole.name} has images of {found}, the network takes {wanted}")
+    whole = as_classes(whole, network.classes, "the network")
+    if source is not None and not job.holdout:
+        return whole
+    with suppress(UsageError):  # fewer images than are held out: another data set
+        dataset = job.held(whole)
+        if run.info.data_sha256 is None or is_same(dataset, run.info.data_sha256):
+            return dataset
+        if source is None:
+            return replace(dataset, notes=(*dataset.notes, f"{run.info.data} has changed since the training"))
+    return whole

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..files import fit_weights
+from ..errors import WeightsError
+from ..files import check_fit, check_values, fit_weights
 from .batches import DeviceImages, Order, generator_for
 from .evaluate import LayerStatistics, layer_statistics
 from .recipe import Recipe
@@ -67,6 +68,8 @@ class Training:
         self.steps = self.order.steps
         self.step = 0
         self.images = 0
+        self.judged = True  # whether the epoch of the last step is over, its evaluation included
+        self.diverged: int | None = None  # the first step whose loss was not finite
         self._optimizer = SGD(model, recipe)
         self._unread: list[tuple[Tensor, Tensor, Tensor, int]] = []  # loss, logits, labels, images
         self._loss = self._accuracy = float("nan")
@@ -81,31 +84,32 @@ class Training:
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
         self.progress()  # reads the figures that are still on the device
-        values = {"step": self.step, "images": self.images, "loss": self._loss, "accuracy": self._accuracy}
-        return State(tensors, values)
+        values: dict[str, Any] = {"step": self.step, "images": self.images, "judged": self.judged}
+        return State(tensors, values | {"loss": self._loss, "accuracy": self._accuracy})
 
     def restore(self, state: State) -> None:
         """Go on from a state of the same recipe, seed and data, and network (else ``WeightsError``)."""
-        kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
-        for name, tensor in state.tensors.items():
-            kind, _, rest = name.partition(".")
-            kinds.setdefault(kind, {})[rest] = tensor
+        check_state(state, self.model, "the checkpoint")
+        kinds = _kinds(state.tensors)
         fit_weights(self.model, kinds["model"], "the checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, tensor in kinds["optimizer"].items():
-            parameter = parameters[name.removeprefix("momentum_buffer.")]
+            parameter = parameters[name.removeprefix(_BUFFER)]
             # In the parameter's own layout: the fused operator walks both in the order of memory.
             self._optimizer.momentum_buffers[parameter] = torch.empty_like(parameter.detach()).copy_(tensor)
-        torch.set_rng_state(kinds["random"]["cpu"])
+        if "cpu" in kinds["random"]:
+            torch.set_rng_state(kinds["random"]["cpu"])
         if self._device.type == "cuda" and "cuda" in kinds["random"]:
             torch.cuda.set_rng_state(kinds["random"]["cuda"], self._device)
         self.step, self.images = state.values["step"], state.values["images"]
-        self._loss, self._accuracy = state.values["loss"], state.values["accuracy"]
+        self.judged = state.values["judged"]
+        figures = (state.values["loss"], state.values["accuracy"])
+        self._loss, self._accuracy = (float("nan") if value is None else value for value in figures)
 
     @property
     def epoch(self) -> int:
-        """The epoch of the next step, from 0."""
-        return self.step // self.order.steps_per_epoch
+        """The epoch that is being trained or judged, from 0."""
+        return (self.step if self.judged else self.step - 1) // self.order.steps_per_epoch
 
     def advance(self, steps: int) -> None:
         """Take that many steps, or as many as are left."""
@@ -141,6 +145,7 @@ class Training:
         self._unread.append((loss.detach(), logits.detach(), y, count))
         self.step += 1
         self.images += count
+        self.judged = False
 
     def layer_statistics(self) -> dict[str, LayerStatistics]:
         """Measure the batch-norm layers on the first training images; the training is left as it was."""
@@ -150,7 +155,11 @@ class Training:
         """Read the figures of the steps since the last call from the device; return where the training is."""
         if self._unread:
             figures = self.world.all_reduce(_figures(self._unread)).tolist()
-            for (loss, hits), (*_, count) in zip(figures, self._unread, strict=True):
+            first = self.step - len(self._unread)
+            rows = zip(figures, self._unread, strict=True)
+            for step, ((loss, hits), (*_, count)) in enumerate(rows, first):
+                if self.diverged is None and not math.isfinite(loss):
+                    self.diverged = step
                 self._loss = _move(self._loss, loss / count if self._summed else loss)
                 self._accuracy = _move(self._accuracy, hits / count)
             self._unread.clear()
@@ -163,6 +172,37 @@ class Training:
             accuracy=self._accuracy,
             learning_rate=learning_rate(self.recipe, min(self.step, self.steps - 1), self.steps),
         )
+
+
+_BUFFER = "momentum_buffer."
+
+
+def _kinds(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a state: the model's, the optimizer's, the random generators'."""
+    kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        kinds.setdefault(kind, {})[rest] = tensor
+    return kinds
+
+
+def check_state(state: State, model: nn.Module, source: object) -> None:
+    """Raise ``WeightsError`` unless a training of this model can go on from a state; change nothing."""
+    kinds, wanted = _kinds(state.tensors), model.state_dict()
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    for kind, known in (("model", wanted), ("optimizer", {_BUFFER + n: p for n, p in parameters.items()})):
+        for name, tensor in kinds[kind].items():
+            if name not in known:
+                raise WeightsError(f"{source} does not fit the network, which has no {name[:100]}")
+            check_fit(name, tensor, known[name], source)
+        check_values(kinds[kind], source)
+    if missing := [name for name in wanted if name not in kinds["model"]]:
+        raise WeightsError(f"{source} does not fit the network: it lacks {missing[0]}")
+    if "cpu" in kinds["random"]:
+        try:
+            torch.Generator().set_state(kinds["random"]["cpu"])
+        except (RuntimeError, TypeError):
+            raise WeightsError(f"{source} holds no state of PyTorch's random generator") from None
 
 
 def _move(average: float, new: float) -> float:

@@ -79,7 +79,10 @@ class DigitNetwork(nn.Sequential):
     ) -> None:
         super().__init__()
         if min(image_size) < SMALLEST_SIDE:
-            raise UsageError(f"images of {image_size[0]}x{image_size[1]} are too small: 16x16 is the least")
+            raise UsageError(
+                f"images of {image_size[0]}x{image_size[1]} are too small: 16x16 is the least; "
+                "pictures in files (not arrays) are enlarged with --image-size 16x16"
+            )
         if classes < 2 or channels < 1:
             raise UsageError(f"{channels} channels and {classes} classes: at least 1 and 2 are needed")
         height, width = (((side - 2) // 2 - 4) // 2 for side in image_size)

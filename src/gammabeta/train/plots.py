@@ -16,7 +16,7 @@ from .run import Run
 
 # Okabe and Ito's colour-blind-safe palette.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_BLUE, _ORANGE, _GREY = COLORS[0], COLORS[1], "#777777"
+_BLUE, _ORANGE, _GREEN, _GREY = *COLORS[:3], "#777777"
 _NAME = 24  # letters of a class's name, where many stand side by side
 
 
@@ -36,12 +36,13 @@ def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     style: dict[str, Any] = {"color": _BLUE, "label": "training, moving average"}
     _line(loss_axes, steps, "loss", **style)
     _line(accuracy_axes, steps, "accuracy", **style)
-    for split, color, marker in (("train", _GREY, "s"), ("test", _ORANGE, "o")):
+    for split, color, marker in (("train", _GREY, "s"), ("validation", _GREEN, "^"), ("test", _ORANGE, "o")):
         if judged := _rows(rows, "evaluation", split):
             last = judged[-1]
-            label = f"all {last['count']:,} {split} images: {100 * last['accuracy']:.2f} %"
+            label = f"all {last['count']:,} {split} images: {100 * _number(last['accuracy']):.2f} %"
             _line(accuracy_axes, judged, "accuracy", color=color, marker=marker, label=label, linewidth=1)
-    low = min([90.0, *(100 * row["accuracy"] for row in steps[len(steps) // 4 :])])
+    seen = [row["accuracy"] for row in steps[len(steps) // 4 :] if row["accuracy"] is not None]
+    low = min([90.0, *(100 * accuracy for accuracy in seen)])
     loss_axes.set(ylabel="loss (cross-entropy, nats)")
     accuracy_axes.set(ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
     for axes in (loss_axes, accuracy_axes):
@@ -85,13 +86,18 @@ def _loss_and_accuracy(height: float) -> tuple[Figure, Axes, Axes]:
 def _line(axes: Axes, rows: Sequence[dict[str, Any]], figure: str, **style: Any) -> None:
     """Draw a figure over epochs; the accuracy in percent."""
     scale = 100 if figure == "accuracy" else 1
-    axes.plot([row["epochs"] for row in rows], [scale * row[figure] for row in rows], **style)
+    axes.plot([row["epochs"] for row in rows], [scale * _number(row[figure]) for row in rows], **style)
+
+
+def _number(figure: float | None) -> float:
+    """A figure as it is drawn; NaN leaves a gap where there is none."""
+    return float("nan") if figure is None else figure
 
 
 def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     """Draw each batch-norm layer's statistics over epochs from the lines of ``metrics.jsonl``."""
     rows = _rows(rows, "statistics")
-    names = list(rows[0]["layers"])
+    names = [name for name in rows[0]["layers"] if all(name in row["layers"] for row in rows)]
     figure = Figure(figsize=(max(3.3 * len(names), 5), 8), layout="constrained")
     figure.suptitle(for_figure(title))
     grid = figure.subplots(3, len(names), squeeze=False, sharex=True)
@@ -99,7 +105,7 @@ def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
     for (top, middle, bottom), name in zip(grid.T, names, strict=True):
         layers = [row["layers"][name] for row in rows]
         top.set_title(for_figure(name))
-        low, median, high = zip(*(layer["percentiles"] for layer in layers), strict=True)
+        low, median, high = zip(*(map(_number, layer["percentiles"]) for layer in layers), strict=True)
         top.fill_between(x, low, high, color=_BLUE, alpha=0.2, label="15th to 85th percentile")
         top.plot(x, median, color=_BLUE, label="median")
         for axes, key, color, label in (
@@ -109,7 +115,7 @@ def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
             (bottom, "var_distance", _ORANGE, "ln variance"),
         ):
             if layers[0][key] is not None:
-                axes.plot(x, [layer[key] for layer in layers], color=color, label=label)
+                axes.plot(x, [_number(layer[key]) for layer in layers], color=color, label=label)
         bottom.set_xlabel("epoch")
         bottom.set_ylim(bottom=0)
     labels = ("input of the activation", "batch, mean over channels", "distance from running values")

@@ -7,12 +7,23 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import UsageError
+from ..errors import RunError, UsageError
+from ..files import read_bytes
 from ..text import storable
+from .documents import complaint, tell_unknown
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+BEFORE: dict[str, Any] = {}  # of each field that 0.1.0 did not have: what a training did then
+_LONGEST_FILE = 1 << 20  # bytes; a recipe has one thousand
+_LONGEST_CHAIN = 20  # files that build on one another
+
+
+def _printable(name: str) -> str:
+    if len(name) > 100 or not name.isprintable():
+        raise ValueError("a name has at most 100 characters, all of them printable")
+    return name
 
 
 class Recipe(BaseModel):
@@ -24,29 +35,31 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str = Field(description="What the recipe is called.")
+    name: Annotated[str, AfterValidator(_printable)] = Field(description="What the recipe is called.")
     epochs: float = Field(gt=0, le=10_000, description="Passes over the training images; may be a fraction.")
     batch_size: int = Field(ge=2, le=1 << 20, description="Images per step; one has no batch statistics.")
     loss: Literal["sum", "mean"] = Field(description="How the loss of a batch is reduced.")
     label_smoothing: float = Field(ge=0, lt=1, description="Weight of equal shares in the target.")
-    learning_rate: float = Field(gt=0, description="The highest learning rate of the schedule.")
+    learning_rate: float = Field(gt=0, le=1e6, description="The highest learning rate of the schedule.")
     schedule: Literal["constant", "linear", "cosine"] = Field(description="Its fall after the warm-up.")
     warmup: Fraction = Field(description="Share of the steps in which the learning rate rises linearly.")
     final_learning_rate: Fraction = Field(description="Last learning rate, as a share of the highest.")
     momentum: float = Field(ge=0, lt=1, description="Momentum of stochastic gradient descent.")
     nesterov: bool = Field(description="Nesterov's form of momentum.")
-    weight_decay: float = Field(ge=0, description="L2 penalty on weights; never on γ, β and biases.")
+    weight_decay: float = Field(ge=0, le=1e6, description="L2 penalty on weights; never on γ, β and biases.")
     initialization: Literal["notebook", "he"] = Field(
         description="notebook: everything N(0, 0.01) and γ N(1, 0.01); he: He et al. 2015, γ = 1, β = 0."
     )
     hidden_bias: bool = Field(description="A bias before batch normalization, which cancels it.")
     batch_norm: bool = Field(description="False trains the twin without batch normalization.")
     batch_norm_momentum: float = Field(gt=0, le=1, description="Weight of the batch in running statistics.")
-    batch_norm_eps: float = Field(gt=0, description="Added to the variance.")
+    batch_norm_eps: float = Field(gt=0, le=1, description="Added to the variance.")
     running_statistics: Literal["exponential", "first-batch"] = Field(
         description="Start the running statistics from 0 and 1, or from the first batch."
     )
-    recalibrate: int = Field(ge=0, description="Images for exact statistics at the end; 0: running ones.")
+    recalibrate: int = Field(
+        ge=0, lt=1 << 63, description="Images for exact statistics at the end; 0: running ones."
+    )
     pixels: Literal["unit", "standardized"] = Field(
         description="unit: pixels / 255; standardized: zero mean and unit variance over the training images."
     )
@@ -87,32 +100,73 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
         raise UsageError(f"recipe {name_or_path}: {_first_complaint(error)}") from None
 
 
+def run_recipe(path: Path) -> tuple[Recipe, dict[str, Any]]:
+    """Read the recipe of a run folder, which an earlier or a later version may have written.
+
+    Returns:
+        The recipe, and the fields that this version does not know, which are told.
+
+    Raises:
+        RunError: It is missing or damaged.
+    """
+    try:
+        settings = _toml(str(path))
+    except UsageError as error:
+        raise RunError(f"{path} is damaged: {error}") from None
+    unknown = {name: value for name, value in settings.items() if name not in Recipe.model_fields}
+    recipe = recipe_of(settings, path)
+    tell_unknown(path, list(unknown))
+    return recipe, unknown
+
+
+def recipe_of(settings: Mapping[str, Any], path: Path) -> Recipe:
+    """Return the recipe that a document of a run holds; ``RunError`` names the document if it is damaged."""
+    known = {name: value for name, value in settings.items() if name in Recipe.model_fields}
+    try:
+        return Recipe.model_validate(BEFORE | known, strict=True)
+    except ValidationError as error:
+        raise RunError(f"{path} is damaged: {complaint(error)}") from None
+
+
+def differences(now: Recipe, before: Recipe, *, but: str = "") -> str:
+    """Return in words what differs between two recipes beside their names; ``but``: a field left out."""
+    fields = [name for name in Recipe.model_fields if name not in ("name", but)]
+    pairs = [(name, getattr(now, name), getattr(before, name)) for name in fields]
+    return ", ".join(f"{name} is {new!r}, was {old!r}" for name, new, old in pairs if new != old)
+
+
 def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     if source in seen:
         raise UsageError(f"recipe {source} builds on itself: {' → '.join((*seen, source))}")
-    settings = _parse_toml(source)
+    if len(seen) == _LONGEST_CHAIN:
+        raise UsageError(f"recipe {seen[0]} builds on more than {_LONGEST_CHAIN} others")
+    settings = _toml(source)
     base = settings.pop("base", None)
     if base is None:
         return settings
-    return {**_read(str(base), (*seen, source)), "name": storable(Path(source).stem), **settings}
+    if not isinstance(base, str):
+        raise UsageError(f"recipe {source}: base is not a name: give a recipe's, or a file ending in .toml")
+    return {**_read(base, (*seen, source)), "name": storable(Path(source).stem), **settings}
 
 
-def _parse_toml(source: str) -> dict[str, Any]:
+def _toml(source: str) -> dict[str, Any]:
     known = recipe_names()
     if source in known:
         text = (files(__package__) / "recipes" / f"{source}.toml").read_text("utf-8")
-    elif source.endswith(".toml"):
+    elif source.lower().endswith(".toml"):
         try:
-            text = Path(source).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-            raise UsageError(f"cannot read the recipe file {source}: {reason}") from None
+            text = read_bytes(Path(source), _LONGEST_FILE, UsageError).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(f"cannot read the recipe file {source}: it is not UTF-8 text") from None
     else:
-        raise UsageError(f"unknown recipe {source!r}: choose {', '.join(known)}, or a file ending in .toml")
+        shown = repr(source[:100])
+        raise UsageError(f"unknown recipe {shown}: choose {', '.join(known)}, or a file ending in .toml")
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"recipe file {source} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise UsageError(f"recipe file {source} is nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError is one; so is a number of 5,000 digits
+        raise UsageError(f"recipe file {source} is not valid TOML: {str(error)[:200]}") from None
 
 
 def _parse(overrides: Sequence[str]) -> dict[str, Any]:
@@ -121,9 +175,11 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
         field, equals, value = item.partition("=")
         field = field.strip().replace("-", "_")
         if not equals:
-            raise UsageError(f"{item!r} is not FIELD=VALUE, for example learning_rate=0.1")
+            raise UsageError(f"{item[:100]!r} is not FIELD=VALUE, for example learning_rate=0.1")
         if field not in Recipe.model_fields:
-            raise UsageError(f"unknown recipe field {field!r}: choose from {', '.join(Recipe.model_fields)}")
+            raise UsageError(
+                f"unknown recipe field {field[:100]!r}: choose from {', '.join(Recipe.model_fields)}"
+            )
         parsed[field] = value.strip()
     return parsed
 
@@ -131,11 +187,13 @@ def _parse(overrides: Sequence[str]) -> dict[str, Any]:
 def _first_complaint(error: ValidationError) -> str:
     details = error.errors()
     first = details[0]
-    field = ".".join(map(str, first["loc"]))
+    field = ".".join(map(str, first["loc"]))[:100]
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     if first["type"] == "extra_forbidden":
         return f"unknown field {field!r}: choose from {', '.join(Recipe.model_fields)}{more}"
     if first["type"] == "missing":
         return f'field {field!r} is missing: give it, or add base = "fast"{more}'
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{field} = {first['input']!r}: {message}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = repr(first["input"])
+    given = given if len(given) <= 100 else f"{given[:100]}…"
+    return f"{field} = {given}: {message[0].lower()}{message[1:]}{more}"

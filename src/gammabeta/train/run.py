@@ -1,35 +1,40 @@
 """The run folder of a training: what was asked for, what happened, and the weights."""
 
-import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal, Self, TextIO
+from typing import Any, Literal, Self, TextIO, cast
 
+import tomli_w
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from .. import data
 from ..data import Dataset, Preparation, Split, picture_style
+from ..data.dataset import hold_out_training
 from ..data.download import Progress
 from ..data.preparation import earlier, earlier_training
 from ..errors import RunError, UnavailableError, UsageError, installing
 from ..files import (
+    check_values,
     fit_weights,
     load_weights,
     make_folder,
-    read_json,
     reporting,
     serialize,
     write_atomically,
 )
+from ..jsontext import to_json
 from ..text import for_shell, stored
+from .documents import CheckpointInfo, Extension, HoldoutRule, RunInfo, read_run_info
+from .metrics import cut_metrics, read_metrics
 from .provenance import provenance
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, run_recipe
+from .source import find, storable_source
 
 _INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
 _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
@@ -44,69 +49,40 @@ class Job:
     source: str  # name or path of the data set
     recipe: Recipe
     seed: int = 0  # of initialisation, order and augmentation
-    holdout: int = 0  # how many of the last training images are used in place of the test images
+    holdout: int = 0  # how many of the training images are used in place of the test images
     size: tuple[int, int] | None = None  # (H, W) to which a folder's pictures are resized; None: as they are
     device: str = "auto"  # or cpu, cuda, cuda:<index>
     preparation: Preparation | None = None  # of a folder's pictures; None: learned from them
+    place: str | None = None  # where a run's data were; None: only ``source`` is known
+    skip_damaged: bool = False  # pass over pictures that cannot be read
+    holdout_rule: HoldoutRule = "classes"  # held out of each class, by the seed; or the last, as 0.1.0 did
+    init: str | None = None  # a run folder with whose weights to begin; None: with random ones
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
-        dataset = data.load(self.source, size=self.size, preparation=self.preparation, progress=progress)
-        return (hold_out(dataset, self.holdout) if self.holdout else dataset).settled()
+        options: dict[str, Any] = {"size": self.size, "skip_damaged": self.skip_damaged, "progress": progress}
+        where = find(self.source, self.place)
+        return self.held(data.load(where, preparation=self.preparation, **options)).settled()
+
+    def held(self, dataset: Dataset) -> Dataset:
+        """The data set with some of its training images held out, if the job holds any out."""
+        if not self.holdout:
+            return dataset
+        if self.holdout_rule == "last":
+            return hold_out(dataset, self.holdout)
+        return hold_out_training(dataset, self.holdout, self.seed)
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """Return the data set with the last ``count`` training images in place of the test images."""
+    """Return the data set with the last ``count`` training images in place of the test images.
+
+    Runs of 0.1.0 held out so. It is unfit for data in an order: see `hold_out_training`.
+    """
     images, labels = dataset.train.images, dataset.train.labels
     if not 0 < count < len(labels):
         raise UsageError(f"cannot hold out {count} of {len(labels)} training images")
     kept, held = Split(images[:-count], labels[:-count]), Split(images[-count:], labels[-count:])
     return replace(dataset, train=kept, test=held)
-
-
-class NetworkInfo(BaseModel):
-    """What is needed to build the network again and to scale its input."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    factory: None = Field(default=None, exclude=True)  # always null, in run folders of 0.1.0 only
-    channels: int = Field(ge=1, le=4096)
-    height: int = Field(ge=1, le=1 << 14)
-    width: int = Field(ge=1, le=1 << 14)
-    classes: list[str] = Field(min_length=2, max_length=100_000)
-    pixel_mean: list[float] = Field(max_length=4096)  # in units of the uint8 pixel, per channel
-    pixel_scale: list[float] = Field(max_length=4096)
-    batch_norm: bool = True
-    hidden_bias: bool = True
-    eps: float = Field(default=1e-5, gt=0)
-    preparation: Preparation | None = None  # null before 0.2: see `Run.preparation`
-
-    @model_validator(mode="after")
-    def _one_input(self) -> Self:
-        kept = self.preparation
-        if kept is not None and (kept.channels, *kept.size) != (self.channels, self.height, self.width):
-            raise ValueError("the preparation is of another input than the network's")
-        return self
-
-
-class RunInfo(BaseModel):
-    """The content of ``run.json``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: Literal[1] = 1
-    status: Status
-    created: str
-    finished: str | None = None
-    seed: int
-    device: str
-    precision: Literal["fp32", "bf16"]
-    data: str
-    data_sha256: str | None = None
-    holdout: int = 0
-    network: NetworkInfo
-    provenance: dict[str, Any]
-    result: dict[str, Any] | None = None
 
 
 class Run:
@@ -127,6 +103,7 @@ class Run:
     def __init__(self, path: Path, info: RunInfo, recipe: Recipe) -> None:
         self.path, self.info, self.recipe = path, info, recipe
         self.events: Events | None = None
+        self._ignored: dict[str, Any] = {}  # fields of recipe.toml that a later version added
         self._lock = FileLock(path / _LOCK)
         self._metrics: TextIO | None = None
 
@@ -144,21 +121,33 @@ class Run:
         run._metrics = (path / _METRICS).open("a", encoding="utf-8")
         return run
 
-    def reopen(self, metrics_bytes: int) -> None:
-        """Lock an opened folder to write it further; metrics past ``metrics_bytes`` are dropped.
-
-        Raises:
-            RunError: It is finished, in use, or cannot be written.
-        """
+    def lock(self) -> None:
+        """Lock an opened folder to write it further, and read what another process may have written since."""
         self._acquire()
-        self.info = Run.open(self.path).info  # another process may have written it since
-        if self.info.status == "finished":
-            self._lock.release()
-            raise RunError(f"{self.path} is finished: there is nothing to resume")
-        self.info = self.info.model_copy(update={"status": "running", "finished": None})
+        self.info = read_run_info(self.path / _INFO)
+
+    def unlock(self) -> None:
+        """Let other processes write the folder again."""
+        self._lock.release()
+
+    def reopen(self, standing: CheckpointInfo | None, images_per_epoch: int, recipe: Recipe) -> str | None:
+        """Write a locked folder further: from a checkpoint, with a recipe whose epochs may be others.
+
+        Later metrics are dropped. Returns a message if these are damaged.
+        """
+        if recipe != self.recipe:
+            step = standing.step if standing is not None else 0
+            before = Extension(step=step, epochs=self.recipe.epochs, result=self.info.result)
+            self.info = self.info.model_copy(update={"extended": [*self.info.extended, before]})
+            self.recipe = recipe
+            content = tomli_w.dumps(recipe.model_dump() | self._ignored)
+            write_atomically(self.path / _RECIPE, content.encode())
+        again = {"status": "running", "finished": None, "result": None, "failure": None}
+        self.info = self.info.model_copy(update=again)
         self._save_info()
+        message = cut_metrics(self.path / _METRICS, standing, images_per_epoch)
         self._metrics = (self.path / _METRICS).open("a", encoding="utf-8")
-        self._metrics.truncate(metrics_bytes)
+        return message
 
     @property
     def job(self) -> Job:
@@ -168,7 +157,16 @@ class Run:
         read = network.preparation
         if read is None and network.channels in (1, 3):
             read = earlier_training(network.channels, size)
-        return Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device, read)
+        job = Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device, read)
+        place = stored(info.data_path or info.data)
+        init = None if info.init is None else stored(info.init.run)
+        job = replace(job, place=place, init=init)
+        return replace(job, skip_damaged=info.skip_damaged, holdout_rule=info.holdout_rule)
+
+    def move_data(self, source: str) -> None:
+        """Write down that the data are found elsewhere now."""
+        self.info = self.info.model_copy(update=storable_source(source))
+        self._save_info()
 
     @property
     def preparation(self) -> Preparation:
@@ -181,10 +179,14 @@ class Run:
 
     @property
     def metrics_bytes(self) -> int:
-        """Length of ``metrics.jsonl``."""
-        return (self.path / _METRICS).stat().st_size
+        """Length of ``metrics.jsonl``; 0 if it is missing."""
+        path = self.path / _METRICS
+        return path.stat().st_size if path.is_file() else 0
 
     def _acquire(self) -> None:
+        for name in (_LOCK, "checkpoints"):
+            if (self.path / name).is_symlink():  # would be written through, to wherever it leads
+                raise RunError(f"{self.path / name} is a link: put what it leads to in its place")
         with reporting(f"write to {self.path}", "; choose another folder with --out"):
             try:
                 self._lock.acquire(timeout=0)
@@ -201,16 +203,11 @@ class Run:
             )
         if not (folder / _INFO).is_file():
             raise RunError(f"{folder} is not a run folder: it holds no {_INFO}")
-        try:
-            info = RunInfo.model_validate(read_json(folder / _INFO))
-            recipe = load_recipe(folder / _RECIPE)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"])) or "document"
-            raise RunError(f"{folder / _INFO} is damaged: {field}: {first['msg'].lower()}") from None
-        except UsageError as error:
-            raise RunError(f"{folder / _RECIPE} is damaged: {error}") from None
-        return cls(folder, info, recipe)
+        info = read_run_info(folder / _INFO)
+        recipe, ignored = run_recipe(folder / _RECIPE)
+        run = cls(folder, info, recipe)
+        run._ignored = ignored
+        return run
 
     def record(self, kind: str, **values: Any) -> None:
         """Append a line to ``metrics.jsonl`` and flush it."""
@@ -219,38 +216,35 @@ class Run:
         if self.events is not None:
             self.events.record(kind, values)
         with reporting(f"write {self.path / _METRICS}"):
-            self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
+            self._metrics.write(to_json({"kind": kind, **values}) + "\n")
             self._metrics.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of ``metrics.jsonl``; a last line cut short by a crash is left out."""
-        path = self.path / _METRICS
-        try:
-            lines = path.read_text("utf-8").splitlines()
-        except (OSError, UnicodeDecodeError):
-            raise RunError(f"{path} is missing or damaged") from None
-        rows = []
-        for number, line in enumerate(lines, 1):
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError, RecursionError):
-                if number < len(lines):
-                    raise RunError(f"{path} is damaged in line {number}") from None
-        return rows
+        """Return the lines of ``metrics.jsonl``; damaged ones are left out, with a warning."""
+        return read_metrics(self.path / _METRICS)
 
     def save_model(self, model: nn.Module, *, best: bool = False) -> None:
         """Write parameters and buffers, and what is needed to build the network, into one file."""
-        metadata = {"gammabeta": self.info.network.model_dump_json()}
-        write_atomically(self._weights(best), serialize(dict(model.state_dict()), metadata))
+        self.save_weights(model.state_dict(), best=best)
+
+    def save_weights(self, tensors: Mapping[str, Tensor], *, best: bool = False) -> None:
+        """Write the parameters and buffers of a model, as ``save_model`` does."""
+        metadata = {"gammabeta": to_json(self.info.network.model_dump())}
+        write_atomically(self.weights(best), serialize(tensors, metadata))
 
     def load_model(self, model: nn.Module, *, best: bool = False) -> nn.Module:
         """Read the last or best weights into a network; ``WeightsError`` if damaged or for another one."""
-        tensors, _ = load_weights(self._weights(best))
-        return fit_weights(model, tensors, self._weights(best))
+        tensors, _ = load_weights(self.weights(best))
+        fit_weights(model, tensors, self.weights(best))
+        check_values(tensors, self.weights(best))
+        return model
 
-    def finish(self, status: Status, result: dict[str, Any] | None = None) -> None:
-        """Write how it ended, and unlock the folder."""
-        self.info = self.info.model_copy(update={"status": status, "finished": _now(), "result": result})
+    def finish(
+        self, status: Status, result: dict[str, Any] | None = None, failure: str | None = None
+    ) -> None:
+        """Write how it ended, and unlock the folder; ``failure``: why, if it failed."""
+        ended = {"status": status, "finished": _now(), "result": result, "failure": failure}
+        self.info = self.info.model_copy(update=ended)
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
@@ -262,9 +256,10 @@ class Run:
             self._lock.release()
 
     def _save_info(self) -> None:
-        write_atomically(self.path / _INFO, (self.info.model_dump_json(indent=2) + "\n").encode())
+        write_atomically(self.path / _INFO, (to_json(self.info.model_dump(), indent=2) + "\n").encode())
 
-    def _weights(self, best: bool) -> Path:
+    def weights(self, best: bool = False) -> Path:
+        """The file with the last or the best weights."""
         return self.path / (_BEST if best else _WEIGHTS)
 
 
@@ -309,7 +304,7 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
     differing = [field for field in settings[0] if len({str(each[field]) for each in settings}) > 1]
     table = []
     for run, own in zip(runs, settings, strict=True):
-        result = run.info.result or {}
+        result = cast("dict[str, Any]", run.info.result or {})
         figures = ("test_accuracy", "train_accuracy", "test_loss", "loss", "images_per_second")
         table.append(
             {
@@ -325,9 +320,14 @@ def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def default_path(recipe: str, data: str) -> Path:
     """Return a fresh folder name under ``runs/``."""
-    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{recipe}-{Path(data).stem or 'data'}"
+    stem = f"{datetime.now():%Y%m%d-%H%M%S}-{_safe(recipe)}-{_safe(Path(data).stem)}"
     names = (stem if number == 1 else f"{stem}-{number}" for number in count(1))
     return next(path for name in names if not (path := Path("runs") / name).exists())
+
+
+def _safe(name: str) -> str:
+    """A name as part of a file's name on any system: no separators, and not long."""
+    return re.sub(r"[^\w.-]+", "_", name)[:30] or "data"
 
 
 def _now() -> str:

@@ -1,33 +1,36 @@
 """A training with its run folder: started, resumed or followed, recorded, and readable however it ends."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 from ..data import Dataset
-from ..errors import DataError, RunError
+from ..data.classes import as_classes
+from ..errors import DataError, DivergedError, RunError
 from ..memory import lacking
 from ..memory import size as in_words
-from ..text import storable
+from ..text import stored
 from .batches import Scaling, batch_starts
-from .checkpoint import Checkpointer, Checkpoints
+from .checkpoint import Checkpointer
+from .documents import InitialWeights, NetworkInfo, warn
 from .evaluate import Evaluation, LayerStatistics
 from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
 from .loop import Progress
-from .network import training_bytes
+from .network import DigitNetwork, training_bytes
 from .plots import curves, save_figure, statistics
 from .provenance import torchrun_job
 from .recipe import Recipe
-from .run import Events, Job, NetworkInfo, Run, check_tensorboard
-from .world import ALONE, World, resolve_device, resolve_precision
+from .resume import Resumption, warm_start
+from .run import Events, Job, Run, check_tensorboard
+from .source import dataset_sha256, is_same, storable_source
+from .world import ALONE, AnotherFailed, World, resolve_device, resolve_precision
 
+# What rank 0 sends: the job, the data's checksum, the classes in the network's order, weights if not random.
+_Orders = tuple[Job, str, list[str], dict[str, torch.Tensor] | None]
 CHECKPOINT_SECONDS = 30.0
 WATCH_POINTS = 16  # measurements of the batch-norm layers in a training
 
@@ -53,15 +56,18 @@ def train_run(
     if first.min() == first.max() == dataset.train.images.max() == dataset.train.images.min():
         raise DataError(f"{job.source}: every training image is the same flat colour: nothing can be learned")
     _check_memory(dataset, job.recipe)
-    network = build_network(job.recipe, dataset, job.seed)
+    network, init = _start(job, dataset, observer.tell)
     info = {
         "seed": job.seed,
         "device": str(place),
         "precision": resolve_precision(job.recipe.precision, place),
-        "data": storable(job.source),
+        **storable_source(job.source),
         "data_sha256": dataset_sha256(dataset),
         "holdout": job.holdout,
+        "holdout_rule": job.holdout_rule,
+        "skip_damaged": job.skip_damaged,
         "network": describe(dataset, job.recipe),
+        "init": init,
     }
     if tensorboard:
         check_tensorboard()
@@ -84,37 +90,55 @@ def _check_memory(dataset: Dataset, recipe: Recipe) -> None:
 
 
 def resume_run(
-    path: Path,
+    begun: Path | Resumption,
     dataset: Dataset,
     observer: Observer,
     *,
     tell: Callable[[str], None],
+    moved: str | None = None,
     checkpoint_every: float = CHECKPOINT_SECONDS,
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
     """Continue an interrupted run: the weights become bitwise those of a run without the interruption.
 
-    That holds on the same machine with the same number of threads. ``tell`` is called with messages: the step
-    it continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
-    ``RunError`` if it is not a run, is finished or in use; ``DataError`` if the data have changed.
+    That holds on the same machine with the same number of threads. ``begun`` is the run's folder, or what
+    ``Resumption.of`` gave, for another number of epochs say. ``tell`` is called with messages: the step it
+    continues from, a damaged checkpoint, other threads. The number of processes may differ from before.
+    ``moved``: where the data set was found, if that is no longer where the run found it.
+    ``RunError`` if it is not a run, is finished, changed or in use; ``DataError`` if the data have changed.
     """
-    run = Run.open(path)
-    if run.info.data_sha256 != dataset_sha256(dataset):
-        raise DataError(f"{run.info.data} is not what {path} was trained on: it has changed since")
+    resumed = Resumption.of(begun) if isinstance(begun, Path) else begun
+    run, state = resumed.run, resumed.state
+    dataset = as_classes(dataset, run.info.network.classes, str(run.path))
+    if not is_same(dataset, run.info.data_sha256):
+        raise DataError(
+            f"{moved or run.info.data} is not what {run.path} was trained on: it has changed since, or is "
+            "another data set; name the right one with --data"
+        )
     _check_memory(dataset, run.recipe)
-    state, messages = Checkpoints(path).load()
-    network = build_network(run.recipe, dataset, run.info.seed)
-    threads = run.info.provenance.get("machine", {}).get("threads")
-    if threads != torch.get_num_threads():
-        messages.append(f"{torch.get_num_threads()} threads instead of {threads}: last bits may differ")
-    run.reopen(state.values["metrics_bytes"] if state else 0)
-    messages.append(
-        f"going on from step {state.values['step']}" if state else "no checkpoint yet: starting over"
-    )
+    job, init = run.job, run.info.init
+    if state is not None:
+        job = replace(job, init=None)  # its weights are in the checkpoint
+    network, _ = _start(job, dataset, tell, None if init is None else init.sha256)
+    messages = resumed.begin(len(dataset.train.labels))
+    if moved is not None:
+        run.move_data(moved)
     for message in messages:
         tell(message)
     checkpointer = Checkpointer(run, checkpoint_every, state)
     return run, _fit_and_record(run, network, dataset, observer, checkpointer, world)
+
+
+def _start(
+    job: Job, dataset: Dataset, tell: Callable[[str], None], sha256: str | None = None
+) -> tuple[DigitNetwork, InitialWeights | None]:
+    """Build the network that a training begins with; its weights are random, or those of another run."""
+    network = build_network(job.recipe, dataset, job.seed)
+    if job.init is None:
+        return network, None
+    init, message = warm_start(network, job.init, list(dataset.classes), sha256)
+    tell(message)
+    return network, init
 
 
 def follow(world: World, stop: Callable[[], bool]) -> None:
@@ -122,20 +146,25 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
 
     ``stop`` is asked after each step whether all shall stop. ``DataError`` if rank 0 has other data.
     """
-    orders: tuple[Job, str] | None = world.broadcast(None)
+    orders: _Orders | None = world.broadcast(None)
     if orders is None:
         return
-    job, sha256 = orders
-    dataset = job.load()
-    if dataset_sha256(dataset) != sha256:
+    job, sha256, classes, weights = orders
+    dataset = as_classes(job.load(), classes, "rank 0")
+    if not is_same(dataset, sha256):
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     observer = Observer()
     observer.stop_requested = stop  # type: ignore[method-assign]
     network = build_network(job.recipe, dataset, job.seed)
-    _fit(job, network, dataset, observer=observer, world=world)
+    if weights is not None:
+        network.load_state_dict(weights)
+    try:
+        _fit(job, network, dataset, observer=observer, world=world)
+    except DivergedError:  # all ranks notice at the same step; rank 0 has the weights, and speaks
+        raise AnotherFailed from None
 
 
-def _fit(job: Job, network: nn.Module, dataset: Dataset, **options: Any) -> Outcome:
+def _fit(job: Job, network: DigitNetwork, dataset: Dataset, **options: Any) -> Outcome:
     options |= {"device": job.device, "seed": job.seed, "watch_points": WATCH_POINTS}
     return fit(network, dataset, job.recipe, **options)
 
@@ -157,7 +186,7 @@ def begun_before(out: Path | None, job: Job) -> Path | None:
             run = Run.open(path)
         except RunError:
             continue
-        has = (run.recipe, run.info.data, run.info.seed, run.info.holdout)
+        has = (run.recipe, stored(run.info.data), run.info.seed, run.info.holdout)
         if has == wanted and _same_job(run.info.provenance.get("torchrun"), mine):
             return path
     return None
@@ -173,7 +202,7 @@ def _same_job(theirs: Any, mine: dict[str, str]) -> bool:
 
 def _fit_and_record(
     run: Run,
-    network: nn.Module,
+    network: DigitNetwork,
     dataset: Dataset,
     observer: Observer,
     checkpointer: Checkpointer,
@@ -183,10 +212,12 @@ def _fit_and_record(
     if world.size > 1:  # each rank has a GPU of its own: say "cuda" and not which
         job = replace(job, device=job.device.partition(":")[0])
     try:
-        world.broadcast((job, run.info.data_sha256))
+        weights = network.state_dict() if job.init else None
+        world.broadcast((job, run.info.data_sha256, run.info.network.classes, weights))
         recorder = _Recorder(run, len(dataset.train.labels), observer)
         outcome = _fit(job, network, dataset, observer=recorder, checkpointer=checkpointer, world=world)
         run.save_model(outcome.model)
+        checkpointer.write_best()
         draw_curves(run)
         run.finish("finished", result_of(outcome))
     except TrainingInterrupted:
@@ -197,11 +228,27 @@ def _fit_and_record(
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
-    except BaseException:
+    except DivergedError as error:
+        message = f"{error}{_saved_good(run, checkpointer, error.steps)}"
+        draw_curves(run)
+        run.finish("failed", failure=message)
+        raise DivergedError(message, error.steps) from None
+    except BaseException as error:
         with suppress(RunError):  # a full disk, say: the first error is the one to tell
-            run.finish("failed")
+            checkpointer.write_best()
+        with suppress(RunError):
+            run.finish("failed", failure=f"{type(error).__name__}: {error}"[:500])
         raise
     return outcome
+
+
+def _saved_good(run: Run, checkpointer: Checkpointer, steps: int) -> str:
+    """Save the last good weights of a training that diverged; return where they are, in words."""
+    try:
+        step = checkpointer.write_good(steps)
+    except RunError as error:
+        return f"; {error}"
+    return "" if step is None else f"; the weights after step {step:,} are in {run.weights()}"
 
 
 class _Recorder(Observer):
@@ -235,15 +282,6 @@ class _Recorder(Observer):
         return self._then.stop_requested()
 
 
-def dataset_sha256(dataset: Dataset) -> str:
-    """Return the SHA-256 of all images and labels."""
-    digest = hashlib.sha256()
-    for split in (dataset.train, dataset.test):
-        digest.update(np.ascontiguousarray(split.images).data)
-        digest.update(np.ascontiguousarray(split.labels).data)
-    return digest.hexdigest()
-
-
 def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
     """Return how a run folder describes the digit network and its input."""
     _, channels, height, width = dataset.train.images.shape
@@ -266,7 +304,17 @@ def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
 
 
 def draw_curves(run: Run) -> None:
-    """Draw ``curves.png`` and ``statistics.png`` from the run's metrics, if there are any yet."""
+    """Draw ``curves.png`` and ``statistics.png`` from the run's metrics, if there are any yet.
+
+    What goes wrong is told with a warning: no picture is worth a training.
+    """
+    try:
+        _draw_curves(run)
+    except Exception as error:
+        warn(f"the curves of {run.path} could not be drawn: {error}")
+
+
+def _draw_curves(run: Run) -> None:
     rows: Sequence[dict[str, Any]] = run.metrics()
     title = f"{run.info.data}, recipe {run.recipe.name}, seed {run.info.seed}"
     if any(row["kind"] == "progress" for row in rows):
@@ -277,7 +325,10 @@ def draw_curves(run: Run) -> None:
 
 def result_of(outcome: Outcome) -> dict[str, Any]:
     """Return the figures of a finished training as plain values."""
+    chosen = outcome.validation
+    figures = {} if chosen is None else {"accuracy": chosen.accuracy, "loss": chosen.loss}
     return {
+        **{f"validation_{name}": value for name, value in figures.items()},
         "epochs": outcome.progress.epoch,
         "steps": outcome.progress.step,
         "images": outcome.progress.images,

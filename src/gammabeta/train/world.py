@@ -154,22 +154,19 @@ def joined(device: str) -> Iterator[World]:
         yield ALONE
         return
     rank, local_rank = _number("RANK"), _number("LOCAL_RANK")
-    names: Any = dist  # whose type stubs leave out two public names
-    rendezvous = names.rendezvous("env://")
-    # torchrun's store outlives the workers: addresses of those that died must not be found in it.
-    attempt = f"gammabeta/{_number('TORCHELASTIC_RESTART_COUNT', 0)}/{size}"
-    store = names.PrefixStore(attempt, next(rendezvous)[0])
-    world = World(rank, size, local_rank, store)
+    world = World(rank, size, local_rank, _meet(rank, size))
     try:
         place = resolve_device(world.device(device))
         _set_up(place)
         backend = "cpu:gloo,cuda:nccl" if place.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=world.rank, world_size=size)
+        dist.init_process_group(backend, store=world.store, rank=world.rank, world_size=size)
         yield world
     except GammabetaError as error:
         if not world.first_to_fail():
             raise AnotherFailed from None
         raise type(error)(f"rank {world.rank}: {error}") from None
+    except AnotherFailed:
+        raise
     except Exception as error:
         first = world.first_to_fail()
         in_gloo = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
@@ -182,12 +179,32 @@ def joined(device: str) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def _meet(rank: int, size: int) -> Any:
+    """Return the store of the processes; ``UsageError`` if the environment does not lead to it."""
+    _number("MASTER_PORT")
+    address = os.environ.get("MASTER_ADDR")
+    if not address or rank >= size:
+        what = f"RANK is {rank}" if address else "MASTER_ADDR is not set"
+        raise UsageError(f"WORLD_SIZE is {size} but {what}: start several processes with torchrun")
+    names: Any = dist  # whose type stubs leave out two public names
+    try:
+        store = next(names.rendezvous("env://"))[0]
+    except (dist.DistError, OSError, ValueError) as error:
+        port = os.environ["MASTER_PORT"]
+        why = str(error).splitlines()[0][:200]
+        raise UnavailableError(f"rank {rank} cannot meet the others at {address}:{port}: {why}") from None
+    # torchrun's store outlives the workers: addresses of those that died must not be found in it.
+    attempt = f"gammabeta/{_number('TORCHELASTIC_RESTART_COUNT', 0)}/{size}"
+    return names.PrefixStore(attempt, store)
+
+
 def _number(name: str, default: int | None = None) -> int:
     text = os.environ.get(name)
     if text is None and default is not None:
         return default
     if text is None or not text.isdecimal():
-        raise UsageError(f"WORLD_SIZE is set but {name} is {text!r}: start several processes with torchrun")
+        found = "not set" if text is None else repr(text)
+        raise UsageError(f"WORLD_SIZE is set but {name} is {found}: start several processes with torchrun")
     return int(text)
 
 
