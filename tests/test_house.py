@@ -57,8 +57,8 @@ def imports(path: Path) -> Iterator[tuple[ast.ImportFrom, str, str]]:
 
 def test_size():
     lines = sum(path.read_text(encoding="utf-8").count("\n") for path in FILES)
-    assert lines <= 22_500
-    assert len(FILES) <= 150
+    assert lines <= 30_500
+    assert len(FILES) <= 180
 
 
 def test_no_function_takes_more_than_seven_parameters():

@@ -11,6 +11,7 @@ from ..nn.layer import Fused
 from .adapters import Adapted, adapt_frozen, learn
 from .pending import does_nothing_more, quiet, step_of_module
 from .rewrite import (
+    ON_LOAD,
     asks_for_classes,
     install,
     install_in_order,
@@ -70,6 +71,9 @@ def write_out(root: Module) -> dict[Module, str]:
 def fuse_one(module: Module) -> None:
     """Rewrite one module whose children were rewritten before."""
     _Walk().visit(module, "")
+
+
+ON_LOAD.append(fuse_one)
 
 
 def _why_alone(layer: Any) -> str:

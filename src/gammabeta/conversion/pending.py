@@ -420,27 +420,18 @@ def _side(size: Any) -> int | None:
 # --- layers and functions that normalise ------------------------------------------------------------------
 
 
-def _plain_arguments(
-    x: Tensor,
-    running_mean: Any = None,
-    running_var: Any = None,
-    weight: Any = None,
-    bias: Any = None,
-    training: Any = False,
-    momentum: Any = 0.1,
-    eps: Any = 1e-5,
-    *unknown: Any,
-    **more: Any,
-) -> tuple[Any, ...] | None:
+_ARGUMENTS = ("running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
+_DEFAULTS = {"weight": None, "bias": None, "training": False, "momentum": 0.1, "eps": 1e-5}
+
+
+def _plain_arguments(_: Tensor, *args: Any, **named: Any) -> tuple[Any, ...] | None:
     """The arguments of ``F.batch_norm`` after the first; None for those that ours does not take."""
-    tensors = (running_mean, running_var, weight, bias)
-    if (
-        more
-        or (unknown and len(unknown) != 1)
-        or not all(t is None or isinstance(t, Tensor) for t in tensors)
-    ):
+    given = {**_DEFAULTS, **dict(zip(_ARGUMENTS, args, strict=False)), **named}
+    if len(args) > len(_ARGUMENTS) or given.keys() != {*_ARGUMENTS}:
         return None
-    if type(momentum) is not float or type(eps) is not float:
+    *tensors, training, momentum, eps = (given[name] for name in _ARGUMENTS)
+    fits = all(t is None or isinstance(t, Tensor) for t in tensors)
+    if not fits or type(momentum) is not float or type(eps) is not float:
         return None
     return (*tensors, bool(training), momentum, eps)
 
@@ -451,7 +442,7 @@ def _torch_arguments(
     """The same of ``torch.batch_norm``, which has another order."""
     if len(more) != 4 or named:
         return None
-    return _plain_arguments(x, running_mean, running_var, weight, bias, *more)
+    return _plain_arguments(x, running_mean, running_var, weight, bias, *more[:3])
 
 
 def _with_tail(

@@ -20,6 +20,8 @@ from .transform import ADD, CALL, HOLD, IADD, METHOD, NOW, Outlook, Starts, has_
 
 _HELPERS = {CALL: call, METHOD: method, ADD: add, IADD: iadd, NOW: now, HOLD: hold}
 _CLASSES: dict[Any, type] = {}
+#: What rewrites an unpickled module; `fuse` puts it here, and the package imports `fuse`.
+ON_LOAD: list[Callable[[Module], None]] = []
 _ASKS: dict[type[Module], bool] = {}
 
 
@@ -74,10 +76,9 @@ def _blank(base: type[Module]) -> Module:
 
 def _set_state(module: Module, state: Any) -> None:
     """Give an unpickled module its state, and rewrite it again: its class may have other code by now."""
-    from .fuse import fuse_one
-
     module.__setstate__(state)
-    fuse_one(module)
+    for again in ON_LOAD:
+        again(module)
 
 
 def _restore(base: type[Module], source: str, imports: str, guarded: Any) -> Module:

@@ -291,6 +291,8 @@ class _Rewriting:
             return self.value(node) is not UNKNOWN or self._is_missing(node)
         if isinstance(node, ast.Subscript):
             return isinstance(node.value, ast.Name) and isinstance(node.slice, ast.Constant)
+        if isinstance(node, ast.UnaryOp):
+            return isinstance(node.operand, ast.Constant)
         return isinstance(node, ast.Name | ast.Constant | ast.Pass)
 
     def _is_missing(self, node: ast.Attribute) -> bool:
