@@ -100,8 +100,8 @@ def train(
         or any(value is not None for value in (data, recipe, out, seed, holdout, image_size, init))
     ):
         raise UsageError(
-            "--resume takes every setting from the run: give it alone, with --epochs, or with --data if its "
-            "data have moved"
+            "--resume takes every setting from the run: give it alone, or with --epochs for more of them, or "
+            "with --data if its data have moved"
         )
     from .training import Request
     from .training import train as carry_out
