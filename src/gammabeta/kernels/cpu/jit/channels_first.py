@@ -6,66 +6,74 @@ where the group's planes fit in a core's cache.
 
 A channel's own planes are scattered over memory in pieces, short ones in a few cache lines that no prefetcher
 foresees. Those of a *group* of channels are a run of some KiB; so its channels are summed up image by image,
-and what each has summed so far stays in working memory, one *accumulator* a channel: sixteen float32 lanes of
-two sums since the last flush, and the float64 totals. The plan makes groups that fit in a core's cache; long
-planes are groups of one.
+and what each has summed so far stays in working memory, one *accumulator* a channel: sixteen float64 lanes of
+two sums. The plan makes groups that fit in a core's cache; long planes are groups of one.
 """
 
 from ..arguments import ACCUMULATOR, NEAR, Arguments
-from .loads import fence, float32, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
+from .loads import fence, float64, get_f64, prefetch, prefetch_write, put_f64
 from .max_pool import out_plane_of, pool_plane_of, window_of
 from .pointwise import Run, affine_of, forward_of
 from .record import takes
-from .reductions import put_statistics
-from .simd import even_lanes, first_lanes, fma, inlined, odd_lanes, select, splat, total
+from .reductions import middle, put_statistics
+from .simd import (
+    even_lanes,
+    first_lanes,
+    fma,
+    inlined,
+    odd_lanes,
+    select,
+    splat,
+    splat_wide,
+    total,
+    widen,
+)
 from .tables import cut, memory, step_of
 
+BLOCK = 512  # values that are summed in float32
 PIECE = 8192  # elements of a plane that one part takes at a time
 READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
 
-_load, _store = float32.load, float32.store
+_load_wide, _store_wide = float64.load, float64.store
 
 # --- accumulators -----------------------------------------------------------------------------------------
 
-SHIFT = 32  # where an accumulator has the float32 that its lanes are sums about
-TOTAL, SQUARES, FIRST = 18, 19, 20  # and its float64: both totals, and what they are about
-BLOCK = 4096  # values that may be summed in float32 before a flush
+FIRST = 32  # where an accumulator has what its sums are about
 
 
 @inlined
 def reset(accumulator, first):
-    """All sums zero; ``first`` is what the float64 totals are about."""
-    put_sums(accumulator, splat(0.0), splat(0.0))
-    put_f64(accumulator, TOTAL, 0.0)
-    put_f64(accumulator, SQUARES, 0.0)
+    """Both sums zero; ``first`` is what they are about."""
+    put_sums(accumulator, (splat_wide(0.0), splat_wide(0.0)))
     put_f64(accumulator, FIRST, first)
 
 
 @inlined
 def sums_of(accumulator):
-    """The two float32 sums."""
-    return _load(accumulator, 0), _load(accumulator, 16)
+    """The two sums, lane by lane."""
+    return _load_wide(accumulator, 0), _load_wide(accumulator, 16)
 
 
 @inlined
-def put_sums(accumulator, one, two):
-    """Keep the two float32 sums."""
-    _store(accumulator, 0, one)
-    _store(accumulator, 16, two)
+def put_sums(accumulator, sums):
+    """Keep the two sums."""
+    _store_wide(accumulator, 0, sums[0])
+    _store_wide(accumulator, 16, sums[1])
 
 
 @inlined
-def add_totals(accumulator, one, two):
-    """Add to the float64 totals."""
-    put_f64(accumulator, TOTAL, get_f64(accumulator, TOTAL) + one)
-    put_f64(accumulator, SQUARES, get_f64(accumulator, SQUARES) + two)
+def totals_of(accumulator):
+    """The two sums of all lanes."""
+    one, two = sums_of(accumulator)
+    return total(one), total(two)
 
 
 @inlined
 def store_totals(args, part, accumulator, c):
     """Write the totals of a channel as the sums of an image part."""
-    put_f64(args.sums, 2 * part * args.channels + c, get_f64(accumulator, TOTAL))
-    put_f64(args.sums, (2 * part + 1) * args.channels + c, get_f64(accumulator, SQUARES))
+    one, two = totals_of(accumulator)
+    put_f64(args.sums, 2 * part * args.channels + c, one)
+    put_f64(args.sums, (2 * part + 1) * args.channels + c, two)
 
 
 # --- groups of channels -----------------------------------------------------------------------------------
@@ -102,7 +110,7 @@ def fetch_next(plane, image, images, step, group, nbytes):
 
 @takes(Arguments)
 def channels_first_statistics(storage, activation, residual, pool):
-    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
+    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.middle``)."""
     sum_group = _sum_group_of(storage)
 
     def kernel(args, part):
@@ -132,17 +140,15 @@ def pieces_of(args):
 def _sum_group_of(storage):
     """Σ(x - k) and Σ(x - k)² of channels ``c0`` to ``c1`` over the pieces ``start`` to ``stop``.
 
-    k is a channel's first value. Pieces are numbered image by image.
+    Pieces are numbered image by image.
     """
-    get, size = storage.get, storage.size
-    begin, add = _begin_of(storage), _add_of(storage)
+    size, shift, add = storage.size, _shift_of(storage), _add_of(storage)
 
     @inlined
     def sum_group(args, accumulators, c0, c1, start, stop):
         channels, plane, pieces = args.channels, args.height * args.width, pieces_of(args)
         for c in range(c0, c1):
-            reset(accumulators + (c - c0) * ACCUMULATOR, float(get(args.x, c * plane)))
-        pending = 0
+            reset(accumulators + (c - c0) * ACCUMULATOR, shift(args, c))
         for unit in range(start, stop):
             image, piece = unit // pieces, unit % pieces
             length = min(PIECE, plane - piece * PIECE)
@@ -152,79 +158,72 @@ def _sum_group_of(storage):
                 if plane <= NEAR:
                     step = plane * size
                     fetch_next(here, image, args.images, channels * step, (c1 - c0) * step, step)
-                if pending == 0:
-                    begin(here, length, accumulator)
                 add(here, length, accumulator)
-            pending += length
-            if pending >= BLOCK or unit + 1 == stop:
-                for c in range(c0, c1):
-                    _flush(accumulators + (c - c0) * ACCUMULATOR, pending)
-                pending = 0
 
     return sum_group
 
 
-def _begin_of(storage):
-    """The next sums are about the mean of the first values (of equal values: the value)."""
-    load, get = storage.load, storage.get
+def _shift_of(storage):
+    """What a channel's sums are about: the middle one of three values that lie far apart."""
+    get = storage.get
 
     @inlined
-    def begin(here, length, accumulator):
-        shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
-        put_f32(accumulator, SHIFT, shift)
-        put_sums(accumulator, splat(0.0), splat(0.0))
+    def shift(args, c):
+        plane, images = args.height * args.width, args.images
+        a, b, z = (
+            c * plane,
+            (images // 2 * args.channels + c) * plane,
+            ((images - 1) * args.channels + c) * plane,
+        )
+        return float(middle(get(args.x, a), get(args.x, b + plane // 2), get(args.x, z + plane - 1)))
 
-    return begin
+    return shift
 
 
 def _add_of(storage):
-    """Add ``length`` elements to the float32 sums."""
+    """Add ``length`` elements to the sums, up to 512 of them in float32 first."""
     load, load_some, size = storage.load, storage.load_some, storage.size
 
     @inlined
     def add(here, length, accumulator):
-        k, zero = splat(get_f32(accumulator, SHIFT)), splat(0.0)
-        s0, q0 = sums_of(accumulator)
-        s1 = s2 = s3 = q1 = q2 = q3 = zero
+        k, zero = splat(get_f64(accumulator, FIRST)), splat(0.0)
+        s, q = sums_of(accumulator)
         i = 0
-        while i + 64 <= length:
-            for line in range(0, 64, 16):
-                prefetch(here + (i + line) * size + READ_AHEAD)
-            d0 = load(here, i) - k
-            d1 = load(here, i + 16) - k
-            d2 = load(here, i + 32) - k
-            d3 = load(here, i + 48) - k
-            s0 = s0 + d0
-            s1 = s1 + d1
-            s2 = s2 + d2
-            s3 = s3 + d3
-            q0 = fma(d0, d0, q0)
-            q1 = fma(d1, d1, q1)
-            q2 = fma(d2, d2, q2)
-            q3 = fma(d3, d3, q3)
-            i += 64
-        while i + 16 <= length:
-            d0 = load(here, i) - k
-            s0 = s0 + d0
-            q0 = fma(d0, d0, q0)
-            i += 16
-        if i < length:
-            left = length - i
-            d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
-            s1 = s1 + d0
-            q1 = fma(d0, d0, q1)
-        put_sums(accumulator, (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3))
+        while i < length:
+            stop = min(i + BLOCK, length)
+            s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
+            while i + 64 <= stop:
+                for line in range(0, 64, 16):
+                    prefetch(here + (i + line) * size + READ_AHEAD)
+                d0 = load(here, i) - k
+                d1 = load(here, i + 16) - k
+                d2 = load(here, i + 32) - k
+                d3 = load(here, i + 48) - k
+                s0 = s0 + d0
+                s1 = s1 + d1
+                s2 = s2 + d2
+                s3 = s3 + d3
+                q0 = fma(d0, d0, q0)
+                q1 = fma(d1, d1, q1)
+                q2 = fma(d2, d2, q2)
+                q3 = fma(d3, d3, q3)
+                i += 64
+            while i + 16 <= stop:
+                d0 = load(here, i) - k
+                s0 = s0 + d0
+                q0 = fma(d0, d0, q0)
+                i += 16
+            if i < stop:
+                left = stop - i
+                d1 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+                s1 = s1 + d1
+                q1 = fma(d1, d1, q1)
+                i = stop
+            s = s + widen((s0 + s1) + (s2 + s3))
+            q = q + widen((q0 + q1) + (q2 + q3))
+        put_sums(accumulator, (s, q))
 
     return add
-
-
-@inlined
-def _flush(accumulator, pending):
-    """Move the float32 sums of ``pending`` values, about their shift, into the totals, about the first."""
-    s, q = sums_of(accumulator)
-    s, q = total(s), total(q)
-    d = float(get_f32(accumulator, SHIFT)) - get_f64(accumulator, FIRST)
-    add_totals(accumulator, pending * d + s, q + d * (2.0 * s + pending * d))
 
 
 # --- forward ----------------------------------------------------------------------------------------------
@@ -260,7 +259,7 @@ def channels_first_train(storage, activation, residual, pool):
             sum_group(args, accumulators, c0, c1, 0, units)
             for c in range(c0, c1):
                 found = accumulators + (c - c0) * ACCUMULATOR
-                one, two = get_f64(found, TOTAL), get_f64(found, SQUARES)
+                one, two = totals_of(found)
                 put_statistics(args, c, get_f64(found, FIRST), one, two, count)
             for image in range(args.images):
                 for c in range(c0, c1):
