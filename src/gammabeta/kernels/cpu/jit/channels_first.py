@@ -6,12 +6,13 @@ where the group's planes fit in a core's cache.
 
 A channel's own planes are scattered over memory in pieces, short ones in a few cache lines that no prefetcher
 foresees. Those of a *group* of channels are a run of some KiB; so its channels are summed up image by image,
-and what each has summed so far stays in working memory, one *accumulator* a channel: sixteen float64 lanes of
-two sums. The plan makes groups that fit in a core's cache; long planes are groups of one.
+and what each has summed so far stays in working memory, one *accumulator* a channel: sixteen float32 lanes of
+two sums, and the same in float64. The plan makes groups that fit in a core's cache; long planes are groups of
+one.
 """
 
 from ..arguments import ACCUMULATOR, NEAR, Arguments
-from .loads import fence, float64, get_f64, prefetch, prefetch_write, put_f64
+from .loads import fence, float32, float64, get_f64, prefetch, prefetch_write, put_f64
 from .max_pool import out_plane_of, pool_plane_of, window_of
 from .pointwise import Run, affine_of, forward_of
 from .record import takes
@@ -24,48 +25,45 @@ from .simd import (
     odd_lanes,
     select,
     splat,
-    splat_wide,
     total,
     widen,
 )
 from .tables import cut, memory, step_of
 
-BLOCK = 512  # values that are summed in float32
+SUMMED = 1024  # elements of a plane that are summed in float32
 PIECE = 8192  # elements of a plane that one part takes at a time
 READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
 
+_load, _store = float32.load, float32.store
 _load_wide, _store_wide = float64.load, float64.store
 
 # --- accumulators -----------------------------------------------------------------------------------------
 
-FIRST = 32  # where an accumulator has what its sums are about
+FIRST = 48  # where an accumulator has what its sums are about, behind both sums in float32 and in float64
+BLOCK = 256  # values after which the float32 sums are added to the float64 ones
 
 
 @inlined
 def reset(accumulator, first):
-    """Both sums zero; ``first`` is what they are about."""
-    put_sums(accumulator, (splat_wide(0.0), splat_wide(0.0)))
+    """All sums zero; ``first`` is what they are about."""
+    for at in range(0, 96, 16):
+        _store(accumulator, at, splat(0.0))
     put_f64(accumulator, FIRST, first)
 
 
 @inlined
-def sums_of(accumulator):
-    """The two sums, lane by lane."""
-    return _load_wide(accumulator, 0), _load_wide(accumulator, 16)
-
-
-@inlined
-def put_sums(accumulator, sums):
-    """Keep the two sums."""
-    _store_wide(accumulator, 0, sums[0])
-    _store_wide(accumulator, 16, sums[1])
+def _flush(accumulator):
+    """Add the float32 sums to the float64 ones, and clear them."""
+    for at in range(0, 32, 16):
+        added = _load_wide(accumulator, 16 + at) + widen(_load(accumulator, at))
+        _store_wide(accumulator, 16 + at, added)
+        _store(accumulator, at, splat(0.0))
 
 
 @inlined
 def totals_of(accumulator):
-    """The two sums of all lanes."""
-    one, two = sums_of(accumulator)
-    return total(one), total(two)
+    """The two float64 sums of all lanes."""
+    return total(_load_wide(accumulator, 16)), total(_load_wide(accumulator, 32))
 
 
 @inlined
@@ -115,7 +113,7 @@ def channels_first_statistics(storage, activation, residual, pool):
 
     def kernel(args, part):
         image_part, start, stop, group = own_channels(args, part)
-        units = args.images * pieces_of(args)
+        units = args.images * _blocks_of(args)
         first, last = cut(units, args.image_parts, image_part), cut(units, args.image_parts, image_part + 1)
         accumulators = memory(args, part)
         for c0 in range(start, stop, group):
@@ -129,6 +127,12 @@ def channels_first_statistics(storage, activation, residual, pool):
                     put_f64(args.sums, 2 * args.image_parts * args.channels + c, k)
 
     return kernel
+
+
+@inlined
+def _blocks_of(args):
+    """The pieces of a plane that are summed in float32 each."""
+    return (args.height * args.width + SUMMED - 1) // SUMMED
 
 
 @inlined
@@ -146,19 +150,25 @@ def _sum_group_of(storage):
 
     @inlined
     def sum_group(args, accumulators, c0, c1, start, stop):
-        channels, plane, pieces = args.channels, args.height * args.width, pieces_of(args)
+        channels, plane, pieces = args.channels, args.height * args.width, _blocks_of(args)
         for c in range(c0, c1):
             reset(accumulators + (c - c0) * ACCUMULATOR, shift(args, c))
+        pending = 0
         for unit in range(start, stop):
             image, piece = unit // pieces, unit % pieces
-            length = min(PIECE, plane - piece * PIECE)
+            length = min(SUMMED, plane - piece * SUMMED)
             for c in range(c0, c1):
                 accumulator = accumulators + (c - c0) * ACCUMULATOR
-                here = args.x + ((image * channels + c) * plane + piece * PIECE) * size
+                here = args.x + ((image * channels + c) * plane + piece * SUMMED) * size
                 if plane <= NEAR:
                     step = plane * size
                     fetch_next(here, image, args.images, channels * step, (c1 - c0) * step, step)
                 add(here, length, accumulator)
+            pending += length
+            if pending >= BLOCK or unit + 1 == stop:
+                for c in range(c0, c1):
+                    _flush(accumulators + (c - c0) * ACCUMULATOR)
+                pending = 0
 
     return sum_group
 
@@ -181,47 +191,43 @@ def _shift_of(storage):
 
 
 def _add_of(storage):
-    """Add ``length`` elements to the sums, up to 512 of them in float32 first."""
+    """Add ``length`` elements to the float32 sums."""
     load, load_some, size = storage.load, storage.load_some, storage.size
 
     @inlined
     def add(here, length, accumulator):
         k, zero = splat(get_f64(accumulator, FIRST)), splat(0.0)
-        s, q = sums_of(accumulator)
+        s0, q0 = _load(accumulator, 0), _load(accumulator, 16)
+        s1 = s2 = s3 = q1 = q2 = q3 = zero
         i = 0
-        while i < length:
-            stop = min(i + BLOCK, length)
-            s0 = s1 = s2 = s3 = q0 = q1 = q2 = q3 = zero
-            while i + 64 <= stop:
-                for line in range(0, 64, 16):
-                    prefetch(here + (i + line) * size + READ_AHEAD)
-                d0 = load(here, i) - k
-                d1 = load(here, i + 16) - k
-                d2 = load(here, i + 32) - k
-                d3 = load(here, i + 48) - k
-                s0 = s0 + d0
-                s1 = s1 + d1
-                s2 = s2 + d2
-                s3 = s3 + d3
-                q0 = fma(d0, d0, q0)
-                q1 = fma(d1, d1, q1)
-                q2 = fma(d2, d2, q2)
-                q3 = fma(d3, d3, q3)
-                i += 64
-            while i + 16 <= stop:
-                d0 = load(here, i) - k
-                s0 = s0 + d0
-                q0 = fma(d0, d0, q0)
-                i += 16
-            if i < stop:
-                left = stop - i
-                d1 = select(first_lanes(left), load_some(here, i, left) - k, zero)
-                s1 = s1 + d1
-                q1 = fma(d1, d1, q1)
-                i = stop
-            s = s + widen((s0 + s1) + (s2 + s3))
-            q = q + widen((q0 + q1) + (q2 + q3))
-        put_sums(accumulator, (s, q))
+        while i + 64 <= length:
+            for line in range(0, 64, 16):
+                prefetch(here + (i + line) * size + READ_AHEAD)
+            d0 = load(here, i) - k
+            d1 = load(here, i + 16) - k
+            d2 = load(here, i + 32) - k
+            d3 = load(here, i + 48) - k
+            s0 = s0 + d0
+            s1 = s1 + d1
+            s2 = s2 + d2
+            s3 = s3 + d3
+            q0 = fma(d0, d0, q0)
+            q1 = fma(d1, d1, q1)
+            q2 = fma(d2, d2, q2)
+            q3 = fma(d3, d3, q3)
+            i += 64
+        while i + 16 <= length:
+            d0 = load(here, i) - k
+            s0 = s0 + d0
+            q0 = fma(d0, d0, q0)
+            i += 16
+        if i < length:
+            left = length - i
+            d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+            s1 = s1 + d0
+            q1 = fma(d0, d0, q1)
+        _store(accumulator, 0, (s0 + s1) + (s2 + s3))
+        _store(accumulator, 16, (q0 + q1) + (q2 + q3))
 
     return add
 
@@ -252,7 +258,7 @@ def channels_first_train(storage, activation, residual, pool):
 
     def kernel(args, part):
         _, start, stop, group = own_channels(args, part)
-        units, count = args.images * pieces_of(args), args.images * args.height * args.width
+        units, count = args.images * _blocks_of(args), args.images * args.height * args.width
         accumulators, scratch = memory(args, part), prepare(args, part)
         for c0 in range(start, stop, group):
             c1 = min(c0 + group, stop)
