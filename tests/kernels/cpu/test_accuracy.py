@@ -71,6 +71,29 @@ def test_statistics_of_few_and_of_many_values(count, last):
     torch.testing.assert_close(var.double(), exact_var, rtol=1e-6, atol=0)
 
 
+OUTLIERS = {
+    "few among normal": lambda x: torch.where(torch.rand_like(x) < 3e-3, x * 1e3, x),
+    "one among zeros": lambda x: torch.zeros_like(x).index_put((torch.tensor(0),) * 4, torch.tensor(777.7)),
+    "first image of another level": lambda x: torch.cat([x[:1] * 0 + 12.34, x[1:] * 0 + 0.3]),
+    "last image of another level": lambda x: torch.cat([x[:-1] * 0 + 0.3, x[-1:] * 0 + 12.34]),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("name", OUTLIERS)
+def test_outliers_cost_the_variance_no_precision(name, last):
+    for seed in range(40):
+        torch.manual_seed(seed)
+        shape = [int(torch.randint(low, high, ())) for low, high in ((3, 9), (1, 9), (1, 60), (1, 60))]
+        x = OUTLIERS[name](torch.randn(shape))
+        x = x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        mean, var = host.statistics(x)
+        true_mean, true_var = oracle.statistics(x)
+        assert ((var - true_var).abs() <= 8 * 2.0**-23 * true_var).all(), (seed, shape)
+        reach = true_mean.abs() + true_var.sqrt()
+        assert ((mean - true_mean).abs() <= 2 * 2.0**-23 * reach).all(), (seed, shape)
+
+
 @pytest.mark.parametrize("where", [0, 17])
 @pytest.mark.parametrize("last", [False, True])
 def test_nan_stays_in_its_channel(where, last):

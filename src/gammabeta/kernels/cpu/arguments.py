@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 # What the plan must know of the working memory of ``jit.channels_first`` and ``jit.max_pool``
 NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
-ACCUMULATOR = 192  # bytes for each channel of a group
+ACCUMULATOR = 448  # bytes for each channel of a group
 MARGIN = 16  # zeros before a piece of a row of gradients, for the columns to the left of its first window
 
 

@@ -7,65 +7,71 @@ where the group's planes fit in a core's cache.
 A channel's own planes are scattered over memory in pieces, short ones in a few cache lines that no prefetcher
 foresees. Those of a *group* of channels are a run of some KiB; so its channels are summed up image by image,
 and what each has summed so far stays in working memory, one *accumulator* a channel: sixteen float32 lanes of
-two sums since the last flush, and the float64 totals. The plan makes groups that fit in a core's cache; long
-planes are groups of one.
+two sums, and the same in float64. The plan makes groups that fit in a core's cache; long planes are groups of
+one.
 """
 
 from ..arguments import ACCUMULATOR, NEAR, Arguments
-from .loads import fence, float32, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
+from .loads import fence, float32, float64, get_f64, prefetch, prefetch_write, put_f64
 from .max_pool import out_plane_of, pool_plane_of, window_of
 from .pointwise import Run, affine_of, forward_of
 from .record import takes
-from .reductions import put_statistics
-from .simd import even_lanes, first_lanes, fma, inlined, odd_lanes, select, splat, total
+from .reductions import middle, put_statistics
+from .simd import (
+    even_lanes,
+    first_lanes,
+    fma,
+    inlined,
+    odd_lanes,
+    select,
+    splat,
+    total,
+    widen,
+)
 from .tables import cut, memory, step_of
 
+SUMMED = 1024  # elements of a plane that are summed in float32
 PIECE = 8192  # elements of a plane that one part takes at a time
 READ_AHEAD, WRITE_AHEAD = 4096, 2048  # bytes within a plane
 
 _load, _store = float32.load, float32.store
+_load_wide, _store_wide = float64.load, float64.store
 
 # --- accumulators -----------------------------------------------------------------------------------------
 
-SHIFT = 32  # where an accumulator has the float32 that its lanes are sums about
-TOTAL, SQUARES, FIRST = 18, 19, 20  # and its float64: both totals, and what they are about
-BLOCK = 4096  # values that may be summed in float32 before a flush
+FIRST = 48  # where an accumulator has what its sums are about, behind both sums in float32 and in float64
+BLOCK = 256  # values after which the float32 sums are added to the float64 ones
 
 
 @inlined
 def reset(accumulator, first):
-    """All sums zero; ``first`` is what the float64 totals are about."""
-    put_sums(accumulator, splat(0.0), splat(0.0))
-    put_f64(accumulator, TOTAL, 0.0)
-    put_f64(accumulator, SQUARES, 0.0)
+    """All sums zero; ``first`` is what they are about."""
+    for at in range(0, 96, 16):
+        _store(accumulator, at, splat(0.0))
     put_f64(accumulator, FIRST, first)
 
 
 @inlined
-def sums_of(accumulator):
-    """The two float32 sums."""
-    return _load(accumulator, 0), _load(accumulator, 16)
+def _flush(accumulator):
+    """Add the float32 sums to the float64 ones, and clear them."""
+    for at in range(0, 32, 16):
+        added = _load_wide(accumulator, 16 + at) + widen(_load(accumulator, at))
+        _store_wide(accumulator, 16 + at, added)
+        _store(accumulator, at, splat(0.0))
 
 
 @inlined
-def put_sums(accumulator, one, two):
-    """Keep the two float32 sums."""
-    _store(accumulator, 0, one)
-    _store(accumulator, 16, two)
-
-
-@inlined
-def add_totals(accumulator, one, two):
-    """Add to the float64 totals."""
-    put_f64(accumulator, TOTAL, get_f64(accumulator, TOTAL) + one)
-    put_f64(accumulator, SQUARES, get_f64(accumulator, SQUARES) + two)
+def totals_of(accumulator):
+    """The two float64 sums of all lanes."""
+    return total(_load_wide(accumulator, 16)), total(_load_wide(accumulator, 32))
 
 
 @inlined
 def store_totals(args, part, accumulator, c):
     """Write the totals of a channel as the sums of an image part."""
-    put_f64(args.sums, 2 * part * args.channels + c, get_f64(accumulator, TOTAL))
-    put_f64(args.sums, (2 * part + 1) * args.channels + c, get_f64(accumulator, SQUARES))
+    one, two = totals_of(accumulator)
+    put_f64(args.sums, 2 * part * args.channels + c, one)
+    put_f64(args.sums, (2 * part + 1) * args.channels + c, two)
 
 
 # --- groups of channels -----------------------------------------------------------------------------------
@@ -102,12 +108,12 @@ def fetch_next(plane, image, images, step, group, nbytes):
 
 @takes(Arguments)
 def channels_first_statistics(storage, activation, residual, pool):
-    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value."""
+    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.middle``)."""
     sum_group = _sum_group_of(storage)
 
     def kernel(args, part):
         image_part, start, stop, group = own_channels(args, part)
-        units = args.images * pieces_of(args)
+        units = args.images * _blocks_of(args)
         first, last = cut(units, args.image_parts, image_part), cut(units, args.image_parts, image_part + 1)
         accumulators = memory(args, part)
         for c0 in range(start, stop, group):
@@ -124,6 +130,12 @@ def channels_first_statistics(storage, activation, residual, pool):
 
 
 @inlined
+def _blocks_of(args):
+    """The pieces of a plane that are summed in float32 each."""
+    return (args.height * args.width + SUMMED - 1) // SUMMED
+
+
+@inlined
 def pieces_of(args):
     """The pieces of a plane."""
     return (args.height * args.width + PIECE - 1) // PIECE
@@ -132,49 +144,50 @@ def pieces_of(args):
 def _sum_group_of(storage):
     """Σ(x - k) and Σ(x - k)² of channels ``c0`` to ``c1`` over the pieces ``start`` to ``stop``.
 
-    k is a channel's first value. Pieces are numbered image by image.
+    Pieces are numbered image by image.
     """
-    get, size = storage.get, storage.size
-    begin, add = _begin_of(storage), _add_of(storage)
+    size, shift, add = storage.size, _shift_of(storage), _add_of(storage)
 
     @inlined
     def sum_group(args, accumulators, c0, c1, start, stop):
-        channels, plane, pieces = args.channels, args.height * args.width, pieces_of(args)
+        channels, plane, pieces = args.channels, args.height * args.width, _blocks_of(args)
         for c in range(c0, c1):
-            reset(accumulators + (c - c0) * ACCUMULATOR, float(get(args.x, c * plane)))
+            reset(accumulators + (c - c0) * ACCUMULATOR, shift(args, c))
         pending = 0
         for unit in range(start, stop):
             image, piece = unit // pieces, unit % pieces
-            length = min(PIECE, plane - piece * PIECE)
+            length = min(SUMMED, plane - piece * SUMMED)
             for c in range(c0, c1):
                 accumulator = accumulators + (c - c0) * ACCUMULATOR
-                here = args.x + ((image * channels + c) * plane + piece * PIECE) * size
+                here = args.x + ((image * channels + c) * plane + piece * SUMMED) * size
                 if plane <= NEAR:
                     step = plane * size
                     fetch_next(here, image, args.images, channels * step, (c1 - c0) * step, step)
-                if pending == 0:
-                    begin(here, length, accumulator)
                 add(here, length, accumulator)
             pending += length
             if pending >= BLOCK or unit + 1 == stop:
                 for c in range(c0, c1):
-                    _flush(accumulators + (c - c0) * ACCUMULATOR, pending)
+                    _flush(accumulators + (c - c0) * ACCUMULATOR)
                 pending = 0
 
     return sum_group
 
 
-def _begin_of(storage):
-    """The next sums are about the mean of the first values (of equal values: the value)."""
-    load, get = storage.load, storage.get
+def _shift_of(storage):
+    """What a channel's sums are about: the middle one of three values that lie far apart."""
+    get = storage.get
 
     @inlined
-    def begin(here, length, accumulator):
-        shift = total(load(here, 0)) / 16 if length >= 16 else float(get(here, 0))
-        put_f32(accumulator, SHIFT, shift)
-        put_sums(accumulator, splat(0.0), splat(0.0))
+    def shift(args, c):
+        plane, images = args.height * args.width, args.images
+        a, b, z = (
+            c * plane,
+            (images // 2 * args.channels + c) * plane,
+            ((images - 1) * args.channels + c) * plane,
+        )
+        return float(middle(get(args.x, a), get(args.x, b + plane // 2), get(args.x, z + plane - 1)))
 
-    return begin
+    return shift
 
 
 def _add_of(storage):
@@ -183,8 +196,8 @@ def _add_of(storage):
 
     @inlined
     def add(here, length, accumulator):
-        k, zero = splat(get_f32(accumulator, SHIFT)), splat(0.0)
-        s0, q0 = sums_of(accumulator)
+        k, zero = splat(get_f64(accumulator, FIRST)), splat(0.0)
+        s0, q0 = _load(accumulator, 0), _load(accumulator, 16)
         s1 = s2 = s3 = q1 = q2 = q3 = zero
         i = 0
         while i + 64 <= length:
@@ -213,18 +226,10 @@ def _add_of(storage):
             d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
             s1 = s1 + d0
             q1 = fma(d0, d0, q1)
-        put_sums(accumulator, (s0 + s1) + (s2 + s3), (q0 + q1) + (q2 + q3))
+        _store(accumulator, 0, (s0 + s1) + (s2 + s3))
+        _store(accumulator, 16, (q0 + q1) + (q2 + q3))
 
     return add
-
-
-@inlined
-def _flush(accumulator, pending):
-    """Move the float32 sums of ``pending`` values, about their shift, into the totals, about the first."""
-    s, q = sums_of(accumulator)
-    s, q = total(s), total(q)
-    d = float(get_f32(accumulator, SHIFT)) - get_f64(accumulator, FIRST)
-    add_totals(accumulator, pending * d + s, q + d * (2.0 * s + pending * d))
 
 
 # --- forward ----------------------------------------------------------------------------------------------
@@ -253,14 +258,14 @@ def channels_first_train(storage, activation, residual, pool):
 
     def kernel(args, part):
         _, start, stop, group = own_channels(args, part)
-        units, count = args.images * pieces_of(args), args.images * args.height * args.width
+        units, count = args.images * _blocks_of(args), args.images * args.height * args.width
         accumulators, scratch = memory(args, part), prepare(args, part)
         for c0 in range(start, stop, group):
             c1 = min(c0 + group, stop)
             sum_group(args, accumulators, c0, c1, 0, units)
             for c in range(c0, c1):
                 found = accumulators + (c - c0) * ACCUMULATOR
-                one, two = get_f64(found, TOTAL), get_f64(found, SQUARES)
+                one, two = totals_of(found)
                 put_statistics(args, c, get_f64(found, FIRST), one, two, count)
             for image in range(args.images):
                 for c in range(c0, c1):

@@ -3,35 +3,73 @@
 Maths: see ``gammabeta.kernels``. Memory moved, in units of x: reduce reads 2 (1¼ with pooling, 1 more with
 a residual) and writes 1 where the residual wants its gradient, which is dz; apply reads 2 and writes 1; the
 two in one, group of channels by group, read everything from memory once where the group's planes fit in a
-core's cache. Groups and accumulators are those of ``channels_first``.
+core's cache. Groups are those of ``channels_first``.
 """
 
 from ..arguments import ACCUMULATOR, NEAR, Arguments
 from .activations import ACTIVATIONS
 from .channels_first import (
-    BLOCK,
     PIECE,
     READ_AHEAD,
-    SQUARES,
-    TOTAL,
     WRITE_AHEAD,
-    add_totals,
     fetch_next,
     no_memory,
     own_channels,
     own_planes,
     pieces_of,
-    put_sums,
-    reset,
-    store_totals,
-    sums_of,
 )
-from .loads import fence, float32, get_f32, get_f64, prefetch, prefetch_write, put_f32
+from .loads import fence, float32, get_f32, get_f64, prefetch, prefetch_write, put_f32, put_f64
 from .max_pool import out_plane_of, spread_plane_of, window_of
 from .pointwise import affine_backward_of, affine_of, backward_run, dx_of, dz_of
 from .record import takes
 from .simd import fma, inlined, mixed_high, mixed_low, splat, total
 from .tables import cut, memory
+
+TOTAL, SQUARES = (
+    18,
+    19,
+)  # where an accumulator has its float64 totals, behind sixteen lanes of two float32 sums
+BLOCK = 4096  # values that may be summed in float32 before a flush
+
+_load, _store = float32.load, float32.store
+
+# --- accumulators -----------------------------------------------------------------------------------------
+
+
+@inlined
+def reset(accumulator):
+    """All sums zero."""
+    put_sums(accumulator, splat(0.0), splat(0.0))
+    put_f64(accumulator, TOTAL, 0.0)
+    put_f64(accumulator, SQUARES, 0.0)
+
+
+@inlined
+def sums_of(accumulator):
+    """The two float32 sums."""
+    return _load(accumulator, 0), _load(accumulator, 16)
+
+
+@inlined
+def put_sums(accumulator, one, two):
+    """Keep the two float32 sums."""
+    _store(accumulator, 0, one)
+    _store(accumulator, 16, two)
+
+
+@inlined
+def add_totals(accumulator, one, two):
+    """Add to the float64 totals."""
+    put_f64(accumulator, TOTAL, get_f64(accumulator, TOTAL) + one)
+    put_f64(accumulator, SQUARES, get_f64(accumulator, SQUARES) + two)
+
+
+@inlined
+def store_totals(args, part, accumulator, c):
+    """Write the totals of a channel as the sums of an image part."""
+    put_f64(args.sums, 2 * part * args.channels + c, get_f64(accumulator, TOTAL))
+    put_f64(args.sums, (2 * part + 1) * args.channels + c, get_f64(accumulator, SQUARES))
+
 
 # --- the gradient, and a walk over a plane ----------------------------------------------------------------
 
@@ -177,7 +215,7 @@ def _reduce_group_of(storage, activation, residual, pool):
     def reduce_group(args, accumulators, c0, c1, images, scratch):
         near = args.height * args.width <= NEAR
         for c in range(c0, c1):
-            reset(accumulators + (c - c0) * ACCUMULATOR, 0.0)
+            reset(accumulators + (c - c0) * ACCUMULATOR)
         before = 0
         for image in range(images[0], images[1]):
             pending = before

@@ -11,16 +11,17 @@ processor's own prefetching wants, so each group asks for the next in that order
 """
 
 from ..arguments import Arguments
-from .loads import fence, float32, float64, get_f32, prefetch, prefetch_write, put_f64
+from .loads import fence, float32, float64, get_f32, prefetch, prefetch_write, put_f32, put_f64
 from .max_pool import along, pool_row_of, ring_row_bytes, window_of
 from .pointwise import Run, forward_of
 from .record import takes
-from .simd import first_lanes, fma, inlined, select, splat, splat_wide, widen
+from .reductions import middle
+from .simd import first_lanes, fma, inlined, select, splat, widen
 from .tables import LINE, affine_at, clear, cut, memory, own_elements, spread, step_of, sum_tables
 
 TOGETHER = 4  # tiles that share one reading of the tables
+BLOCK = 64  # tiles whose sums are float32
 SUMMED = 8  # tiles that share one reading of the sums
-BLOCK = 512  # tiles whose sums are float32
 AHEAD = 1024  # bytes between a group of tiles and what is fetched for the next
 
 _load, _store = float32.load, float32.store
@@ -36,66 +37,46 @@ def ahead(at, v, tile, together, size):
 
 # --- statistics -------------------------------------------------------------------------------------------
 #
-# Tables in the working memory of a part: 0 and 1 the sums of a block, 2 the part's k, 3 the block's own; from
-# 4 on two float64 tables: the sums of all blocks about the part's k.
+# Tables in the working memory of a part: 0 and 1 are the sums of a block about k, 3 is k; from 4 on two
+# float64 tables, the sums of all blocks. With k in table 2, a power of two, LLVM picks addresses that take
+# bf16 a quarter longer.
 
 
 @takes(Arguments)
 def channels_last_statistics(storage, activation, residual, pool):
-    """Σ(x - k) and Σ(x - k)² of each part, k being the channel's first value.
-
-    Within a block of 512 tiles the sums are float32, about the mean of the block's first
-    eight tiles (of equal values: the value); blocks add in float64.
-    """
-    load_some = storage.load_some
-    shift_block, add_block = _block_shift_of(storage), _block_sums_of(storage)
+    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.middle``)."""
+    get, add_block = storage.get, _block_sums_of(storage)
 
     @inlined
-    def copy_first_pixel(args, target):
-        """The first pixel of the tensor to every pixel of a tile."""
-        for row in range(0, args.tile, step_of(args.channels)):
-            for v in range(0, args.channels, 16):
-                count = min(16, args.channels - v)
-                _store_some(target, row + v, load_some(args.x, v, count), count)
+    def spread_shifts(args, table):
+        """For every element of a tile the middle one of three values of its channel that lie far apart."""
+        channels, pixels = args.channels, args.images * args.height * args.width
+        for c in range(channels):
+            a, b, z = c, pixels // 2 * channels + c, (pixels - 1) * channels + c
+            k = middle(get(args.x, a), get(args.x, b), get(args.x, z))
+            for row in range(0, args.tile, step_of(channels)):
+                put_f32(table, row + c, k)
 
     def kernel(args, part):
         tile, channels, table = args.tile, args.channels, memory(args, part)
-        first, wide = table + 8 * tile, table + 16 * tile
+        shifts, wide = table + 12 * tile, table + 16 * tile
         clear(table, 2 * tile)
         clear(wide, 4 * tile)
-        copy_first_pixel(args, first)
+        spread_shifts(args, shifts)
         if part == 0:
             for c in range(channels):
-                put_f64(args.sums, 2 * args.image_parts * channels + c, get_f32(first, c))
+                put_f64(args.sums, 2 * args.image_parts * channels + c, get_f32(shifts, c))
         at, stop = own_elements(args, part)
         while at < stop:
             block_stop = min(at + BLOCK * tile, stop)
-            shift_block(args.x, at, block_stop - at, table, tile)
             add_block(args.x, at, block_stop, table, tile)
-            _flush_block(table, tile, block_stop - at)
+            for v in range(0, 2 * tile, 16):
+                _store_wide(wide, v, _load_wide(wide, v) + widen(_load(table, v)))
+                _store(table, v, splat(0.0))
             at = block_stop
         sum_tables(args, part, wide)
 
     return kernel
-
-
-def _block_shift_of(storage):
-    """What a block's sums are about: the mean of its first eight tiles, or the first of a short block."""
-    load, load_some = storage.load, storage.load_some
-
-    @inlined
-    def shift_block(x, at, elements, table, tile):
-        for v in range(0, tile, 16):
-            if elements >= 8 * tile:
-                k = load(x, at + v)
-                for j in range(1, 8):
-                    k = k + load(x, at + j * tile + v)
-                k = k * splat(0.125)
-            else:
-                k = load_some(x, at + v, max(0, min(16, elements - v)))
-            _store(table, 3 * tile + v, k)
-
-    return shift_block
 
 
 def _block_sums_of(storage):
@@ -137,25 +118,6 @@ def _block_sums_of(storage):
             at += tile
 
     return add_block
-
-
-@inlined
-def _flush_block(table, tile, elements):
-    """Move a block's sums, about its own shift, into the float64 ones, about the part's k."""
-    wide, tiles, left = table + 16 * tile, elements // tile, elements % tile
-    for v in range(0, tile, 16):
-        d = widen(_load(table, 3 * tile + v)) - widen(_load(table, 2 * tile + v))
-        s = widen(_load(table, v))
-        q = widen(_load(table, tile + v))
-        n = splat(float(tiles))
-        if left > v:
-            n = select(first_lanes(left - v), splat(float(tiles + 1)), n)
-        n = widen(n)
-        _store_wide(wide, v, _load_wide(wide, v) + fma(n, d, s))
-        q = q + d * fma(n, d, splat_wide(2.0) * s)
-        _store_wide(wide, tile + v, _load_wide(wide, tile + v) + q)
-        _store(table, v, splat(0.0))
-        _store(table, tile + v, splat(0.0))
 
 
 # --- forward ----------------------------------------------------------------------------------------------

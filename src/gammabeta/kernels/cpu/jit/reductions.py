@@ -15,11 +15,17 @@ from .simd import I64, inlined, instructions, intrinsic
 
 
 @inlined
+def middle(a, b, c):
+    """The second greatest: of three values of a channel one that is no outlier, unless two are."""
+    return max(min(a, b), min(max(a, b), c))
+
+
+@inlined
 def put_statistics(args, c, first, one, two, count):
     """Mean, biased variance and ``1 / sqrt(var + eps)`` of a channel from its sums of ``count`` values.
 
-    The sums are Σ(x - k) and Σ(x - k)², k being ``first``, a value of the channel itself.
-    Because (k - mean)² ≤ n var for any such k, the subtraction costs at most a factor n of precision.
+    The sums are Σ(x - k) and Σ(x - k)², k being ``first``, a value of the channel itself. The subtraction
+    costs a factor 1 + (k - mean)² / var of precision: up to n where k is the only outlier, hence ``middle``.
     """
     off = one / count
     v = two / count - off * off

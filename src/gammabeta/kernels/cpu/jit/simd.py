@@ -214,22 +214,26 @@ def widen(builder, value):
     return builder.fpext(value, V64)
 
 
-@instructions(types.float64, vector)
-def total(builder, value):
+@intrinsic
+def total(typingctx, value):
     """The sum of the lanes as a float64, each lane widened first, added as a tree."""
-    value, width = builder.fpext(value, V64), LANES
-    while width > 1:
-        half = width // 2
-        low, high = (
-            builder.shuffle_vector(
-                value,
-                ir.Constant(value.type, ir.Undefined),
-                ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))),
+
+    def codegen(context, builder, sig, args):
+        lanes, width = args[0] if value == wide else builder.fpext(args[0], V64), LANES
+        while width > 1:
+            half = width // 2
+            low, high = (
+                builder.shuffle_vector(
+                    lanes,
+                    ir.Constant(lanes.type, ir.Undefined),
+                    ir.Constant(ir.VectorType(I32, half), list(range(start, start + half))),
+                )
+                for start in (0, half)
             )
-            for start in (0, half)
-        )
-        value, width = builder.fadd(low, high), half
-    return builder.extract_element(value, ir.Constant(I32, 0))
+            lanes, width = builder.fadd(low, high), half
+        return builder.extract_element(lanes, ir.Constant(I32, 0))
+
+    return types.float64(value), codegen
 
 
 def _shuffle(name, lanes, doc):
