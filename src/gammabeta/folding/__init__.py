@@ -15,7 +15,7 @@ from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import batch_norm_layers
 from ..graph.record import map_tensors, record
-from ..stats.preserve import preserved
+from ..stats.preserve import preserved, remember_random_state
 from ..text import visible
 from .affine import NotExactError
 from .apply import apply
@@ -155,8 +155,12 @@ def fold(
 
     Ioffe & Szegedy 2015, Algorithm 2, line 11; Jacob et al. 2018, section 3.2.
     """
-    with plain_mode():
-        return _fold(model, as_inputs(example), tolerance, memory_format, pack)
+    put_back = remember_random_state(model)
+    try:
+        with plain_mode():
+            return _fold(model, as_inputs(example), tolerance, memory_format, pack)
+    finally:
+        put_back()
 
 
 @contextmanager
@@ -232,11 +236,22 @@ def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
     try:
         args, kwargs = copy.deepcopy(inputs)
         with preserved(original):
+            before = _versions(original)
             recording = record(original, lambda: original(*args, **kwargs), is_known_norm)
+            after = _versions(original)
     except Exception as error:
         raise SurgeryError(f"the model does not run on the example: {first_line(error)}") from error
-    plan = FoldPlan(original, recording, hooked)
-    return original, plan, "graph" if flows_alike(original) else "example"
+    written = {name for name in before if after.get(name) != before[name]}
+    plan = FoldPlan(original, recording, hooked, written)
+    with preserved(original):
+        alike = flows_alike(original)
+    return original, plan, "graph" if alike else "example"
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Which tensor stands under each name, and how often it was written."""
+    state = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: (id(tensor), tensor._version) for name, tensor in state if not tensor.is_inference()}
 
 
 @dataclass
@@ -253,7 +268,11 @@ class _Trial:
     def build(self, model: nn.Module, folds: list[Fold]) -> nn.Module:
         """Return a folded copy of ``model``: the original, or its float64 twin."""
         gone = {norm for fold in folds for norm in fold.norms}
-        folded = apply(model, folds, [norm for norm in self.plan.norms.values() if norm not in gone])
+        folded = apply(
+            model,
+            folds,
+            [n for n in self.plan.norms.values() if n not in gone and not self.plan.is_written([n])],
+        )
         if self.memory_format is not None:
             folded.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         return folded

@@ -38,8 +38,10 @@ class FoldPlan:
     gradient hook, which a copy loses.
     """
 
-    def __init__(self, model: nn.Module, recording: Recording, hooked: Container[str]) -> None:
-        self.model, self.recording, self.hooked = model, recording, hooked
+    def __init__(
+        self, model: nn.Module, recording: Recording, hooked: Container[str], written: set[str]
+    ) -> None:
+        self.model, self.recording, self.hooked, self.written = model, recording, hooked, written
         self.linears = find_linears(recording)
         self.norms = {norm.call: norm for norm in find_norms(recording, model)}  # as they ran
         self.starts = {id(norm.data): norm for norm in self.norms.values() if norm.kind == "affine"}
@@ -140,6 +142,8 @@ class FoldPlan:
                 if is_weight and parametrize.is_parametrized(module):
                     return f"a parametrisation computes {what}"
                 return f"{what} is computed at each call, not stored"
+            if any(held in self.written for held in state.names):
+                return f"the model's own code writes {what} in its forward"
             others = [user for user in state.users if user is not linear.call]
             if others and is_weight and self.ran[module] > 1:
                 return f"{name} is called {self.ran[module]} times with the same weight"
@@ -160,6 +164,18 @@ class FoldPlan:
         where = common.path or "the model's forward"
         read = common.reads.strip("_")
         return f"Python reads a tensor's value ({read}) inside {where}: another input may take another branch"
+
+    def is_written(self, norms: list[Norm]) -> str:
+        """Why the numbers of these norms may be others at the next call."""
+        for norm in norms:
+            read = [value for value in norm.call.read if value.origin == "state"]
+            names = {name for value in read for name in value.names}
+            if norm.call.module is not None:
+                names |= {f"{norm.path}.{name}" for name, _ in norm.call.module.named_buffers()}
+            written = {n for n in names & self.written if not n.endswith("num_batches_tracked")}
+            if written:
+                return f"the model's own code writes {min(written)} in its forward"
+        return ""
 
     # Decisions
 
@@ -185,6 +201,7 @@ class FoldPlan:
         """Fold a group of norms into what is before or after it, or into its last; or say why it is left."""
         first, last = norms[0], norms[-1]
         refused = first.affine if isinstance(first.affine, str) else self._repeated(first)
+        refused = refused or self.is_written(norms)
         if refused:
             self.left[first] = refused
             return

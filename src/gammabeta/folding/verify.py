@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SurgeryError
+from ..graph.layers import rebind_closures
 from ..graph.record import leaves, map_tensors, tensors_in
 from ..stats.preserve import preserved
 
@@ -49,7 +50,9 @@ def copied(model: nn.Module) -> nn.Module:
         for value in vars(module).values():
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    twin = copy.deepcopy(model, memo)
+    rebind_closures(twin, memo)
+    return twin
 
 
 def run(model: nn.Module, inputs: Inputs) -> list[Tensor]:

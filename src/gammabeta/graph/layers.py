@@ -41,11 +41,16 @@ def sharing_copy(model: M) -> M:
     memo: dict[int, Any] = {id(tensor): tensor for tensor in shared}
     memo |= {id(m): m for m in model.modules() if isinstance(m, torch.jit.ScriptModule)}
     twin = copy.deepcopy(model, memo)
+    rebind_closures(twin, memo)
+    return twin
+
+
+def rebind_closures(twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Let functions that the modules of a copy hold reach the copy, where they close over the original."""
     for module in twin.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, FunctionType) and value.__closure__:
                 vars(module)[name] = _closed_over_copies(value, memo)
-    return twin
 
 
 def _closed_over_copies(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
