@@ -126,8 +126,13 @@ def _values(output):
     return [tensor.detach() for tensor in found]
 
 
-#: Where fold is not right yet: what a forward writes is read by the norm at another time than in the original.
-NOT_YET = {"BufferCounter", "PropertyWritesStatistics", "WeightReplacedAfter", "BuffersWrittenAfterAFunction"}
+#: Where fold is not right yet: the norm reads at another time what a forward writes.
+NOT_YET = {
+    "BufferCounter",
+    "PropertyWritesStatistics",
+    "WeightReplacedAfter",
+    "BuffersWrittenAfterAFunction",
+}
 
 
 def test_fold(kind, request):
