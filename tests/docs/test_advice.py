@@ -19,7 +19,18 @@ PLACES = [
 INSTALL = re.compile(r"pip install((?:\s+(?:-[-\w]+|\"[^\"]+\"|'[^']+'|[^\s`'\"()&;]+))+)")
 OPTIONS_WITH_A_FILE = {"-c", "-r", "--constraint", "--requirement"}
 # Projects on the index that are what their names say; none of ours is there.
-OTHERS = {"triton", "numba", "torch", "pytorchcv", "monai", "efficientnet-pytorch", "pillow-heif", "pyarrow"}
+OTHERS = {
+    "timm",
+    "pyyaml",
+    "triton",
+    "numba",
+    "torch",
+    "pytorchcv",
+    "monai",
+    "efficientnet-pytorch",
+    "pillow-heif",
+    "pyarrow",
+}
 
 
 def advice() -> list[tuple[str, list[str]]]:
