@@ -55,7 +55,7 @@ def _same(before, after):
         assert torch.equal(tensor.nan_to_num(), after["state"][name].nan_to_num()), name
 
 
-#: Right as they are, and not folded: their source does not surely show that every path leads through the pair.
+#: Right, and not folded: their source does not surely show that every path leads through the pair.
 NOT_CERTAIN = {
     "after Linear on (N, L, F), tokens flattened first",
     "after Linear on (N, L, F), transposed first",
