@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import gammabeta as gb
 from gammabeta.epilogue import NOTHING, Epilogue, MaxPool
 from gammabeta.kernels.backend import Call, Normalized, Running, unfit
 from gammabeta.kernels.cpu import allocator, host
@@ -130,7 +131,7 @@ def test_what_no_kernel_takes_is_said(x, residual, pool, reason):
 def test_an_activation_without_arithmetic_is_refused_when_its_kernel_is_compiled():
     """``epilogue_of`` refuses the name before; no kernel may pass it over if it does arrive."""
     call = Call(torch.zeros(2, 3), None, None, None, Epilogue("nonsense"), EPS)
-    with pytest.raises(KeyError, match="nonsense"):
+    with pytest.raises(gb.errors.UsageError, match="nonsense"):
         host.forward_train(call)
 
 
