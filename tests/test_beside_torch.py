@@ -1,7 +1,8 @@
 """Some thousand random calls: never farther from the float64 truth than twice torch's error and a floor.
 
-The floor of each result, channel by channel, is ``FLOOR`` times the sizes of the terms that its equation adds
-up (``VARIANCE`` times the running variance), and one unit in the last place of what is stored in bfloat16.
+The floor of each result, channel by channel, is ``FLOOR`` (of sums ``SUM``) times the sizes of the terms that
+its equation adds up, ``VARIANCE`` times the running variance, and one unit in the last place of what is
+stored in bfloat16.
 """
 
 import math
@@ -18,6 +19,7 @@ from tests import oracle
 from tests.random_cases import ALL, QUICK, Case, case_of
 
 FLOOR = 8 * 2.0**-23  # roundings of the largest term in float32
+SUM = 2 * 2.0**-23  # the same of a sum over a channel, against the sum of absolute values
 VARIANCE = 8 * 2.0**-23
 LEAST = 1e-36  # below the normal numbers of float32 and bfloat16 a processor may round to zero
 UNIT = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}
@@ -102,12 +104,15 @@ def floors(case: Case, true: oracle.Outcome) -> dict[str, Tensor]:
         stored["dresidual"] = unit * worst(true.dresidual)
         # The second backward pass takes dz from where the residual's gradient was stored.
         stored["dx"] = stored["dx"] + slope * stored["dresidual"]
-    return {name: LEAST + FLOOR * floor + stored.get(name, 0.0) for name, floor in found.items()}
+    share = {"dbias": SUM, "dweight": SUM}
+    return {
+        name: LEAST + share.get(name, FLOOR) * floor + stored.get(name, 0.0) for name, floor in found.items()
+    }
 
 
 def running_floors(case: Case, after: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     mean, var = oracle.statistics(case.call.x)
-    return LEAST + FLOOR * (case.running[0].abs() + mean.abs() + var.sqrt()), LEAST + VARIANCE * after[1]
+    return LEAST + SUM * (case.running[0].abs() + mean.abs() + var.sqrt()), LEAST + VARIANCE * after[1]
 
 
 def running_after(case: Case) -> tuple[Tensor, Tensor]:
