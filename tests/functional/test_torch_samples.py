@@ -83,6 +83,37 @@ def test_module_info(name, training, dtype):
 
 
 @pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_no_farther_from_the_truth_than_torchs(name, training, dtype):
+    """Where ours differs from torch's class it is the nearer one, or right but for the rounding of storage.
+
+    The truth is torch's class in float64, on the same rounded inputs, parameters and statistics.
+    """
+    info = MODULES[name]
+    for sample in info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=training):
+        args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
+        exact = info.module_cls(*args, **kwargs, dtype=torch.float64).train(training)
+        theirs = info.module_cls(*args, **kwargs, dtype=dtype).train(training)
+        ours = getattr(gb.nn, name)(*args, **kwargs, dtype=dtype).train(training)
+        for layer in (exact, ours):
+            layer.load_state_dict(theirs.state_dict())
+        (x,) = sample.forward_input.args
+        grad = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+        found = []
+        for layer in (ours, theirs, exact):
+            leaf = (x.detach().double() if layer is exact else x.detach().clone()).requires_grad_()
+            out = layer(leaf)
+            gradients = torch.autograd.grad(out, [leaf, *layer.parameters()], grad.to(out.dtype))
+            found.append([out, *gradients, *layer.buffers()])
+        for mine, other, true in zip(*found, strict=True):
+            if true.numel():
+                error, torchs = ((t.double() - true).abs().max() for t in (mine, other))
+                stored = torch.finfo(dtype).eps / 2 * true.abs().max()
+                assert error <= torch.maximum(torchs, stored) * (1 + 1e-6), (args, kwargs)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_module_error_inputs(name):
     info = MODULES[name]
     samples = info.module_error_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True)

@@ -304,11 +304,13 @@ def _train_small(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
     if running_mean is None or running_var is None or not skip_nonfinite:
         out = torch.batch_norm(x, weight, bias, running_mean, running_var, True, factor, eps, False)
         return _epilogue_in_place(out, call), True
+    if running_mean.dtype is not torch.float32:
+        return _train_by_torch(call, running)  # the batch's own statistics would be rounded on the way
     # With momentum 1 torch leaves the batch's own statistics, the variance unbiased already.
     mean, var = torch.zeros_like(running_mean), torch.zeros_like(running_var)
     out = torch.batch_norm(x, weight, bias, mean, var, True, 1.0, eps, False)
     kernels = backends.load("cpu")
-    if isinstance(kernels, str) or running_mean.dtype is not torch.float32:
+    if isinstance(kernels, str):
         accepted = enter(running, mean, var)
     else:  # one short call instead of ten; what is unbiased already needs the correction of endless values
         accepted = kernels.update_running(running, mean, var, 1 << 53)

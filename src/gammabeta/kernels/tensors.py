@@ -128,13 +128,15 @@ def enter(running: Running, mean: Tensor, unbiased_var: Tensor) -> bool | Tensor
         return True
     with torch.no_grad():
         mean, unbiased_var = mean.detach(), unbiased_var.detach()
-        new_mean = mean.to(running_mean.dtype) * factor + running_mean * (1 - factor)
-        new_var = unbiased_var.to(running_var.dtype) * factor + running_var * (1 - factor)
+        # Statistics kept in half precision are rounded once, when they are stored.
+        wide = torch.promote_types(running_mean.dtype, torch.float32)
+        new_mean = mean.to(wide) * factor + running_mean.to(wide) * (1 - factor)
+        new_var = unbiased_var.to(wide) * factor + running_var.to(wide) * (1 - factor)
         accepted: bool | Tensor = True
         if skip_nonfinite:
             accepted = torch.isfinite(mean).all() & torch.isfinite(unbiased_var).all()
-            new_mean = torch.where(accepted, new_mean, running_mean)
-            new_var = torch.where(accepted, new_var, running_var)
+            new_mean = torch.where(accepted, new_mean, running_mean.to(wide))
+            new_var = torch.where(accepted, new_var, running_var.to(wide))
         running_mean.copy_(new_mean)
         running_var.copy_(new_var)
     return accepted

@@ -16,7 +16,7 @@ from .loads import fence, float32, float64, get_f64, prefetch, prefetch_write, p
 from .max_pool import out_plane_of, pool_plane_of, window_of
 from .pointwise import Run, affine_of, forward_of
 from .record import takes
-from .reductions import middle, put_statistics
+from .reductions import put_statistics, shift_of
 from .simd import (
     even_lanes,
     first_lanes,
@@ -108,7 +108,7 @@ def fetch_next(plane, image, images, step, group, nbytes):
 
 @takes(Arguments)
 def channels_first_statistics(storage, activation, residual, pool):
-    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.middle``)."""
+    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.shift_of``)."""
     sum_group = _sum_group_of(storage)
 
     def kernel(args, part):
@@ -146,13 +146,13 @@ def _sum_group_of(storage):
 
     Pieces are numbered image by image.
     """
-    size, shift, add = storage.size, _shift_of(storage), _add_of(storage)
+    size, shift, add = storage.size, shift_of(storage), _add_of(storage)
 
     @inlined
     def sum_group(args, accumulators, c0, c1, start, stop):
         channels, plane, pieces = args.channels, args.height * args.width, _blocks_of(args)
         for c in range(c0, c1):
-            reset(accumulators + (c - c0) * ACCUMULATOR, shift(args, c))
+            reset(accumulators + (c - c0) * ACCUMULATOR, shift(args, c, plane, 1))
         pending = 0
         for unit in range(start, stop):
             image, piece = unit // pieces, unit % pieces
@@ -171,23 +171,6 @@ def _sum_group_of(storage):
                 pending = 0
 
     return sum_group
-
-
-def _shift_of(storage):
-    """What a channel's sums are about: the middle one of three values that lie far apart."""
-    get = storage.get
-
-    @inlined
-    def shift(args, c):
-        plane, images = args.height * args.width, args.images
-        a, b, z = (
-            c * plane,
-            (images // 2 * args.channels + c) * plane,
-            ((images - 1) * args.channels + c) * plane,
-        )
-        return float(middle(get(args.x, a), get(args.x, b + plane // 2), get(args.x, z + plane - 1)))
-
-    return shift
 
 
 def _add_of(storage):

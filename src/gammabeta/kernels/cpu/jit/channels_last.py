@@ -15,7 +15,7 @@ from .loads import fence, float32, float64, get_f32, prefetch, prefetch_write, p
 from .max_pool import along, pool_row_of, ring_row_bytes, window_of
 from .pointwise import Run, forward_of
 from .record import takes
-from .reductions import middle
+from .reductions import shift_of
 from .simd import first_lanes, fma, inlined, select, splat, widen
 from .tables import LINE, affine_at, clear, cut, memory, own_elements, spread, step_of, sum_tables
 
@@ -44,16 +44,15 @@ def ahead(at, v, tile, together, size):
 
 @takes(Arguments)
 def channels_last_statistics(storage, activation, residual, pool):
-    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.middle``)."""
-    get, add_block = storage.get, _block_sums_of(storage)
+    """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.shift_of``)."""
+    shift, add_block = shift_of(storage), _block_sums_of(storage)
 
     @inlined
     def spread_shifts(args, table):
-        """For every element of a tile the middle one of three values of its channel that lie far apart."""
-        channels, pixels = args.channels, args.images * args.height * args.width
+        """K to every element of a tile."""
+        channels = args.channels
         for c in range(channels):
-            a, b, z = c, pixels // 2 * channels + c, (pixels - 1) * channels + c
-            k = middle(get(args.x, a), get(args.x, b), get(args.x, z))
+            k = shift(args, c, 1, channels)
             for row in range(0, args.tile, step_of(channels)):
                 put_f32(table, row + c, k)
 

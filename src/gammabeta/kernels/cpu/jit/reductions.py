@@ -15,9 +15,32 @@ from .simd import I64, inlined, instructions, intrinsic
 
 
 @inlined
-def middle(a, b, c):
-    """The second greatest: of three values of a channel one that is no outlier, unless two are."""
+def _middle(a, b, c):
+    """The second greatest of three."""
     return max(min(a, b), min(max(a, b), c))
+
+
+def shift_of(storage):
+    """What a channel's sums are about: the middle one of five values, no outlier unless three of them are.
+
+    They lie far apart, each at another place of another image: images may be alike, and so may rows.
+    """
+    get, size = storage.get, storage.size
+
+    @inlined
+    def shift(args, c, channel_step, value_step):
+        """Of channel ``c``; the steps are elements from a channel, and from a value, to the next."""
+        plane = args.height * args.width
+        image_step, images, last = plane * args.channels, args.images - 1, plane - 1
+        start = args.x + c * channel_step * size
+        a = get(start, 0)
+        b = get(start, images // 4 * image_step + last // 4 * value_step)
+        d = get(start, images // 2 * image_step + last // 2 * value_step)
+        e = get(start, images * 3 // 4 * image_step + last * 3 // 4 * value_step)
+        f = get(start, images * image_step + last * value_step)
+        return float(_middle(d, max(min(a, b), min(e, f)), min(max(a, b), max(e, f))))
+
+    return shift
 
 
 @inlined
@@ -25,7 +48,7 @@ def put_statistics(args, c, first, one, two, count):
     """Mean, biased variance and ``1 / sqrt(var + eps)`` of a channel from its sums of ``count`` values.
 
     The sums are Σ(x - k) and Σ(x - k)², k being ``first``, a value of the channel itself. The subtraction
-    costs a factor 1 + (k - mean)² / var of precision: up to n where k is the only outlier, hence ``middle``.
+    costs a factor 1 + (k - mean)² / var of precision, n at most: ``shift_of`` keeps it small.
     """
     off = one / count
     v = two / count - off * off
