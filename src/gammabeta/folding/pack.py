@@ -17,6 +17,7 @@ from ..accelerate.packed import PackedLinear, Post
 from ..epilogue import activation_of_module, named
 from ..graph.layers import hooked, replace_module, sharing_copy
 from ..graph.record import Forward, Recording, record, tensors_in
+from ..stats.preserve import preserved
 from .find import flows_alike, is_known_norm
 from .layers import Tail
 from .verify import Inputs
@@ -42,8 +43,11 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
     """
     packed = sharing_copy(model)
     args, kwargs = copy.deepcopy(inputs)
-    recording = record(packed, lambda: packed(*args, **kwargs), is_known_norm)
-    sites = _find_sites(packed, recording, flows_alike(packed))
+    with preserved(packed):
+        recording = record(packed, lambda: packed(*args, **kwargs), is_known_norm)
+    with preserved(packed):
+        every_input = flows_alike(packed)
+    sites = _find_sites(packed, recording, every_input)
     for site in sites:
         kind = PackedConv2d if isinstance(site.layer, nn.Conv2d) else PackedLinear
         after = [packed.get_submodule(path) for path in site.after]
@@ -143,5 +147,5 @@ def _halves(pool: nn.AvgPool2d) -> bool:
 def layouts(model: nn.Module, inputs: Inputs) -> list[tuple[int, ...]]:
     """The strides of every tensor of the result."""
     args, kwargs = copy.deepcopy(inputs)
-    with torch.no_grad():
+    with preserved(model), torch.no_grad():
         return [tensor.stride() for tensor in tensors_in(model(*args, **kwargs))]

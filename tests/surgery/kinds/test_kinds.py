@@ -126,18 +126,7 @@ def _values(output):
     return [tensor.detach() for tensor in found]
 
 
-#: Where fold is not right yet: the norm reads at another time what a forward writes.
-NOT_YET = {
-    "BufferCounter",
-    "PropertyWritesStatistics",
-    "WeightReplacedAfter",
-    "BuffersWrittenAfterAFunction",
-}
-
-
-def test_fold(kind, request):
-    if request.node.callspec.params["kind"] in NOT_YET:
-        pytest.xfail("the model's own forward writes what the norm reads")
+def test_fold(kind):
     if "fold" in kind.never:
         pytest.skip("there is nothing to fold")
     result = operated(kind, "fold", lambda model: gb.fold(model, kind.given()))
