@@ -33,6 +33,7 @@ _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SEES_LOCALS = {"locals", "vars", "eval", "exec", "_getframe", "globals"}
 
 
+OTHER_CODE = "code that may look at the layer runs before its output is used"
 _LISTS = (nn.ModuleList, nn.Sequential, list, tuple, int)
 
 
@@ -774,6 +775,8 @@ class _Rewriting:
         else:
             several = ""
         for statement in self._living(rest):
+            if not _mentions(statement, name) and not self.harmless(statement):
+                return OTHER_CODE
             for node in ast.walk(statement):
                 if isinstance(node, ast.Call) and any(
                     isinstance(a, ast.Name) and a.id == name for a in node.args

@@ -13,8 +13,10 @@ The dispatch mode sends our layers to torch's operators, which costs time. So it
 is PyTorch's or ours, and nothing but a layer's call can normalise.
 """
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +41,22 @@ class Use(NamedTuple):
 Record = Callable[[str, Any, Tensor], Use | None]
 BY_BATCH = Use()
 TOLERANCE = 0.05  # of the output's deviation: classes differ in the correction of the variance
+
+
+class _Watched:
+    """A layer's ``forward`` while it is watched; a copy that the model makes of the layer is not watched."""
+
+    def __init__(self, layer: nn.Module, forward: Callable[..., Any], own: Any) -> None:
+        self.layer, self.forward, self.own = layer, forward, own
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        if self.own is not None:
+            return copy.deepcopy(self.own, memo)
+        twin = copy.deepcopy(self.layer, memo)
+        return MethodType(type(twin).forward, twin)
 
 
 class Observer(TorchDispatchMode):
@@ -105,7 +123,7 @@ class Observer(TorchDispatchMode):
                 return self.call(name, inner, args, kwargs)
             return self.try_call(name, inner, args, kwargs)
 
-        layer.__dict__["forward"] = forward
+        layer.__dict__["forward"] = _Watched(layer, forward, own)
         # Quicker ways around a layer's own call leave layers with hooks alone.
         hook = layer.register_forward_pre_hook(lambda *_: None)
 

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.foreign.measure import OPERATIONS, measure
 from benchmarks.foreign.models import TIMM, everything
 from benchmarks.foreign.stub import import_timm
+from gammabeta.conversion.transform import OTHER_CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's code
 
@@ -56,8 +57,9 @@ def test_small_models_are_right_and_reached(name):
     row = measured(name)
     for operation in ("convert", "convert with example"):
         assert row[operation]["ours"] == row["norms"], row[operation]["left"]
-    fused = row["convert with example"]["fused"]
-    assert fused >= 0.85 * row["activations"], row["convert with example"]["reasons"]
+    fused, reasons = row["convert with example"]["fused"], row["convert with example"]["reasons"]
+    parted = sum(OTHER_CODE in reason for reason in reasons.values())
+    assert fused + parted >= 0.85 * row["activations"], reasons
 
 
 @pytest.mark.slow
