@@ -348,16 +348,19 @@ class _Rewriting:
         known_callees = [f for f in called if self.value(f) is not UNKNOWN and self.value(f) is not getattr]
         return self._call(HOLD, _load(name), ast.Constant(known), *known_callees)
 
-    def _link(self, rest: Sequence[ast.stmt], name: str) -> str:
-        """Whether what next reads a variable may join: "next", "later" if other code runs before, or ""."""
+    def _link(self, rest: Sequence[ast.stmt], name: str, *, whole: bool = True) -> str:
+        """Whether what next reads a variable may join: "next", "later" if other code runs before, or "".
+
+        ``whole``: whether ``rest`` is all that follows in the method.
+        """
         between = False
-        for statement in rest:
+        for i, statement in enumerate(rest):
             if not _mentions(statement, name):
                 if not self.harmless(statement):
                     return ""
                 between = between or _has(statement, ast.Call, ast.Subscript, ast.AugAssign)
                 continue
-            found = self._takes(statement, name)
+            found = self._takes(statement, name, last=whole and self._is_dead(name, rest[i + 1 :]))
             if found:
                 return "later" if between else found
             if not isinstance(statement, ast.If) or _mentions(statement.test, name):
@@ -373,13 +376,13 @@ class _Rewriting:
     def _arm(self, arm: Sequence[ast.stmt], name: str) -> str:
         """What a branch does with a waiting call: "next", "later", "reads", "runs", "nothing runs", ""."""
         read = next((i for i, statement in enumerate(arm) if _mentions(statement, name)), len(arm))
-        if not all(map(self.harmless, arm[:read])) and not self._link(arm, name):
+        if not all(map(self.harmless, arm[:read])) and not self._link(arm, name, whole=False):
             return ""
         if read < len(arm):
-            return self._link(arm, name) or "reads"
+            return self._link(arm, name, whole=False) or "reads"
         return "runs" if any(_has(statement, ast.Call) for statement in arm) else "nothing runs"
 
-    def _takes(self, statement: ast.stmt, name: str) -> str:
+    def _takes(self, statement: ast.stmt, name: str, *, last: bool) -> str:
         """Whether a statement joins the variable and nothing else reads it: "next", "later" or ""."""
         if isinstance(statement, ast.Return):
             if self.guarded or statement.value is None:
@@ -394,15 +397,20 @@ class _Rewriting:
             fits = target == name and isinstance(statement.op, ast.Add) and not _mentions(value, name)
             fits = fits and (self._may_wait(value) or self.harmless(value))
             return ("later" if _has(value, ast.Call) else "next") if fits else ""
-        if target != name and not self._read_once(name):
+        if target != name and not (last or self._read_once(name)):
             return ""
         return self._joins(statement.value, name)  # type: ignore[attr-defined]
 
     def _read_once(self, name: str) -> bool:
-        if self.loads.get(name) != 1:
-            return False
+        return self.loads.get(name) == 1 and not self._in_a_loop(name)
+
+    def _is_dead(self, name: str, after: Sequence[ast.stmt]) -> bool:
+        """Whether nothing reads a variable any more; ``after``: all statements that follow."""
+        return not (self.guarded or _mentions(after, name) or self._in_a_loop(name))
+
+    def _in_a_loop(self, name: str) -> bool:
         loops = [n for n in ast.walk(self.tree) if isinstance(n, ast.For | ast.While)]
-        return not any(_mentions(loop, name) for loop in loops)
+        return any(_mentions(loop, name) for loop in loops)
 
     def _joins(self, node: ast.expr, name: str) -> str:
         """Whether an expression is one that joins the variable, which stands in it once."""
@@ -483,7 +491,8 @@ class _Rewriting:
     ) -> list[ast.stmt]:
         """An assignment of what may be a waiting call."""
         once = _mentions(node.value, name) == 1
-        passing = {n for n in self.waiting if self._read_once(n)} | ({name} if once else set())
+        ends = {n for n in self.waiting if _mentions(node.value, n) == 1 and self._is_dead(n, rest)}
+        passing = {n for n in self.waiting if self._read_once(n)} | ends | ({name} if once else set())
         link = self._link(rest, name)
         why = "" if link else self._reason(rest, name)
         value, found = self.expression(node.value, env, wait=bool(link), passing=passing, why=why)
