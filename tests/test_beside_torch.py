@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gammabeta.epilogue import Epilogue, MaxPool
 from gammabeta.functional import batch_norm
 from gammabeta.kernels.backend import Call
 from gammabeta.kernels.cpu import host, plan
@@ -180,6 +181,27 @@ def _ratio(mine: Tensor, exact: Tensor, theirs: Tensor, floor: Tensor) -> float:
 # --- all of them ------------------------------------------------------------------------------------------
 
 
+# What the default run draws: each is ten kernels to compile, and other default tests need them too.
+COMPILED = {
+    (Epilogue(), torch.float32, False),
+    (Epilogue("relu"), torch.float32, False),
+    (Epilogue("relu"), torch.float32, True),
+    (Epilogue("relu"), torch.bfloat16, True),
+    (Epilogue("relu", 2), torch.float32, False),
+    (Epilogue("relu", MaxPool(3, 2, 1)), torch.float32, False),
+}
+
+
+def test_random_calls_of_common_kinds_are_within_twice_torchs_error(guards):
+    for seed in range(6 * PART):
+        case = case_of(seed, QUICK)
+        call = case.call
+        if (call.epilogue, call.x.dtype, call.residual is not None) in COMPILED:
+            for name, ratio in ratios(case, guards).items():
+                assert ratio <= 1, f"{name} of seed {seed} ({case.values}): {ratio:.3g} of its budget"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(12))
 def test_random_calls_are_within_twice_torchs_error(part, guards):
     for seed in range(part * PART, (part + 1) * PART):

@@ -70,6 +70,7 @@ def test_the_metadata_names_classes_and_preprocessing(tmp_path):
     assert document["classes"] == ["a", "b", "c", "d"]
     assert document["preprocessing"] == {
         "channels": 1, "height": 12, "width": 12, "mean": [33.0], "scale": [0.0125], "style": "digit",
+        "temperature": 1.0,
     }  # fmt: skip
     assert document["folded"] == ["1", "4", "7"]
     assert "3" in document["left"]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,8 @@ def phone(tmp_path):
 
 def test_a_network_that_cannot_be_held_names_the_option(phone, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("gammabeta.memory.available", lambda: 1_000_000_000)
-    assert run(["train", str(phone), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    whole = ["--recipe", "fast", "--image-size", "900x1200"]
+    assert run(["train", str(phone), "--out", str(tmp_path / "run"), "--quiet", *whole]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert "images of 900×1200 make a network of 1.7 GB" in line
@@ -101,7 +103,7 @@ def test_pictures_that_cannot_be_held_are_not_decoded(phone, monkeypatch):
     monkeypatch.setattr("gammabeta.memory.available", lambda: 4_000_000)
     monkeypatch.setattr("gammabeta.data.preparation.decode", None)
     with pytest.raises(DataError, match=r"4 images of 900×1200 do not fit .*--image-size"):
-        load(phone)
+        load(phone, size=(900, 1200))
 
 
 def test_large_images_are_evaluated_few_at_a_time():
@@ -135,12 +137,22 @@ def test_large_photographs_are_read_in_bounded_memory(mode, size, suffix, tmp_pa
     assert peak_of(code) < (MAX_DECODING / 1e6 + 100 if suffix == "png" else 200)
 
 
-def test_a_picture_beyond_the_bound_is_one_line(tmp_path):
+@pytest.mark.parametrize(("free", "most"), [(None, "400 MB"), (10**9, "400 MB"), (3 * 10**9, "750 MB")])
+def test_a_picture_beyond_the_bound_is_one_line(tmp_path, monkeypatch, free, most):
+    monkeypatch.setattr("gammabeta.data.decode.available", lambda: free)
     Image.new("RGB", (10000, 10000)).save(tmp_path / "x.png", compress_level=1)
     with pytest.raises(
-        DataError, match=r"10000×10000 pixels take 800 MB to decode; up to 400 MB are allowed"
+        DataError, match=rf"10000×10000 pixels take 800 MB to decode; up to {most} are allowed"
     ):
         Preparation(3, 32, 32).prepare(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(("free", "read"), [(10**9, False), (10**10, True)])
+def test_webp_of_many_pixels_is_read_where_there_is_room(tmp_path, monkeypatch, free, read):
+    monkeypatch.setattr("gammabeta.data.decode.available", lambda: free)
+    Image.new("RGB", (6000, 4500), (90, 30, 200)).save(tmp_path / "x.webp", method=0)
+    with nullcontext() if read else pytest.raises(DataError, match="up to 400 MB are allowed"):
+        assert abs(int(Preparation(3, 32, 32).prepare(tmp_path / "x.webp")[2].max()) - 200) < 8
 
 
 def test_pillow_s_own_limit_is_as_it_was(tmp_path):

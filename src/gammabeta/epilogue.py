@@ -313,6 +313,7 @@ def _families() -> tuple[dict[type[nn.Module], Any], dict[Any, tuple[str | None,
 
 
 _MODULES, _CALLS = _families()
+ACTIVATION_MODULES = tuple(_MODULES)  # the classes that ``activation_of_module`` knows
 
 
 def activation_of_module(module: nn.Module) -> str | None:

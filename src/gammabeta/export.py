@@ -1,6 +1,5 @@
 """``export_onnx``: fold, export, check, compare ONNX Runtime with the model, and only then write the file."""
 
-import copy
 import importlib
 import inspect
 import io
@@ -8,9 +7,10 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,11 @@ from .data import Preparation
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError, installing
 from .files import write_atomically
-from .folding import FoldReport, as_inputs, fold, plain_mode
+from .folding import FoldReport, fold, plain_mode
 from .folding.layers import plain
-from .folding.verify import Inputs, Verifier, copied, default_tolerance, distance, first_line
-from .graph.record import map_tensors, tensors_in
+from .folding.verify import Verifier, copied, default_tolerance, distance, first_line
+from .graph.layers import unwrap
+from .graph.record import Inputs, as_inputs, map_tensors, tensors_in
 
 _OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
 
@@ -37,6 +38,7 @@ class Preprocessing:
 
     ``style``: how a picture of another size or ink is prepared, as in ``gammabeta.data.picture``; None: its
     default for the number of channels. ``preparation``: all that is known of that, as a run folder keeps it.
+    ``temperature``: by which the output is divided before a softmax makes probabilities of it.
     """
 
     channels: int
@@ -46,6 +48,7 @@ class Preprocessing:
     scale: tuple[float, ...]
     style: str | None = None
     preparation: Preparation | None = None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,14 @@ def export_onnx(
         UsageError: the example is of the wrong kind, or the folder does not exist.
         SurgeryError: the model cannot be exported, or the exported one differs.
     """
-    onnx, runtime = _libraries()
+    onnx, _ = _libraries()
     target = Path(path)
     if not target.parent.is_dir():
         raise UsageError(f"there is no folder {target.parent} to write {target.name} into")
     inputs = as_inputs(example)
     folded = fold(model, example, tolerance=tolerance, pack=False)
     report: FoldReport = folded.fold_report  # type: ignore[assignment]
-    graph = _exported(plain(folded), _batched(inputs, 2))
+    graph = _exported(plain(unwrap(folded)), _batched(inputs, 2))
     _describe(graph, classes, preprocessing, report)
     try:
         onnx.checker.check_model(graph, full_check=True)
@@ -120,7 +123,7 @@ def export_onnx(
     content = graph.SerializeToString()
     sizes = (_batch_of(inputs), *_OTHER_BATCHES)
     limit = tolerance if tolerance is not None else default_tolerance(model)
-    gap, own = _compare(runtime, content, model, [_batched(inputs, size) for size in sizes], limit)
+    gap, own = _compare(content, model, [_batched(inputs, size) for size in sizes], limit)
     write_atomically(target, content, UsageError)
     return ExportReport(
         target,
@@ -163,7 +166,9 @@ def _exported(model: nn.Module, inputs: Inputs) -> Any:
                 verbose=False,
             )
     except Exception as error:
-        raise SurgeryError(f"the model cannot be exported to ONNX: {_cause(error)}") from error
+        scripted = [n for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+        where = f"{scripted[0]} is TorchScript, put the Python module in its place; " if scripted else ""
+        raise SurgeryError(f"the model cannot be exported to ONNX: {where}{_cause(error)}") from error
     if program is None:
         raise SurgeryError("the model cannot be exported to ONNX: torch gave nothing back")
     return program.model_proto
@@ -184,9 +189,24 @@ def _open_batch(model: nn.Module, inputs: Inputs) -> dict[str, Any]:
             return {key: shape(item) for key, item in value.items()}
         return None
 
-    names = list(inspect.signature(model.forward).parameters)
-    named = {names[min(i, len(names) - 1)]: value for i, value in enumerate(args)}
-    return {name: shape(value) for name, value in {**named, **kwargs}.items()}
+    return _by_parameter(model, args, kwargs, shape)
+
+
+def _by_parameter(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shape: Callable[[Any], Any]
+) -> dict[str, Any]:
+    """The shapes of all arguments by the parameters they go to: many in ``*args`` and ``**kwargs``."""
+    signature = inspect.signature(model.forward)
+    found = {}
+    for name, value in signature.bind(*args, **kwargs).arguments.items():
+        kind = signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            found[name] = tuple(map(shape, value))
+        elif kind is inspect.Parameter.VAR_KEYWORD:
+            found |= {key: shape(item) for key, item in value.items()}
+        else:
+            found[name] = shape(value)
+    return found
 
 
 @contextmanager
@@ -244,7 +264,7 @@ def save_program(
     try:
         with _silence():
             program = torch.export.export(
-                plain(copy.deepcopy(model)), inputs[0], inputs[1], dynamic_shapes=_open_batch(model, inputs)
+                plain(copied(unwrap(model))), inputs[0], inputs[1], dynamic_shapes=_open_batch(model, inputs)
             )
             buffer = io.BytesIO()
             described = {METADATA: json.dumps(_metadata(classes, preprocessing))}
@@ -254,23 +274,33 @@ def save_program(
     write_atomically(Path(path), buffer.getvalue(), UsageError)
 
 
-def _compare(
-    runtime: Any, content: bytes, model: nn.Module, batches: list[Inputs], limit: float
-) -> tuple[float, float]:
-    """Run ONNX Runtime and the given model on the same inputs; raise if they differ."""
+def onnx_session(content: bytes) -> Callable[[Inputs], list[Tensor]]:
+    """Return a function that runs an ONNX file's content in ONNX Runtime, on the CPU.
+
+    Raises:
+        UnavailableError: onnx, onnxruntime or onnxscript is not installed.
+        SurgeryError: ONNX Runtime cannot load or run it.
+    """
+    _, runtime = _libraries()
     try:
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise SurgeryError(f"ONNX Runtime cannot load the exported model: {first_line(error)}") from error
-    original = copied(getattr(model, "_orig_mod", model)).eval()
+    return partial(_session_run, session)
+
+
+def _compare(content: bytes, model: nn.Module, batches: list[Inputs], limit: float) -> tuple[float, float]:
+    """Run ONNX Runtime and the given model on the same inputs; raise if they differ."""
+    run = onnx_session(content)
+    original = copied(unwrap(model)).eval()
     worst, own = 0.0, 0.0
     for batch in batches:
         verifier = Verifier(original, batch)
         own = max(own, verifier.original)
         for inputs, truth in zip(verifier.inputs, verifier.truth, strict=True):
-            worst = max(worst, distance(_session_run(session, inputs), truth))
+            worst = max(worst, distance(run(inputs), truth))
     if not worst <= limit + 2 * own:
         raise SurgeryError(f"ONNX Runtime's output differs from the model's by {worst:.1e} relative")
     return worst, own

@@ -55,13 +55,21 @@ class BatchStatistics:
         return self.var * (self.count / (self.count - 1))
 
 
-def batch_statistics(x: Tensor) -> BatchStatistics:
-    """Return mean and biased variance of each channel of ``x`` (N, C, *spatial): Algorithm 1, lines 1 and 2.
+def batch_statistics(x: Tensor, mask: Tensor | None = None) -> BatchStatistics:
+    """Return mean and biased variance of each channel of ``x``: Algorithm 1, lines 1 and 2.
 
     The deviations are taken from the mean first and squared then. E[x²] − E[x]² is the same on paper, but it
     subtracts two nearly equal numbers: in float32, at mean 10⁴ and variance 1, no correct digit is left.
+
+    Of a padded batch count the values alone: ``mask``, ``(N, *spatial)``, is True where there is one, and the
+    sums and ``m`` leave out all else. If there is none, mean and variance are 0.
     """
     axes = _all_but_channels(x)
+    if mask is not None:
+        count = int(mask.sum())
+        mean = torch.where(mask.unsqueeze(1), x, 0).sum(axes) / max(count, 1)
+        deviations = torch.where(mask.unsqueeze(1), x - _per_channel(mean, x), 0)
+        return BatchStatistics(mean, deviations.square().sum(axes) / max(count, 1), count)
     mean = x.mean(axes)
     var = (x - _per_channel(mean, x)).square().mean(axes)
     return BatchStatistics(mean, var, x.numel() // max(x.shape[1], 1))
@@ -181,6 +189,8 @@ def batch_norm(
     activation: str | None = None,
     residual: Tensor | None = None,
     pool: int | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> Tensor:
     """Return ``pool(activation(bn(x) + residual))``; in training, update the running statistics in place.
 
@@ -200,6 +210,9 @@ def batch_norm(
             numbers: "leaky_relu(0.2)".
         residual: Added before the activation; of the shape of ``x``.
         pool: None, or 2 for the mean of each 2x2 block (4-D only; an odd last row or column is left out).
+        mask: bool ``(N, *spatial)``, True where there is a value. All else is padding: nothing in the
+            statistics, and 0 in the result. Not with a pool.
+        lengths: The same for sequences (N, C, L): integers ``(N,)``, how many values come first in each.
 
     Returns:
         A tensor of the shape of ``x`` (with ``pool=2``, half its height and width), and of its dtype.
@@ -208,11 +221,18 @@ def batch_norm(
         UsageError: Arguments that do not fit together, or a single value per channel in training: its
             deviation from the mean is always 0, so the output would not depend on it.
     """
+    if lengths is not None:
+        mask = torch.arange(x.shape[2], device=x.device) < lengths.unsqueeze(1)
     _check_tensors(x, running_mean, running_var, weight, bias, residual, training)
+    _check_mask(x, mask, training, pool)
     _check_settings(training, momentum, eps, activation, pool)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    if mask is not None:
+        wide = torch.where(
+            mask.unsqueeze(1), wide, 0
+        )  # padding may be NaN, which no zero gradient takes away
     if training:
-        batch = batch_statistics(wide)
+        batch = batch_statistics(wide, mask)
         mean, var = batch.mean, batch.var
         if running_mean is not None and running_var is not None and batch.count:
             _update_in_place(running_mean, running_var, batch, momentum)
@@ -228,7 +248,39 @@ def batch_norm(
         out = ACTIVATIONS[name](out, *numbers)
     if pool is not None:
         out = mean_pool_2x2(out)
+    if mask is not None:
+        out = torch.where(mask.unsqueeze(1), out, 0)
     return out.to(x.dtype)
+
+
+def batch_renorm(
+    x: Tensor,
+    running: RunningStatistics,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    limits: tuple[float, float] = (3.0, 5.0),
+    momentum: float = 0.01,
+    eps: float = 1e-5,
+) -> tuple[Tensor, RunningStatistics]:
+    """Return a training step of batch renormalisation, and the running statistics after it.
+
+        r = σ_B / σ, within [1/r_max, r_max]        d = (μ_B − μ) / σ, within [−d_max, d_max]
+        x̂ = (x − μ_B) / σ_B · r + d                 y = γ x̂ + β
+
+    σ_B² = var_B + ε is the batch's (biased), σ² = var + ε the running one of before this batch. r and d are
+    constants in the gradient. ``limits`` are r_max and d_max; (1, 0) is batch normalization, and where none
+    is reached x̂ = (x − μ) / σ, as in evaluation.
+
+    Ioffe 2017, *Batch Renormalization*, https://arxiv.org/abs/1702.03275, Algorithm 1. (It averages σ; here,
+    as in torch, the variance is averaged.)
+    """
+    batch, (r_max, d_max) = batch_statistics(x), limits
+    deviation = (running.var + eps).sqrt()
+    r = ((batch.var + eps).sqrt() / deviation).clamp(1 / r_max, r_max).detach()
+    d = ((batch.mean - running.mean) / deviation).clamp(-d_max, d_max).detach()
+    xhat = normalize(x, batch.mean, batch.var, eps) * _per_channel(r, x) + _per_channel(d, x)
+    seen = BatchStatistics(batch.mean.detach(), batch.var.detach(), batch.count)
+    return scale_and_shift(xhat, weight, bias), update_exponential(running, seen, momentum)
 
 
 def _update_in_place(
@@ -349,6 +401,18 @@ def _check_tensors(
         raise UsageError(f"Expected more than 1 value per channel when training, got input size {shape}")
     if residual is not None and residual.shape != x.shape:
         raise UsageError(f"residual must have the shape of x, {shape}, got {tuple(residual.shape)}")
+
+
+def _check_mask(x: Tensor, mask: Tensor | None, training: bool, pool: int | None) -> None:
+    if mask is None:
+        return
+    where = (x.shape[0], *x.shape[2:])
+    if mask.dtype is not torch.bool or tuple(mask.shape) != where:
+        raise UsageError(f"mask must be a bool tensor {where}, got {mask.dtype} {tuple(mask.shape)}")
+    if pool is not None:
+        raise UsageError("pool and mask do not go together: a window may hold both values and padding")
+    if training and int(mask.sum()) == 1:
+        raise UsageError("Expected more than 1 value per channel when training, got a mask that keeps 1")
 
 
 def _check_settings(

@@ -36,12 +36,17 @@ class Straight(nn.Sequential):
         self.fc = nn.Linear(5 * 3 * 3, 7)
 
 
-@pytest.fixture
-def folded():
+@pytest.fixture(scope="module")
+def folded_once():
     torch.manual_seed(0)
     model = Straight()
     model(torch.randn(4, 4, 12, 12))
     return gb.fold(model.eval(), torch.randn(2, 4, 12, 12))
+
+
+@pytest.fixture
+def folded(folded_once):
+    return copy.deepcopy(folded_once)
 
 
 @pytest.fixture

@@ -245,7 +245,7 @@ def test_copies_pickles_and_state(calls, tmp_path):
         assert torch.equal(folded.state_dict()[name], tensor)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @torch.no_grad()
 def test_compilers_and_tracers_see_torch_s_operators(calls):
     model, x = _network(), torch.randn(3, 4, 13, 12)
@@ -264,7 +264,7 @@ def test_compilers_and_tracers_see_torch_s_operators(calls):
     assert calls == []
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 @torch.no_grad()
 def test_modes_and_transforms_see_torch_s_operators(calls):
     model, x = _network(), torch.randn(3, 4, 13, 12)
@@ -342,7 +342,7 @@ def test_the_output_s_strides_decide_unless_asked():
     assert gb.fold(last, x.contiguous(memory_format=torch.channels_last)).fold_report.packed == ("0",)
     folded = gb.fold(model, x, pack=True)
     assert folded.fold_report.packed == ("0",)
-    assert "1 layers packed" in str(folded.fold_report)
+    assert "1 layer packed" in str(folded.fold_report)
     assert gb.fold(model, x, pack=False).fold_report.unpacked == "pack=False was asked for"
 
 

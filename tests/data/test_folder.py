@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from gammabeta.data import load
-from gammabeta.data.decode import decode
+from gammabeta.data.dataset import hold_out_training
+from gammabeta.data.decode import decode, is_grey, open_picture
 from gammabeta.errors import DataError, UnavailableError
 
 RANDOM = np.random.default_rng(5)
@@ -76,11 +77,33 @@ def test_formats_are_mixed_freely(pets):
     assert len(found.train) + len(found.test) == 26
 
 
-def test_sizes_that_differ_need_one_stated(pets):
-    picture(pets / "dog" / "wide.png", 6, 12)
-    with pytest.raises(DataError, match=r"wide\.png: 6×12 pixels, but .* has 8×6; state the size"):
-        load(pets)
-    assert load(pets, size=(5, 7)).image_shape == (1, 5, 7)
+@pytest.mark.parametrize(
+    ("sizes", "decided", "fit"),
+    [
+        ([(8, 6), (8, 6)], (8, 6), "crop"),  # small and alike: as they are
+        ([(96, 96), (96, 96)], (96, 96), "crop"),
+        ([(300, 200), (300, 200)], (64, 40), "stretch"),  # 2:3 is not 5:8
+        ([(512, 512), (512, 512)], (64, 64), "crop"),
+        ([(8, 6), (10, 12)], (32, 32), "stretch"),
+        ([(40, 60), (44, 48), (60, 54)], (48, 56), "stretch"),
+        ([(2000, 100), (100, 2000)], (64, 64), "stretch"),
+    ],
+)
+def test_a_size_is_decided_from_the_pictures_and_told(tmp_path, sizes, decided, fit):
+    for number, size in enumerate(sizes * 5):
+        for name in "ab":
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(RANDOM.integers(0, 256, (*size, 3), np.uint8)).save(
+                tmp_path / name / f"{number}.png"
+            )
+    found = load(tmp_path)
+    assert found.image_shape[1:] == decided
+    assert found.preparation.fit == fit
+    same = decided == sizes[0]
+    assert found.notes == () if same else f"resized to {decided[0]}×{decided[1]}" in found.notes[0]
+    assert load(tmp_path, size=(5, 7)).image_shape == (3, 5, 7)
+    again = load(tmp_path, preparation=found.preparation)
+    np.testing.assert_array_equal(again.test.images, found.test.images)
 
 
 def test_resizing_keeps_proportions_and_crops_about_the_centre(tmp_path):
@@ -160,7 +183,7 @@ def test_folder_that_cannot_be_used(pets, spoil, message):
 def test_class_only_in_test(tmp_path):
     picture(tmp_path / "train" / "a" / "1.png", 4, 4)
     picture(tmp_path / "test" / "z" / "1.png", 4, 4)
-    with pytest.raises(DataError, match=r"'z' cannot be matched by name .* here are 'z'; there are 'a'"):
+    with pytest.raises(DataError, match=r"'z' cannot be matched by name .* which has 'a'; the data have 'z'"):
         load(tmp_path)
 
 
@@ -284,6 +307,52 @@ def test_damaged_deep_pictures_are_passed_over_and_the_rest_is_prepared_alike(tm
     assert np.array_equal(again.train.images, found.train.images)
     with pytest.raises(DataError, match=r"torn\.png: .*--skip-damaged"):
         load(tmp_path, preparation=found.preparation)
+
+
+def test_a_flat_picture_is_named(pets):
+    Image.new("L", (6, 8), 9).save(pets / "cat" / "a.png")
+    (told,) = [remark for remark in load(pets).remarks() if "flat colour" in remark]
+    assert told.startswith("1 of ")
+    assert f"the first: {pets / 'cat' / 'a.png'})" in told
+    assert hold_out_training(load(pets), 4, 0).train.names
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_is_turned_upright_once(tmp_path: Path, orientation: int) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    pixels = np.zeros((60, 90, 3), np.uint8)
+    pixels[:30, :30] = 250
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for suffix in ("heic", "png"):
+        Image.fromarray(pixels).save(tmp_path / f"x.{suffix}", exif=exif.tobytes(), quality=95)
+    found, wanted = (decode(tmp_path / f"x.{suffix}", "L") for suffix in ("heic", "png"))
+    assert found.size == wanted.size
+    assert np.abs(np.int32(found) - np.int32(wanted)).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["grey", "ten bits", "transparent", "two pictures"])
+def test_heic_of_every_kind(tmp_path: Path, kind: str) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    pixels = np.full((64, 64, 3), 200, np.uint8)
+    pixels[:32] = 40
+    picture = Image.fromarray(pixels)
+    if kind == "grey":
+        made = heif.from_pillow(picture.convert("L"))
+    elif kind == "ten bits":
+        made = heif.from_bytes("RGB;16", (64, 64), (pixels.astype(np.uint16) << 8).tobytes())
+    elif kind == "transparent":
+        picture.putalpha(Image.fromarray(np.uint8(255 * (pixels[..., 0] < 99))))
+        made = heif.from_pillow(picture)
+    else:
+        made = heif.from_pillow(picture)
+        made.add_from_pillow(Image.new("RGB", (64, 64), (255, 0, 0)))
+    made.save(tmp_path / "x.HEIC", quality=95)
+    with open_picture(tmp_path / "x.HEIC") as opened:
+        assert is_grey(opened) == (kind == "grey")
+    found = np.asarray(decode(tmp_path / "x.HEIC", "RGB"))
+    assert abs(int(found[8, 8, 0]) - 40) < 4
+    assert abs(int(found[56, 56, 0]) - (255 if kind == "transparent" else 200)) < 4
 
 
 def test_heic_without_a_name(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_files_that_cannot_be_used(tmp_path, write):
         "no column of labels": lambda path: write(path, BYTES, columns=("image", "x9")),
         "different sizes": lambda path: write(path, [[1, 2], [3]] * 15),
         "store their bytes": lambda path: write(path, [{"bytes": None, "path": "a.png"}] * 30),
-        "has no picture's bytes": lambda path: write(path, [*BYTES[:-1], None]),
+        "row 29: an empty file": lambda path: write(path, [*BYTES[:-1], None]),
         "1 rows have no label": lambda path: write(path, BYTES, [*LABELS.tolist()[:-1], None]),
     }
     for number, (message, spoil) in enumerate(cases.items()):

@@ -298,7 +298,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_no_picture_is_one_line(case, tmp_path):
+def test_no_picture_is_one_line(case, tmp_path, monkeypatch):
+    monkeypatch.setattr("gammabeta.data.decode.available", lambda: 1_000_000_000)
     content, message = WRONG[case]
     path = tmp_path / "x.png"
     path.write_bytes(content)

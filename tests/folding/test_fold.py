@@ -65,7 +65,7 @@ NOT_CERTAIN = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("case", fold_cases.CASES, ids=lambda case: case.name)
 def test_case(case):
     model = case.build()
@@ -80,7 +80,7 @@ def test_case(case):
     report = folded.fold_report
     outcomes = tuple(layer.outcome for layer in report.layers)
     if case.name in NOT_CERTAIN:
-        assert set(outcomes) == {"left"}
+        assert set(outcomes) <= {"left", "guarded"}
     else:
         assert outcomes == case.outcomes
     assert case.name in NOT_CERTAIN or case.reason in "; ".join(layer.reason for layer in report.layers)

@@ -9,7 +9,7 @@ import gammabeta as gb
 
 batch_norm = gb.functional.batch_norm
 # inductor imports modules of torch that use torch.jit, and torch warns about that.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 
 
 def arguments(layout=torch.contiguous_format, residual=False, requires_grad=True):
@@ -19,6 +19,7 @@ def arguments(layout=torch.contiguous_format, residual=False, requires_grad=True
     return x, weight, bias, other if residual else None
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # opcheck's own, from PyTorch 2.14 on
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("residual", "activation", "pool"), [(False, None, None), (True, "relu", 2)])
 def test_opcheck(layout, residual, activation, pool):

@@ -83,3 +83,26 @@ def test_five_files_to_the_kernel(threads: int) -> None:
     _, path, entered = watched(lambda: backward(out))
     assert path == PATH[2:]
     assert entered <= {*PATH, *ASKED}
+
+
+@pytest.mark.parametrize("transform", ["vmap", "jacrev"])
+def test_what_a_transform_forbids_names_the_way_out(transform):
+    layer = gb.nn.BatchNorm2d(3).train()
+    x = torch.rand(4, 3, 5, 5)
+    run = {
+        "vmap": torch.func.vmap(lambda image: layer(image[None]).sum()),
+        "jacrev": torch.func.jacrev(lambda images: layer(images).sum()),
+    }[transform]
+    with pytest.raises(gb.errors.UnavailableError, match=r'eval\(\), or replace batch norm .*to="group"'):
+        run(x)
+
+
+def test_a_transform_that_is_given_the_statistics_may_update_them():
+    layer = gb.nn.BatchNorm2d(3).train()
+    x = torch.rand(4, 3, 5, 5)
+    state = {**dict(layer.named_parameters()), **{k: v.clone() for k, v in layer.named_buffers()}}
+
+    def loss(state, x):
+        return torch.func.functional_call(layer, state, (x,)).square().sum()
+
+    torch.func.grad(loss, argnums=1)(state, x)  # no error

@@ -26,7 +26,7 @@ SHARES = {"32+32": 32, "40+24": 40, "64+0": 64}
 TAILS = {
     "plain": (None, None, False),
     "relu-pool-residual": ("relu", 2, True),
-    "gelu-residual": ("gelu", None, True),
+    "residual": ("relu", None, True),
 }
 
 

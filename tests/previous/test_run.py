@@ -106,6 +106,18 @@ def test_it_gets_more_epochs(run: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert opened.info.result["test_accuracy"] > 0.8
 
 
+def test_it_prepares_pictures_as_before_when_data_with_a_name_are_moved(run: Path) -> None:
+    document = json.loads((run / "run.json").read_text("utf-8"))
+    document["data"] = "mnist"
+    (run / "run.json").write_text(json.dumps(document), "utf-8")
+    opened = Run.open(run)
+    assert opened.preparation.style == "digit"
+    for place in ("digits.npz", "digits.npz"):  # moved twice
+        opened.move_data(place)
+    assert Run.open(run).preparation == opened.preparation
+    assert (opened.preparation.style, opened.info.data) == ("digit", "digits.npz")
+
+
 def test_a_training_of_today_begins_with_its_weights(run: Path) -> None:
     arguments = ["train", "digits.npz", "--out", "warm", "--init", str(run), "--precision", "fp32"]
     assert command_line([*arguments, "--epochs", "1", "--quiet"]) == 0

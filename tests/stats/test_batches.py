@@ -5,10 +5,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import gammabeta as gb
 from gammabeta.errors import UsageError
-from gammabeta.stats.batches import call, move, size, take
+from gammabeta.stats.batches import call, move, target
+from gammabeta.stats.samples import count, join, take
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,41 @@ SIZES = [
     (Graph(torch.randn(6, 3)), 6),
     (Graphs(6), 6),
     ([Graph(torch.randn(2, 3)) for _ in range(6)], 6),
-    (object(), 1),
+    (object(), 0),
+    (torch.ones(5, 3), 5),
+    (((torch.ones(5, 3), torch.ones(5, 7)), torch.ones(5)), 5),
+    ([image()] * 6, 6),
+    ([(image(), 4)] * 6, 6),
+    ([[torch.ones(5, 3, 8, 8), torch.ones(5, 2)], [torch.ones(5), torch.ones(5)]], 5),
+    (({"x": torch.ones(5, 3)}, {"y": torch.ones(5)}), 5),
+    ((torch.ones(5, 3), torch.ones(5, 4), torch.ones(5, 2)), 5),
+    (["a", "b"], 0),
+    ((), 0),
 ]
 
 
 @pytest.mark.parametrize(("batch", "samples"), SIZES)
-def test_size(batch, samples):
-    assert size(batch) == samples
+def test_samples_are_counted(batch, samples):
+    assert count(batch) == samples
+
+
+CUT = [case for case in SIZES if not isinstance(case[0], Graph | Graphs) and case[1] > 1]
+
+
+@pytest.mark.parametrize(("batch", "samples"), CUT)
+def test_what_is_cut_into_samples_is_joined_again(batch, samples):
+    parts = [take(batch, torch.tensor([index]), samples) for index in (0, 1)]
+    both = take(batch, torch.tensor([0, 1]), samples)
+    assert tree_map(str, join(parts)) == tree_map(str, both)
+
+
+def test_a_list_of_samples_is_its_own_input_and_target():
+    batch = [{"image": image(), "label": 1} for _ in range(4)]
+    assert target(batch) is batch
+    assert call(nn.Identity(), batch) is batch
+    collated = [torch.ones(5, 3), torch.zeros(5)]  # as a DataLoader gives (input, target)
+    assert call(nn.Identity(), collated) is collated[0]
+    assert target(collated) is collated[1]
 
 
 def test_lists_of_samples_are_cut_like_tensors():

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from ..errors import UsageError
+
 # Multiply-adds below which a call of oneDNN through torch costs more (about 20 µs) than it saves. Measured.
 WORTH = 1 << 20
 # What torch's layers do not have.
@@ -153,6 +155,19 @@ class Packed(nn.Module):
     def _reordered(self, weight: Tensor) -> Tensor:
         """Return the weight in oneDNN's order: each layer has its own."""
         raise NotImplementedError
+
+    @property
+    def qconfig(self) -> Any:
+        """What ``torch.ao.quantization`` hangs on a layer that it will exchange; none is taken here."""
+        return None
+
+    @qconfig.setter
+    def qconfig(self, value: Any) -> None:
+        if value is not None or isinstance(self, nn.Linear):  # ``quantize_dynamic`` gives its Linears None
+            raise UsageError(
+                f"a {type(self).__name__} serves from float32 weights and cannot be quantised:"
+                " fold the model with pack=False, then quantise it"
+            )
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._held = None  # .to() may put other values at the same address

@@ -98,10 +98,13 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         *,
         activation: str | None = None,
         pool: Pool = None,
+        mask: Tensor | None = None,
+        lengths: Any = None,
     ) -> Tensor:
         """Normalise, or first convolve too."""
+        given: dict[str, Any] = {"activation": activation, "pool": pool, "mask": mask, "lengths": lengths}
         if input is not _LEFT or self.left is None:
-            return super().forward(input, residual, activation=activation, pool=pool)
+            return super().forward(input, residual, **given)
         (convolution, x), self.left = self.left, None
         activation = self.activation if activation is None else activation
         pool = self.pool if pool is None else pool
@@ -109,11 +112,13 @@ class StemBatchNorm2d(gbnn.BatchNorm2d):
         size = (*x.shape[:2], x.shape[2] + 2 * padding[0], x.shape[3] + 2 * padding[1])
         if (
             residual is not None
+            or mask is not None
+            or lengths is not None
             or isinstance(pool, MaxPool)
             or stem.unsupported(size, convolution.weight.shape, Epilogue(activation, pool)) is not None
         ):
             convolved = Convolution.forward(convolution, x)
-            return super().forward(convolved, residual, activation=activation, pool=pool)
+            return super().forward(convolved, residual, **given)
         x = (F.pad(x, (padding[1],) * 2 + (padding[0],) * 2) if any(padding) else x).contiguous()
         run = self._train if self.training else self._evaluate
         return run(convolution, x, Epilogue(activation, pool))

@@ -17,8 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..epilogue import ACTIVATIONS
 from ..errors import UsageError
 from ..graph.source import NotReadable, read
-from .pending import IDLE, LEARNED, Pending, call, does_nothing_more, now
-from .rewrite import Rewritten
+from .pending import Pending, call, now
+from .rewrite import Rewritten, subclass
+from .steps import IDLE, LEARNED, does_nothing_more, modes_see_calls, note_what_runs
 
 _BUFFERS = ("running_mean", "running_var", "weight", "bias")
 
@@ -105,9 +106,12 @@ class Adapted:
     _normalising: Any
     _tail_of: tuple[str, ...]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Not that of the other library's class, as for ``Rewritten``."""
+
     def _pending(self: Any, input: Any) -> Any:
         value = input
-        if type(input) is Tensor and does_nothing_more(self):
+        if type(input) is Tensor and does_nothing_more(self) and not modes_see_calls():
             value = Pending(self, input)
         else:
             value = self._normalising.forward(self, input)
@@ -138,9 +142,8 @@ def adapted_class(kind: type[Module], base: type[Module], tail: tuple[str, ...])
     """The class that is both ``kind``, one of ours, and ``base``."""
     key = (kind, base, tail)
     if key not in _CLASSES:
-        body = {"_base": base, "_normalising": kind, "_tail_of": tail}
-        named = {"__module__": kind.__module__, "__qualname__": base.__qualname__, "__doc__": base.__doc__}
-        _CLASSES[key] = type(base.__name__, (Adapted, kind, base), {**body, **named})
+        body = {"_base": base, "_normalising": kind, "_tail_of": tail, "__module__": kind.__module__}
+        _CLASSES[key] = subclass((Adapted, kind, base), body)
     return _CLASSES[key]
 
 
@@ -222,7 +225,7 @@ class AdaptedFrozen(Rewritten):
 
     def _pending(self: Any, x: Any) -> Any:
         mean, var, weight, bias = (getattr(self, name) for name in _BUFFERS)
-        if type(x) is not Tensor or x.dtype != mean.dtype:
+        if type(x) is not Tensor or x.dtype != mean.dtype or modes_see_calls():
             return self._base.forward(self, x)
         value: Any = Pending(None, x, (mean, var, weight, bias, False, 0.0, float(self.eps)))
         for name in self._tail_of:
@@ -246,8 +249,7 @@ def adapt_frozen(module: Module) -> bool:
         return False
     key = (base, row.tail, "frozen")
     if key not in _CLASSES:
-        body = {"_base": base, "_tail_of": row.tail, "__module__": base.__module__, "__doc__": base.__doc__}
-        _CLASSES[key] = type(base.__name__, (AdaptedFrozen, base), body)
+        _CLASSES[key] = subclass((AdaptedFrozen, base), {"_base": base, "_tail_of": row.tail})
     same = _frozen_gives_the_same(module, _CLASSES[key])
     if same:
         module.__class__ = _CLASSES[key]
@@ -285,10 +287,12 @@ def learn(root: Module) -> None:
             continue
         rate = _IDLE_RATES.get(kind.__name__)
         if rate is not None and hasattr(module, rate) and _gives_back(module):
+            note_what_runs(kind)
             IDLE[kind] = lambda one, rate=rate: not one.training or not getattr(one, rate)  # type: ignore[misc]
         settings = {n for n in vars(module) if not n.startswith("_")} - {"training", "inplace"}
         if kind.__name__ in _ACTIVATION_NAMES and not settings and (name := _activation(module)):
             LEARNED[kind] = name
+            note_what_runs(kind)
 
 
 def _gives_back(module: Module) -> bool:

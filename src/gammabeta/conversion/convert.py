@@ -1,5 +1,6 @@
 """``convert``: another kind of batch norm in a model, and what follows it in the same pass."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -7,13 +8,16 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import gammabeta.nn as ours
 
 from ..errors import SurgeryError, UsageError
-from ..graph.layers import BatchNormLayer, sharing_copy
+from ..graph.layers import BatchNormLayer, scripted_norms, sharing_copy
 from .adapters import Adapted, adapted_class, gives_the_same, tail_of
 from .fuse import Outcome, fuse, write_out
+from .leave import OTHERS, leave
+from .linear import mark
 from .rewrite import Rewritten, undo
 from .verify import Part, Verified, verify
 
@@ -25,12 +29,14 @@ KINDS = {
     "fused": "BatchNorm{}d",
     "ghost": "GhostBatchNorm{}d",
     "frozen": "FrozenBatchNorm{}d",
+    "tune": "FrozenBatchNorm{}d",
     "sync": "SyncBatchNorm",
 }
 _RECOMPUTE = ("fused", "frozen")
 _PLAIN: dict[int, type[Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _LAZY: dict[int, type[Module]] = {1: nn.LazyBatchNorm1d, 2: nn.LazyBatchNorm2d, 3: nn.LazyBatchNorm3d}
 _TORCH = (*_PLAIN.values(), *_LAZY.values(), nn.SyncBatchNorm)
+_FORWARD = _BatchNorm.forward
 _SYNCED = (nn.SyncBatchNorm, ours.SyncBatchNorm)
 
 
@@ -108,8 +114,22 @@ class ConversionReport:
 # --- convert ----------------------------------------------------------------------------------------------
 
 
-def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool = False) -> M:
+def convert(
+    model: M,
+    to: str = "fused",
+    example: Any = None,
+    *,
+    recompute: bool = False,
+    groups: int = 32,
+    fit: Iterable[Any] | None = None,
+    standardize: bool = False,
+) -> M:
     """Return a model with another kind of batch norm: same outputs, gradients and state dict keys.
+
+    ``"tune"`` is for fine-tuning with frozen statistics in less memory: as ``"frozen"``, but gamma and beta
+    learn on where they did. A convolution, transposed convolution or Linear in front of a frozen batch norm
+    computes with folded weights, and what passes between the two is not kept. Gradients are those of the
+    weights as they are.
 
     ``"fused"``, ``"ghost"``, ``"frozen"`` and ``"sync"`` replace PyTorch's layers, those of other libraries
     (``register_norm``), and each other, by layers of ``gammabeta.nn``. An activation, a residual addition
@@ -125,14 +145,21 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
     saw. ``"ghost"`` normalises other batches and ``"frozen"`` none, so with those only evaluation gives the
     same outputs.
 
+    ``"group"``, ``"instance"`` and ``"layer"`` lead out of batch norm, to PyTorch's ``GroupNorm``, on a copy
+    that shares nothing. They compute something else: give ``fit=``, read the report, go on with ``distil``.
+
     Args:
         model: any module; a single batch norm too.
-        to: "fused", "sync", "ghost", "frozen" or "torch".
+        to: "fused", "sync", "ghost", "frozen", "tune" or "torch"; "group", "instance" or "layer".
         example: a tensor, a tuple of arguments or a dict of keyword ones, to compare both models on: in
             evaluation mode, for "fused" and "torch" in training mode too. What makes a difference is taken
             back.
         recompute: for "fused" and "frozen": less memory, more time. Outputs of batch norms are not kept for
             the backward pass but computed again in it, with the same bits.
+        groups: for "group": at most so many groups, of at least four channels each, that divide the channels.
+        fit: for "group", "instance" and "layer": unlabelled batches, as for ``recalibrate``, on which each
+            layer's γ and β are fitted to what the batch norm gave. None: they stay as they were.
+        standardize: for the same: keep the weights of convolutions standardised (Qiao et al. 2019).
 
     Returns:
         The converted model; ``.conversion_report`` says for each batch norm what was done, and why not more.
@@ -141,12 +168,20 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
         UsageError: a kind that does not exist, or ``recompute`` with one that cannot.
         SurgeryError: the model cannot be copied, does not run on ``example``, or is TorchScript.
     """
-    if to != "torch" and to not in KINDS:
-        raise UsageError(f"to must be one of {', '.join(KINDS)} or torch; got {to!r}")
+    if to not in ("torch", *KINDS, *OTHERS):
+        raise UsageError(f"to must be one of {', '.join((*KINDS, *OTHERS))} or torch; got {to!r}")
+    if to not in OTHERS and (groups != 32 or fit is not None or standardize):
+        raise UsageError(
+            f"groups, fit and standardize work with to={' or '.join(map(repr, OTHERS))}; got {to!r}"
+        )
+    if to in OTHERS and (recompute or example is not None):
+        raise UsageError(f"to={to!r} gives other outputs: give fit= instead of example= and recompute=")
     if recompute and to not in _RECOMPUTE:
         raise UsageError(f"recompute=True works with to={' or '.join(map(repr, _RECOMPUTE))}; got {to!r}")
     if isinstance(model, torch.jit.ScriptModule):
         raise SurgeryError(f"{type(model).__name__} is TorchScript; convert the model before it is scripted")
+    if to in OTHERS:
+        return leave(convert(model, "torch"), to, groups=groups, fit=fit, standardize=standardize)
     try:
         twin = sharing_copy(model)
     except Exception as error:  # a module's own attributes may raise anything when they are copied
@@ -161,6 +196,7 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
     for module in list(twin.modules()):
         if isinstance(module, Rewritten):
             undo(module)
+    mark(twin, wanted=to == "tune")
     if to == "torch":
         kept = write_out(twin)
     parts: list[Part] = []
@@ -195,6 +231,9 @@ def convert(model: M, to: str = "fused", example: Any = None, *, recompute: bool
         if row in others:
             after = f"gammabeta.functional.batch_norm ({after.rpartition('.')[2]})"
         report.changes.append(Change(name, before.get(row) or _public_name(row), after, fused, where, reason))
+    for name in scripted_norms(twin):
+        kind = f"TorchScript {twin.get_submodule(name).original_name}"
+        report.changes.append(Change(name, kind, kind, reason="it is in TorchScript"))
     vars(twin)["conversion_report"] = report
     return twin
 
@@ -234,6 +273,14 @@ def _named(cls: type[Module]) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
+def freeze(layer: Module) -> str:
+    """Make a batch norm a frozen one of ours, in place; why it cannot be one, empty if it is."""
+    why = _why_not(layer, "frozen") if isinstance(layer, BatchNormLayer) else "it is no batch norm"
+    if not why:
+        _change_class(layer, "frozen")
+    return why
+
+
 def _dimension(layer: Module) -> int | None:
     """1, 2 or 3, from the class the layer is or was made from."""
     classes = (getattr(layer, "_made_from", None) or type(layer)).__mro__
@@ -246,6 +293,8 @@ def _dimension(layer: Module) -> int | None:
 def _why_not(layer: Module, to: str) -> str:
     """Why the layer cannot become one of the kind asked for; empty if it can."""
     cls = type(layer)
+    if _BatchNorm.forward is not _FORWARD:
+        return "another forward was put in place of that of PyTorch's batch norms"
     if _is_foreign(cls):
         tail = tail_of(layer)
         if to == "torch":
@@ -256,7 +305,7 @@ def _why_not(layer: Module, to: str) -> str:
         return "its dimension is not known, because a SyncBatchNorm takes inputs of any dimension"
     if _is_lazy(layer) and to not in ("fused", "torch"):
         return "its size is not known yet: run the model once, then convert"
-    if to == "frozen" and getattr(layer, "running_mean", None) is None:
+    if to in ("frozen", "tune") and getattr(layer, "running_mean", None) is None:
         return "it keeps no running statistics, so there is nothing to freeze"
     if to == "torch" and _goal(layer, to) is cls:
         return f"it is a {cls.__name__} already"
@@ -287,7 +336,7 @@ def _goal(layer: Module, to: str) -> type[Module]:
 def _change_class(layer: Module, to: str) -> None:
     """Make the layer one of the kind asked for, which it can become."""
     goal = _goal(layer, to)
-    if goal is type(layer):
+    if goal is type(layer) and to != "tune":
         return
     foreign = type(layer)._base if isinstance(layer, Adapted) else type(layer)
     if isinstance(layer, Adapted) or _is_foreign(foreign):
@@ -308,6 +357,9 @@ def _change_class(layer: Module, to: str) -> None:
         layer._made_from = made_from  # type: ignore[assignment]
     if to == "frozen":
         _freeze(layer)
+    if to == "tune":
+        layer._training_before = layer.training  # type: ignore[assignment]
+        layer.train()
 
 
 def _freeze(layer: Module) -> None:
@@ -335,5 +387,5 @@ def _leave_kind(layer: Module, to: str) -> None:
     state.pop("virtual_batch_size", None)
     state.pop("recompute", None)
     if to == "torch":
-        for name in ("activation", "pool", "skip_nonfinite", "initialize"):
+        for name in ("activation", "pool", "skip_nonfinite", "initialize", "single", "_warned"):
             state.pop(name, None)

@@ -9,7 +9,8 @@ from ..epilogue import Epilogue
 from ..graph.source import NotReadable
 from ..nn.layer import Fused
 from .adapters import Adapted, adapt_frozen, learn
-from .pending import does_nothing_more, quiet, step_of_module
+from .joined import Described
+from .linear import TUNED
 from .rewrite import (
     ON_LOAD,
     asks_for_classes,
@@ -19,7 +20,7 @@ from .rewrite import (
     original_class,
     runs_in_order,
 )
-from .transform import Described
+from .steps import does_nothing_more, quiet, step_of_module
 
 
 class Outcome(NamedTuple):
@@ -34,7 +35,7 @@ def fuse(root: Module) -> dict[Module, Outcome]:
     """Rewrite ``root`` and every module below; what will join each batch norm, as far as it can be told."""
     names = {module: name for name, module in root.named_modules()}
     walk = _Walk()
-    walk.watched = {c for m in root.modules() if asks_for_classes(original_class(m)) for c in m.children()}
+    walk.watched = {c: m for m in root.modules() if asks_for_classes(m).parts for c in m.children()}
     learn(root)
     for module in _inside_out(root, set()):
         walk.visit(module, names[module])
@@ -115,7 +116,7 @@ class _Walk:
         self.written_out = written_out
         self.written: set[Module] = set()  # layers with a tail whose callers were rewritten
         self.outcomes: dict[Module, Outcome] = {}
-        self.watched: set[Module] = set()  # modules whose parent asks for their classes
+        self.watched: dict[Module, Module] = {}  # modules whose class another asks for, and which one
         self.ends: dict[Module, Described] = {}  # what a call of a rewritten module ends in
 
     def starts(self, module: Module) -> Described | None:
@@ -126,6 +127,10 @@ class _Walk:
             return self.ends[module].again()
         if isinstance(module, Adapted):
             return _with_its_tail(module)
+        if TUNED in vars(module):
+            convolution = Described(None)
+            convolution.linear = module
+            return convolution
         if getattr(type(module), "_pending", None) is not None:
             return Described(module if isinstance(module, Fused) else None)
         plain = isinstance(module, Fused) and type(module).forward is Fused.forward
@@ -134,6 +139,8 @@ class _Walk:
     def visit(self, module: Module, name: str) -> None:
         """Rewrite one module."""
         if module in self.watched:
+            asks = original_class(self.watched[module]).__name__
+            self._note_children(module, f"the code of {asks} asks for the class of its modules")
             return
         if not self.written_out and adapt_frozen(module):
             self.ends[module] = _tail_joined(Described(module), module)
@@ -150,13 +157,7 @@ class _Walk:
         try:
             outlook = install(module, self.starts)
         except NotReadable as why:
-            for child in module.children():
-                if self.starts(child) is not None:
-                    self._note(
-                        self.starts(child),
-                        None,
-                        f"in the forward of {original_class(module).__name__}: {why}",
-                    )
+            self._note_children(module, f"in the forward of {original_class(module).__name__}: {why}")
             return
         if outlook is None:
             return
@@ -185,6 +186,11 @@ class _Walk:
         self._note(waiting, name, "its output leaves the module")
         if waiting is not None:
             self.ends[module] = waiting
+
+    def _note_children(self, module: Module, reason: str) -> None:
+        """Say of the batch norms in a module that is left why nothing joins them there."""
+        for child in module.children():
+            self._note(self.starts(child), None, reason)
 
     def _note(self, waiting: Described | None, where: str | None, reason: str) -> None:
         if waiting is not None and waiting.layer is not None:

@@ -13,6 +13,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from types import MethodType
 from typing import Any
 
 import torch
@@ -20,87 +21,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Module
 
-from ..epilogue import Epilogue, MaxPool, Pool, activation_of_call, activation_of_module
+from ..epilogue import Epilogue, Pool
 from ..errors import SurgeryError
 from ..functional import batch_norm
-from ..graph.layers import ON_ALL_MODULES
-from ..kernels.backend import LARGEST_WINDOW
 from ..nn.layer import Fused
+from .joined import Joined
+from .linear import TUNED, output_shape, run_linear
+from .steps import is_plain_function, modes_see_calls, plain, quiet, step_of
 
-# What joins a batch norm: ("activation", its name), ("pool", its windows), or NOTHING, which changes nothing.
-Step = tuple[str, Any]
-NOTHING: Step = ("nothing", None)
+# As they are now: another function in their place is called, and nothing is known of it.
+_BATCH_NORM, _TORCH_BATCH_NORM = F.batch_norm, torch.batch_norm
 #: Functions whose calls may be pending.
-BATCH_NORM_FUNCTIONS = (F.batch_norm, torch.batch_norm)
-
-
-_MODULE_CALL = Module.__call__
-
-
-def quiet(module: Module) -> bool:
-    """Whether a call of the module is one of its class's ``forward``, with nothing before or after."""
-    state = module.__dict__
-    hooks = (
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-    )
-    own = (
-        "forward" in state
-        or state.get("_compiled_call_impl") is not None
-        or type(module).__call__ is not _MODULE_CALL
-    )
-    return not (hooks or own or any(ON_ALL_MODULES))
-
-
-def does_nothing_more(layer: Fused) -> bool:
-    """Whether the layer itself is a batch norm and nothing else."""
-    return layer.activation is None and layer.pool is None
-
-
-class Joined:
-    """What has joined a call of a batch norm so far, in order: a residual, an activation, a pooling."""
-
-    # Not set in __init__: one is made at each call of a rewritten batch norm.
-    layer: Any = None
-    residual: Any = None
-    activation: str | None = None
-    pool: Pool = None
-    out: Tensor | None = None  # once it has run: then nothing joins any more
-
-    @property
-    def images(self) -> bool:
-        """Whether the layer normalises images; pooling is for these alone."""
-        raise NotImplementedError
-
-    def joins(self, step: Step) -> bool:
-        """Take one more step in, if it can follow those that are in already, and nothing has run."""
-        kind, setting = step
-        if self.out is not None:
-            return False
-        if kind == "nothing":
-            return True
-        if self.pool is not None:
-            return False
-        if kind == "activation":
-            if self.activation is not None:
-                return False
-            self.activation = setting
-        elif kind == "residual":
-            if self.residual is not None or self.activation is not None:
-                return False
-            self.residual = setting
-        else:
-            if not self.images:
-                return False
-            self.pool = setting
-        return True
-
-    def __str__(self) -> str:
-        parts = ["residual"] if self.residual is not None else []
-        epilogue = str(Epilogue(self.activation, self.pool))
-        return " + ".join([*parts, epilogue] if epilogue else parts)
+BATCH_NORM_FUNCTIONS = (_BATCH_NORM, _TORCH_BATCH_NORM)
 
 
 class Pending(Joined):
@@ -143,6 +75,8 @@ class Pending(Joined):
                 "convert the model with example=, which finds and leaves such places"
             )
         layer = self.layer
+        if self.linear is not None:
+            return run_linear(self)
         if layer is None:
             return batch_norm(
                 self.x, *self.given, residual=self.residual, activation=self.activation, pool=self.pool
@@ -170,6 +104,8 @@ def call(callee: Any, *args: Any, **kwargs: Any) -> Any:
     if type(first) is Pending:
         step = step_of(callee, args[1:], kwargs)
         if step is not None and first.joins(step):
+            for name in getattr(callee, "_tail_of", ()):  # of a batch norm of another library's class
+                first = call(getattr(callee, name), first)
             return first
         first = first.run()
         args = (first, *args[1:])
@@ -184,15 +120,29 @@ def call(callee: Any, *args: Any, **kwargs: Any) -> Any:
                 return start(callee, *args, **kwargs)
         elif "_tail" in callee.__dict__:
             return _with_tail(callee, *args, **kwargs)
-    elif type(first) is Tensor and (callee is F.batch_norm or callee is torch.batch_norm):
-        given = (_plain_arguments if callee is F.batch_norm else _torch_arguments)(*args, **kwargs)
-        if given is not None:
+        elif TUNED in callee.__dict__ and type(first) is Tensor and len(args) == 1 and not kwargs:
+            return _waiting_linear(callee, first)
+    elif type(callee) is MethodType:
+        start = getattr(callee.__func__, "unfinished", None)
+        if start is not None:
+            return start(callee.__self__, *args, **kwargs)
+    elif type(first) is Tensor and (callee is _BATCH_NORM or callee is _TORCH_BATCH_NORM):
+        given = (_plain_arguments if callee is _BATCH_NORM else _torch_arguments)(*args, **kwargs)
+        if given is not None and not modes_see_calls():
             return Pending(None, first, given)
     return callee(*args, **kwargs)
 
 
+def _waiting_linear(module: Module, x: Tensor) -> Any:
+    if not quiet(module) or modes_see_calls():
+        return module(x)
+    pending = Pending(None, x)
+    pending.linear = module
+    return pending
+
+
 def _waits(layer: Any) -> bool:
-    return layer.activation is None and layer.pool is None and quiet(layer)
+    return layer.activation is None and layer.pool is None and quiet(layer) and not modes_see_calls()
 
 
 def method(value: Any, name: str, *args: Any, **kwargs: Any) -> Any:
@@ -225,7 +175,9 @@ def add(one: Any, other: Any) -> Any:
 def _addable(value: Any, to: Pending) -> bool:
     kind = type(value)
     if kind is not Tensor and kind is not nn.Parameter:
-        return kind is int or kind is float
+        return (kind is int or kind is float) and to.linear is None
+    if to.linear is not None:
+        return bool(value.shape == output_shape(to.linear, to.x)) and value.dtype is to.x.dtype
     return value.shape == to.x.shape or not _is_statistic(value, to)
 
 
@@ -241,7 +193,8 @@ def iadd(one: Any, other: Any) -> Any:
     if type(other) is Pending:
         other = other.run()
     if type(one) is Pending:
-        fits = type(other) is Tensor and other.shape == one.x.shape and other.dtype == one.x.dtype
+        shape = one.x.shape if one.linear is None else output_shape(one.linear, one.x)
+        fits = type(other) is Tensor and other.shape == shape and other.dtype == one.x.dtype
         if fits and one.joins(("residual", other)):
             return one
         one = one.run()
@@ -288,133 +241,6 @@ def _count_alone() -> tuple[int, int]:
 
 
 _ALONE, _OWNERS = _count_alone()
-
-
-# --- what may run while a call waits ----------------------------------------------------------------------
-
-_FUNCTIONS = ("torch.nn.functional", "torch._C._nn")
-_HAVE_STATE = ("batch_norm", "instance_norm", "embedding_bag")
-
-
-def plain(module: Module, layer: Module | None = None) -> bool:
-    """Whether a module, and all in it, does what its class says and nothing else; and is not ``layer``."""
-    for one in module.modules():
-        known = _is_plain_class(type(one)) or "_plain_code" in one.__dict__
-        if one is layer or not known or not quiet(one):
-            return False
-    return True
-
-
-_PLAIN_CLASSES: dict[type[Module], bool] = {}
-
-
-def _is_plain_class(kind: type[Module]) -> bool:
-    if kind not in _PLAIN_CLASSES:
-        _PLAIN_CLASSES[kind] = _is_known(kind)
-    return _PLAIN_CLASSES[kind]
-
-
-def _is_known(kind: type[Module]) -> bool:
-    place = kind.__module__
-    ours = place.startswith("gammabeta.nn") and issubclass(kind, Fused)
-    return bool(
-        ours
-        or (place.startswith("torch.nn.modules.") and not issubclass(kind, nn.modules.lazy.LazyModuleMixin))
-    )
-
-
-def is_plain_function(function: Any) -> bool:
-    """Whether a function of PyTorch's only computes from its arguments."""
-    name = getattr(function, "__name__", "_")
-    return (
-        getattr(function, "__module__", "") in _FUNCTIONS
-        and not name.endswith("_")
-        and name not in _HAVE_STATE
-    )
-
-
-# --- steps ------------------------------------------------------------------------------------------------
-
-
-def step_of(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step | None:
-    """What a call with a batch norm's output as its first argument does that could join it."""
-    if isinstance(callee, Module):
-        if args or kwargs or not quiet(callee):
-            return None
-        return step_of_module(callee)
-    try:
-        name = activation_of_call(callee, args, kwargs)
-        pooling = _POOL_FUNCTIONS.get(callee)
-    except TypeError:  # an object that can be called and not be hashed
-        return None
-    if name is not None:
-        return "activation", name
-    if pooling is not None:
-        return _pool_step(pooling, {**dict(zip(pooling, args, strict=False)), **kwargs})
-    if callee is F.dropout or callee is torch.dropout:
-        given = {**dict(zip(("p", "training"), args, strict=False)), **kwargs}
-        idle = given.get("training", True) is False or given.get("p", 0.5) == 0
-        return NOTHING if idle else None
-    return None
-
-
-def step_of_module(module: Module) -> Step | None:
-    """The same for a module that is called with nothing else."""
-    name = activation_of_module(module)
-    if name is not None:
-        return "activation", name
-    kind = type(module)
-    if kind in IDLE:
-        return NOTHING if IDLE[kind](module) else None
-    pooling = _POOL_MODULES.get(kind)
-    if pooling is not None:
-        return _pool_step(pooling, {name: getattr(module, name) for name in pooling})
-    name = LEARNED.get(kind)
-    return ("activation", name) if name is not None else None
-
-
-def _drops_nothing(module: Any) -> bool:
-    return not module.training or module.p == 0
-
-
-#: Modules that return what they are given, when the function says so of one.
-IDLE: dict[type[Module], Callable[[Any], bool]] = {nn.Identity: lambda module: True} | dict.fromkeys(
-    (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
-    _drops_nothing,
-)
-
-#: Classes of other libraries whose modules compute one of our activations, by its name.
-LEARNED: dict[type[Module], str] = {}
-
-_MEAN = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
-_MAX = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
-_POOL_MODULES = {nn.AvgPool2d: _MEAN, nn.MaxPool2d: _MAX}
-_POOL_FUNCTIONS: dict[Any, tuple[str, ...]] = {
-    F.avg_pool2d: _MEAN,
-    torch._C._nn.avg_pool2d: _MEAN,
-    F.max_pool2d: _MAX,
-    torch.max_pool2d: _MAX[:5],
-}
-
-
-def _pool_step(names: tuple[str, ...], given: dict[str, Any]) -> Step | None:
-    kernel = _side(given.get("kernel_size"))
-    stride, padding = _side(given.get("stride") or kernel), _side(given.get("padding", 0))
-    if kernel is None or stride is None or padding is None or given.get("ceil_mode", False):
-        return None
-    if names is _MEAN:
-        halves = (kernel, stride, padding) == (2, 2, 0) and given.get("divisor_override") is None
-        return ("pool", 2) if halves else None
-    dense = _side(given.get("dilation", 1)) == 1 and not given.get("return_indices", False)
-    fits = dense and kernel**2 <= LARGEST_WINDOW and 0 <= padding <= kernel // 2
-    return ("pool", MaxPool(kernel, stride, padding)) if fits else None
-
-
-def _side(size: Any) -> int | None:
-    """The one number of a size that is the same in height and width."""
-    sides = set(size) if isinstance(size, tuple | list) else {size}
-    (side,) = sides if len(sides) == 1 else (None,)
-    return side if type(side) is int else None
 
 
 # --- layers and functions that normalise ------------------------------------------------------------------

@@ -16,22 +16,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..errors import SurgeryError
-from ..graph.record import map_tensors, tensors_in
-from ..stats.preserve import preserved
+from ..graph.record import Inputs, as_inputs, map_tensors, tensors_in
+from ..stats.preserve import preserved, uncompiled
 from .pending import WATCHERS, Pending
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 # Sums in another order, in a deep network; relative to the largest value of a tensor.
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-
-
-def as_inputs(example: Any) -> Inputs:
-    """Positional and keyword arguments of an example: a tensor, a tuple of arguments, a dict of keywords."""
-    if isinstance(example, dict) and example and all(isinstance(key, str) for key in example):
-        return (), dict(example)
-    if isinstance(example, tuple) and not hasattr(example, "_fields"):
-        return tuple(example), {}
-    return (example,), {}
 
 
 class Part(NamedTuple):
@@ -182,6 +172,7 @@ def _observed(model: Module, inputs: Inputs, training: bool) -> list[tuple[str, 
         stack.enter_context(preserved(model))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(uncompiled())
         torch.manual_seed(0)
         random.seed(0)
         np.random.seed(0)  # noqa: NPY002 (the global one is what models draw from)

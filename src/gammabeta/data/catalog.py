@@ -179,7 +179,7 @@ def load(
         except DataError as error:
             # What is wrong with arrays that do not fit together was noticed where no path is known.
             where = one_line(name_or_path)
-            raise error if where in str(error) else DataError(f"{where}: {error}") from None
+            raise error if where.rstrip(os.sep) in str(error) else DataError(f"{where}: {error}") from None
     if size is not None and found.image_shape[1:] != tuple(size):
         _, height, width = found.image_shape
         raise DataError(

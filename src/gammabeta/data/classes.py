@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DataError
-from .dataset import Dataset, Split
+from .dataset import Dataset
 
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?")
 _SHOWN = 40  # names of a list that a message shows
@@ -35,7 +35,7 @@ def as_classes(dataset: Dataset, classes: Sequence[str], whose: str) -> Dataset:
     table[used] = found
     notes = [f"{dataset.name}: {note}" for note in notes]
     splits: dict[str, Any] = {
-        part: Split(split.images, table[split.labels]) for part, split in dataset.splits().items()
+        part: replace(split, labels=table[split.labels]) for part, split in dataset.splits().items()
     }
     return replace(dataset, **splits, classes=tuple(classes), notes=(*dataset.notes, *notes))
 
@@ -65,7 +65,7 @@ def match(
         twice = [name for name in names if list(places.values()).count(places.get(name, -1)) > 1]
         raise DataError(
             f"{whose[0]}: {_list(lost or twice)} cannot be matched by name with one class each of "
-            f"{whose[1]}; here are {_list(names)}; there are {_list(classes)}; name them alike"
+            f"{whose[1]}, which has {_list(classes)}; the data have {_list(names)}; name them alike"
         )
     return [places[name] for name in names], notes
 

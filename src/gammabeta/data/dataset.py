@@ -28,6 +28,7 @@ class Split:
     Attributes:
         images: uint8, (N, C, H, W), C-contiguous and writable, 0 dark to 255 light. N ≥ 1.
         labels: int64, (N,), the index of the image's class, from 0.
+        names: the file of each image, where it has one of its own; else empty.
 
     Raises:
         DataError: the arrays are of another type, shape or layout, are empty, or differ in length.
@@ -35,6 +36,7 @@ class Split:
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
+    names: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
@@ -46,6 +48,8 @@ class Split:
             raise DataError(
                 f"labels: expected {len(images)} of int64, one per image, got {labels.dtype} {labels.shape}"
             )
+        if len(self.names) not in (0, len(labels)):
+            raise DataError(f"names: expected one per image or none, got {len(self.names)} for {len(labels)}")
         if 0 in images.shape:
             raise DataError(
                 f"images: at least one image with at least one pixel is needed, got {images.shape}"
@@ -55,6 +59,9 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        return f"<Split: {len(self):,} images of {_size(self.images)}>"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +113,11 @@ class Dataset:
                     f"but labels go from 0 to {len(self.classes) - 1}; the labels are damaged"
                 )
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{len(split):,} {part}" for part, split in self.splits().items())
+        what = f"images of {_size(self.train.images)}, {len(self.classes)} classes"
+        return f"<Dataset {self.name!r}: {counts} {what}>"
+
     def splits(self) -> dict[str, Split]:
         """``train``, ``test`` and, if there is one, ``validation``."""
         found = {"train": self.train, "test": self.test, "validation": self.validation}
@@ -143,12 +155,19 @@ class Dataset:
             part = "training" if part == "train" else part
             flat = flat_pictures(split.images)
             if len(flat):
-                name = self.classes[int(split.labels[flat[0]])]
                 found.append(
-                    f"{len(flat):,} of {len(split):,} {part} images are one flat colour (the first: number "
-                    f"{flat[0]}, of class {name!r}); are they damaged?"
+                    f"{len(flat):,} of {len(split):,} {part} images are one flat colour (the first: "
+                    f"{self._called(split, int(flat[0]))}); are they damaged?"
                 )
         return found
+
+    def _called(self, split: Split, index: int) -> str:
+        """An image's file, or its number and class."""
+        return (
+            split.names[index]
+            if split.names
+            else (f"number {index}, of class {self.classes[int(split.labels[index])]!r}")
+        )
 
 
 def _size(images: npt.NDArray[np.uint8]) -> str:
@@ -228,6 +247,11 @@ def hold_out_training(dataset: Dataset, count: int, seed: int) -> Dataset:
     return replace(dataset, train=train, test=test, validation=None)
 
 
+def _chosen(whole: Split, part: npt.NDArray[np.bool_]) -> Split:
+    names = [whole.names[at] for at in np.flatnonzero(part).tolist()] if whole.names else ()
+    return Split(whole.images[part], whole.labels[part], names)
+
+
 def _parted(whole: Split, held: npt.NDArray[np.bool_]) -> tuple[Split, Split]:
-    train, test = (Split(whole.images[part], whole.labels[part]) for part in (~held, held))
+    train, test = (_chosen(whole, part) for part in (~held, held))
     return train, test

@@ -15,12 +15,16 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
 
 from ..errors import DataError, UnavailableError
+from ..memory import available
 from ..memory import size as in_words
 from .stream import reason, regular_file
 
-#: The most memory that decoding one picture may take. 35 million pixels in colour, with transparency, take
-#: 350 #: million; a JPEG of 200 million pixels, decoded at an eighth of its size, takes 20 million.
+#: The most memory that decoding one picture may take on any machine. 35 million pixels in colour, with
+#: transparency, take 350 million; a JPEG of 200 million pixels, decoded at an eighth of its size, takes 20.
 MAX_DECODING = 400_000_000
+
+#: Where that is no more than a quarter of what is free: WebP and AVIF of 88 million pixels, PNG of 160.
+MAX_WITH_ROOM = 1_600_000_000
 
 #: No side of a picture may be longer; a strip of 1 × 50,000,000 pixels is nobody's photograph.
 MAX_EDGE = 32_768
@@ -163,6 +167,14 @@ def _room(picture: Image.Image, mode: str, at_least: int | None) -> int:
     return int(pixels * (need + copies)) + coefficients
 
 
+def _allowed(need: int) -> bool:
+    return need <= MAX_DECODING or need <= _most()  # what is free is asked only where it matters
+
+
+def _most() -> int:
+    return max(MAX_DECODING, min(MAX_WITH_ROOM, (available() or 0) // 4))
+
+
 def _depth(picture: Image.Image) -> int:
     """Bytes that a decoded pixel takes: Pillow holds colour in four whether or not it is transparent."""
     if picture.mode in ("1", "L", "P"):
@@ -184,12 +196,12 @@ def decode(
     name = label(source)
     picture = open_picture(source)
     need = _room(picture, mode, at_least)
-    if need > MAX_DECODING:
+    if not _allowed(need):
         size = f"{picture.width}×{picture.height}"
         picture.close()
         raise DataError(
-            f"{name}: {size} pixels take {in_words(need)} to decode; up to {in_words(MAX_DECODING)} are "
-            "allowed; make it smaller, or save it as JPEG, which is decoded at a fraction of its size"
+            f"{name}: {size} pixels take {in_words(need)} to decode; up to {in_words(_most())} are "
+            "allowed here; make it smaller, or save it as JPEG, which is decoded at a fraction of its size"
         )
     try:
         with picture:
@@ -240,7 +252,7 @@ def is_deep(picture: Image.Image) -> bool:
 def highest_sample(source: Source) -> float:
     """The highest sample of a picture of more than eight bits, or the white that its file states."""
     with open_picture(source) as picture:
-        if _room(picture, "L", None) > MAX_DECODING:
+        if not _allowed(_room(picture, "L", None)):
             return 0.0  # `decode` refuses it
         try:
             stated = _stated(picture)

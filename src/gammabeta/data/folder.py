@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,13 @@ from .preparation import Preparation
 from .stream import MAX_BYTES, listing
 
 _LITTER = {"thumbs.db", "desktop.ini"}
+_KEPT = 96  # pixels up to which the sides of pictures that are all alike are left as they are …
+_SIDES = (32, 64)  # … else the least and the greatest side that is decided on
 _NAMED = 50  # damaged pictures that one message names
+
+
+Fit = Literal["crop", "stretch"]
+_CROP: Fit = "crop"
 
 
 class Entry(NamedTuple):
@@ -70,14 +76,15 @@ def read_picture_folder(folder: Path, name: str, how: Reading) -> Dataset:
     worse.
 
     A picture of another shape than ``how.size`` (H, W) is cropped about its centre to these proportions, then
-    resized (Lanczos, with anti-aliasing). Without a size all must be of one size, which is kept. Samples of
+    resized (Lanczos, with anti-aliasing). Without a size, small pictures of one size are kept as they are;
+    else the size is decided from the pictures', to which they are stretched, and a note says so. Samples of
     more than eight bits are scaled alike in all pictures. What is learned of the pictures is the data set's
     ``preparation``; if ``how`` has one, they are read by it instead, as a network of an earlier training saw
     its own.
 
     Raises:
         DataError: no class folders, a class without pictures to train on, files that are no pictures or are
-            damaged (all are named), pictures of different sizes, classes in ``test`` that ``train`` lacks, or
+            damaged (all are named), classes in ``test`` that ``train`` lacks, or
             more pixels than fit in memory.
     """
     roots = _roots(folder)
@@ -161,7 +168,9 @@ def read_pictures(
     """
     damaged: dict[Path | Encoded, str] = {}
     everything = [*chain(*parts.values())]
-    settled = how.preparation or _settle(where, everything, how.size, damaged)
+    settled, notes = how.preparation, list[str]()
+    if settled is None:
+        settled, notes = _settle(where, everything, how.size, damaged)
     _check_room(where, len(everything), settled)
     shape = (settled.channels, *settled.size)
     images = {part: np.empty((len(entries), *shape), np.uint8) for part, entries in parts.items()}
@@ -170,6 +179,8 @@ def read_pictures(
         uncut = _resize(places, settled, damaged)
         if any(fine := _fine(parts["train"], damaged)):
             settled = settled.learned(images["train"] if all(fine) else images["train"][fine])
+        if settled.style != "plain":  # ink is placed: nothing of it is cut off
+            settled = replace(settled, fit="crop")
         places = [] if settled.style == "plain" else [
             (source, image) for source, image in places
             if source not in damaged and not (source in uncut and settled.obeyed_by(image))
@@ -187,8 +198,10 @@ def read_pictures(
     for part, entries in kept.items():
         fine = _fine(parts[part], damaged)
         labels = np.array([label for _, label in entries], np.int64)
-        splits[part] = Split(images[part] if all(fine) else images[part][fine], labels)
-    return Pictures(kept, splits, [f"passed over: {message}" for message in messages], settled)
+        names = [str(source) for source, _ in entries]
+        splits[part] = Split(images[part] if all(fine) else images[part][fine], labels, names)
+    notes += [f"passed over: {message}" for message in messages]
+    return Pictures(kept, splits, notes, settled)
 
 
 @contextmanager
@@ -251,9 +264,12 @@ def _damaged(where: str, messages: list[str]) -> str:
 
 def _settle(
     where: str, entries: list[Entry], size: tuple[int, int] | None, damaged: dict[Path | Encoded, str]
-) -> Preparation:
-    """Channels, size and full scale, from the headers; only pictures of more than eight bits are decoded."""
-    grey, first = True, None  # first: the first picture's path and (height, width)
+) -> tuple[Preparation, list[str]]:
+    """Channels, size and full scale, from the headers; only pictures of more than eight bits are decoded.
+
+    Without a size it is decided from the pictures', which is told in the second value.
+    """
+    grey, sizes = True, []
     deep: list[tuple[Path | Encoded, bool]] = []
     for source, _ in entries:
         with _collected(source, damaged):
@@ -266,25 +282,45 @@ def _settle(
         if source in damaged:
             continue
         grey = grey and colourless
-        if size is None and first is not None and first[1] != (height, width):
-            raise DataError(
-                f"{source}: {height}×{width} pixels, but {first[0]} has {first[1][0]}×{first[1][1]}; "
-                "state the size (height, width) that all are to be resized to: --image-size HxW"
-            )
-        first = first or (source, (height, width))
-    if first is None:
+        sizes.append((height, width))
+    if not sizes:
         raise DataError(_damaged(where, list(damaged.values())) if damaged else f"{where}: no pictures")
-    height, width = size or first[1]
+    (height, width), fit, notes = _decided(np.array(sizes)) if size is None else (size, _CROP, [])
     if not 1 <= min(height, width) <= max(height, width) <= MAX_SIDE:
         raise DataError(
             f"{where}: images of {height}×{width}; state a size between 1 and {MAX_SIDE} (--image-size)"
         )
-    settled = Preparation(1 if grey else 3, height, width)
+    settled = Preparation(1 if grey else 3, height, width, fit=fit)
     scales = []
     for source, floating in deep:
         with _collected(source, damaged):
             scales.append(full_scale(highest_sample(source), floating=floating))
-    return replace(settled, full=max(scales, default=None))
+    return replace(settled, full=max(scales, default=None)), notes
+
+
+def _decided(sizes: npt.NDArray[np.int64]) -> tuple[tuple[int, int], Fit, list[str]]:
+    """The size that pictures (N, 2: height, width) are brought to, how they fit it, and what is to be told.
+
+    Small pictures of one size stay as they are. Else it is the median height and width, reduced together
+    until the longer is at most 64, each at least 32 and a multiple of 8. Pictures of several proportions are
+    stretched: what they show may be anywhere, and cropping would lose it.
+    """
+    least, most = sizes.min(0), sizes.max(0)
+    if (least == most).all() and most.max() <= _KEPT:
+        return (int(most[0]), int(most[1])), "crop", []
+    middle = np.median(sizes, 0)
+    scaled = middle * min(1.0, _SIDES[1] / middle.max())
+    height, width = (int(side) for side in np.clip(8 * np.rint(scaled / 8), *_SIDES))
+    across, down = sizes[:, 1] * height, sizes[:, 0] * width
+    fit: Fit = "crop"
+    if (np.abs(across - down) > 0.02 * np.maximum(across, down)).any():
+        fit = "stretch"
+    seen = f"{least[0]}×{least[1]}" + ("" if (least == most).all() else f" to {most[0]}×{most[1]}")
+    told = (
+        f"pictures of {seen} are resized to {height}×{width}; --image-size HxW takes another size (twice the "
+        "height and width take four times as long)"
+    )
+    return (height, width), fit, [told]
 
 
 def _check_room(where: str, count: int, preparation: Preparation) -> None:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from ..errors import DataError, UnavailableError, installing
 from ..text import storable
+from .classify import Classifier, Prediction
 from .picture import Style
-from .preparation import Preparation, earlier
+from .preparation import Preparation, earlier, preparation_of
 from .stream import reason
 
 METADATA = "gammabeta"  # the metadata entry that holds our JSON; the export writes it
@@ -35,6 +36,7 @@ class OnnxClassifier:
     scale: npt.NDArray[np.float32]
     style: Style | None
     preparation: Preparation
+    temperature: float = 1.0
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], threads: int | None = None) -> "OnnxClassifier":
@@ -66,6 +68,15 @@ class OnnxClassifier:
             raise DataError(f"{file} is not an ONNX model that ONNX Runtime can load: {why}") from None
         return cls(file, session, **_described(file, session))
 
+    @property
+    def classifier(self) -> Classifier:
+        """The network as one that answers for pictures."""
+        return Classifier(self.classes, self.preparation, self.probabilities, self.temperature)
+
+    def predict(self, pictures: Any, top: int = 1) -> "Prediction | list[Prediction]":
+        """Name the class of one picture or of several: see `Classifier.predict`."""
+        return self.classifier.predict(pictures, top)
+
     def logits(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Logits float32 (N, classes) of uint8 pictures (N, C, H, W)."""
         wanted = (self.channels, *self.size)
@@ -84,7 +95,7 @@ class OnnxClassifier:
 
     def probabilities(self, pictures: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Class probabilities float32 (N, classes) of uint8 pictures (N, C, H, W)."""
-        logits = self.logits(pictures)
+        logits = self.logits(pictures) / np.float32(self.temperature)
         power = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares: npt.NDArray[np.float32] = power / power.sum(axis=1, keepdims=True)
         return shares
@@ -99,13 +110,16 @@ def _described(file: Path, session: Any) -> dict[str, Any]:
         document = json.loads(text)
         classes = tuple(str(name) for name in document["classes"])
         given = document["preprocessing"]
-        channels, height, width = (int(given[name]) for name in ("channels", "height", "width"))
+        channels, height, width = (given[name] for name in ("channels", "height", "width"))
         mean, scale = (np.asarray(given[name], np.float32).reshape(-1, 1, 1) for name in ("mean", "scale"))
         style, kept = given["style"], given.get("preparation")
+        temperature = float(given.get("temperature", 1.0))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise DataError(f"{file} does not name its classes and preprocessing: export it from a run") from None
     finite = np.isfinite(mean).all() and np.isfinite(scale).all()
-    if not (finite and len(mean) == len(scale) == channels) or style not in (
+    finite &= 0.01 <= temperature <= 100
+    whole = all(type(value) is int for value in (channels, height, width))
+    if not (whole and finite and len(mean) == len(scale) == channels) or style not in (
         "digit",
         "object",
         "plain",
@@ -119,18 +133,11 @@ def _described(file: Path, session: Any) -> dict[str, Any]:
     if len(given_back) != 1 or (isinstance(given_back[0], int) and given_back[0] != len(classes)):
         raise DataError(f"{file} names {len(classes)} classes and gives another number")
     size = (height, width)
-    preparation = earlier(channels, size, style) if kept is None else _preparation(file, kept)
+    try:
+        preparation = earlier(channels, size, style) if kept is None else preparation_of(kept)
+    except DataError as error:
+        raise DataError(f"{file}: its preparation is damaged: {error}") from None
     if (preparation.channels, preparation.size) != (channels, size):
         raise DataError(f"{file} describes two inputs: it is damaged")
     described = {"classes": classes, "channels": channels, "size": size, "preparation": preparation}
-    return {**described, "mean": mean, "scale": scale, "style": style}
-
-
-def _preparation(file: Path, kept: object) -> Preparation:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(Preparation).validate_python(kept)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise DataError(f"{file}: its preparation is damaged: {first['loc']}: {first['msg']}") from None
+    return {**described, "mean": mean, "scale": scale, "style": style, "temperature": temperature}

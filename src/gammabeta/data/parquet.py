@@ -163,10 +163,10 @@ def _images(path: Path, column: Any) -> Any:
     if types.is_null(column.type):
         raise DataError(f"{path}: its pictures are empty; store their bytes, not only their paths")
     if types.is_binary(column.type) or types.is_large_binary(column.type):
-        pictures = column.to_pylist()
-        if None in pictures:
-            raise DataError(f"{path}: row {pictures.index(None)} has no picture's bytes; store them")
-        return [Encoded(f"{path}, row {row}", content) for row, content in enumerate(pictures)]
+        # A row without bytes is an empty picture: told with the others that are damaged, or passed over.
+        return [
+            Encoded(f"{path}, row {row}", content or b"") for row, content in enumerate(column.to_pylist())
+        ]
     return _array(path, column)
 
 

@@ -17,6 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter
 
+from .pieces import Mask, Pieces
+from .ruling import without_frames, without_lines
+
 #: How a picture is prepared: ``digit`` as MNIST, ``object`` as Fashion-MNIST (cropped to fill the frame,
 #: light on dark), ``plain`` resized and nothing else.
 Style = Literal["digit", "object", "plain"]
@@ -35,30 +38,45 @@ _STROKE = 0.08
 _EDGE, _FINE = 48, 56
 #: A piece of ink smaller than this share of the largest piece is a speck. The dot of an i has 0.03 or more.
 _SPECK = 0.015
+#: What stands out less, of 255, is no ink.
+_LEAST = 16
+#: A background with less noise is no photograph.
+_CLEAN = 0.5
+#: Fainter than this share of the darkest ink there is neither ink nor printed line.
+_FAINTEST = 0.12
+#: A background is uneven if a tenth of the rim is farther from the smooth surface; then it is sought in a
+#: window of this share of the longer side, wider than any stroke.
+_UNEVEN, _WINDOW = 12.0, 0.25
+#: Ink that covers more of the picture than this is wide, or cropped tightly: no window is wider.
+_MUCH = 0.13
 
 
 def find_ink(grey: Array) -> Array | None:
     """Separate ink, dark or light, from the background of ``grey`` (H, W), 0 to 255.
 
+    Lines of the paper, frames and specks are left out.
+
     Returns:
         (h, w), cropped to the ink: 0 where there is none, about 255 where it is full; None for a blank
         picture.
     """
-    background, noise = _background(grey)
-    difference = grey - background
+    ink, noise = _above_background(grey)
     floor = max(4.0 * noise, 2.0)  # below this a difference means nothing
-    light, dark = np.maximum(difference, 0), np.maximum(-difference, 0)
-    ink = light if _energy(light, floor) >= _energy(dark, floor) else dark
-    if np.count_nonzero(ink > floor) == 0 or ink.max() < 16:
+    if np.count_nonzero(ink > floor) == 0 or ink.max() < _LEAST:
         return None
+    large = max(grey.shape) > _FINE
+    if large:
+        seen = ink > max(floor, _FAINTEST * float(ink.max()))
+        printed = seen & ~without_frames(without_lines(seen))
+        ink = np.where(printed, 0, ink)
     full = float(np.percentile(ink[ink > ink.max() / 2], 75))
     full = 255.0 if full > 235 else full  # full contrast already: leave every pixel as it is
-    if noise > 0.5:
+    if noise > _CLEAN or (large and printed.any()):
         # A photograph or JPEG: its noise and shadows must not become grey haze around the digit.
         low = max(floor, 0.2 * full)
         ink = (ink - low) * (full / max(full - low, 1.0))
     ink = np.clip(ink * (255.0 / full), 0, 255)
-    kept = ink * _without_specks(ink > 96)
+    kept = ink * _of_the_digit(ink > 96, large)
     seen = kept > (_EDGE if max(kept.shape) > _FINE else 0)
     rows, columns = np.flatnonzero(seen.any(axis=1)), np.flatnonzero(seen.any(axis=0))
     return np.ascontiguousarray(kept[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32)
@@ -73,8 +91,64 @@ def shrink(picture: Image.Image) -> Image.Image:
     return picture.resize((width, height), Image.Resampling.BOX, reducing_gap=3.0)
 
 
-def _background(grey: Array) -> tuple[Array, float]:
-    """The paper: a quadratic surface through the rim, and the noise (standard deviation) about it.
+def _above_background(grey: Array) -> tuple[Array, float]:
+    """How far each pixel stands out from the background, to the side on which the ink is; and the noise."""
+    surface, noise, even = _background(grey)
+    difference = grey - surface
+    floor = max(4.0 * noise, 2.0)
+    ink = max(np.maximum(difference, 0), np.maximum(-difference, 0), key=lambda side: _energy(side, floor))
+    strong = ink > 0.6 * np.percentile(ink, 99.5)
+    rim = max(1, round(0.04 * min(grey.shape)))
+    edges = (strong[:rim], strong[-rim:], strong[:, :rim], strong[:, -rim:])
+    # Ink that is cut by all four edges of the picture is cropped too tightly to be told from a shadow.
+    tight = strong.mean() > _MUCH and all(edge.any() for edge in edges)
+    if even or tight or noise <= _CLEAN or max(grey.shape) <= _FINE:
+        return ink, noise
+    smooth = np.asarray(
+        Image.fromarray(np.clip(grey, 0, 255).astype(np.uint8)).filter(ImageFilter.MedianFilter(5)),
+        np.float32,
+    )
+    sides = _above_shadows(grey, smooth), _above_shadows(255 - grey, 255 - smooth)
+    found, scatter, _ = max(sides, key=lambda side: side[2])
+    return (found, scatter) if found.max() >= max(_LEAST, 4.0 * scatter) else (ink, noise)
+
+
+def _above_shadows(grey: Array, smooth: Array) -> tuple[Array, float, float]:
+    """Dark ink on a background that no smooth surface follows, such as the edge of a shadow.
+
+    The background is a closing: what is darker than all around it, and nowhere as wide as the window, is
+    filled. On paper ink and light multiply, so the difference is scaled to the light of the brightest part.
+
+    Returns:
+        Ink (H, W), its noise, and the energy that is found in narrow windows: that of strokes is, that of the
+        paper which they enclose is not.
+    """
+    energies = []
+    for share in (_WINDOW / 6, _WINDOW / 3, _WINDOW / 2, _WINDOW):
+        window = 2 * round(share * max(grey.shape) / 2) + 1
+        background = -_highest(-_highest(smooth, window), window)
+        difference = background - grey
+        difference *= float(np.percentile(background, 95)) / np.maximum(background, 16)
+        middle = float(np.median(difference))
+        noise = 1.4826 * float(np.median(np.abs(difference - middle)))
+        ink = np.maximum(difference - middle, 0).astype(np.float32)
+        energies.append(_energy(ink, 4.0 * noise))
+    return ink, noise, sum(energies[:-1])
+
+
+def _highest(plane: Array, window: int) -> Array:
+    """The highest value in a square window (of odd width) around each pixel, (H, W)."""
+    for _ in range(2):
+        part, width = np.pad(plane, ((window // 2,) * 2, (0, 0)), mode="edge"), 1
+        while width < window:  # each value is the highest of `width` rows from its own on
+            step = min(width, window - width)
+            part, width = np.maximum(part[:-step], part[step:]), width + step
+        plane = part.T
+    return plane
+
+
+def _background(grey: Array) -> tuple[Array, float, bool]:
+    """The paper: a quadratic surface through the rim, the noise (standard deviation), and whether it fits.
 
     Ink that touches the rim is left out of the fit: it is refitted three times to the pixels near the last
     surface.
@@ -96,69 +170,39 @@ def _background(grey: Array) -> tuple[Array, float]:
         near = off <= max(3.0 * noise, 24.0)
         if np.count_nonzero(near) < 60:
             break  # a rim this short fixes no surface: the median stands
-        coefficients = np.linalg.lstsq(at[near], values[near], rcond=None)[0].astype(np.float32)
+        some = at[near].astype(np.float64)  # the normal equations: 6 by 6, whatever the picture's size
+        solved = np.linalg.lstsq(some.T @ some, some.T @ values[near], rcond=None)[0]
+        coefficients = solved.astype(np.float32)
         surface = at @ coefficients
-    return np.clip(terms @ coefficients, 0, 255).astype(np.float32), noise
+    even = float(np.percentile(np.abs(values - surface), 90)) <= _UNEVEN
+    return np.clip(terms @ coefficients, 0, 255).astype(np.float32), noise, even
 
 
 def _energy(ink: Array, floor: float) -> float:
     return float(np.square(ink[ink > floor], dtype=np.float64).sum())
 
 
-def _without_specks(solid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """Where to keep ink: near every piece of ``solid`` that is not a speck beside the largest piece."""
-    labels = _pieces(solid)
-    areas = np.bincount(labels.reshape(-1))
-    areas[0] = 0
-    large = areas >= max(_SPECK * areas.max(), 1)
-    if np.array_equal(large[1:], areas[1:] > 0):
+def _of_the_digit(solid: Mask, large: bool) -> Mask:
+    """Where to keep ink: near every piece of ``solid`` that is no speck and not cut off by an edge."""
+    pieces = Pieces.of(solid)
+    chosen = pieces.areas >= max(_SPECK * pieces.areas.max(initial=0), 1)
+    if large:
+        top, bottom, left, right = pieces.boxes.T
+        height, width = solid.shape
+        cut = (top == 0).astype(int) + (left == 0) + (bottom == height) + (right == width)
+        if (chosen & (cut == 0) & (bottom - top >= 0.05 * max(solid.shape))).any():
+            # What one or two edges of the picture cut off is the table, a finger, or another line.
+            chosen &= (cut == 0) | (cut > 2)
+    wanted = pieces.mask(chosen)
+    if not large and np.array_equal(wanted, solid):
         return np.ones_like(solid)
-    keep = Image.fromarray(large[labels] * np.uint8(255))
     # The soft edge of a stroke lies outside its solid part; it belongs to it.
-    reach = 2 * max(1, round(0.02 * max(solid.shape))) + 1
-    return np.asarray(keep.filter(ImageFilter.MaxFilter(reach))) > 0
+    reach = max(1, round(0.04 * max(solid.shape)))
+    return _grown(wanted, reach) & ~_grown(solid & ~wanted, 2)
 
 
-def _pieces(solid: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Number the pieces of ``solid`` that touch by sides or corners from 1; 0 elsewhere."""
-    runs, parent = _runs(solid), [0]
-    labels = np.zeros(solid.shape, np.int64)
-    above: list[tuple[int, int, int]] = []
-    for row, line in enumerate(runs):
-        here = []
-        for start, stop in line:
-            touching = [label for first, last, label in above if first <= stop and last >= start]
-            roots = {_root(parent, label) for label in touching}
-            if roots:
-                label = min(roots)
-                for root in roots:
-                    parent[root] = label
-            else:
-                label = len(parent)
-                parent.append(label)
-            labels[row, start:stop] = label
-            here.append((start, stop, label))
-        above = here
-    return np.array([_root(parent, label) for label in range(len(parent))])[labels]
-
-
-def _runs(solid: npt.NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
-    """For each row, (start, stop) of every unbroken run."""
-    padded = np.zeros((solid.shape[0], solid.shape[1] + 2), np.int8)
-    padded[:, 1:-1] = solid
-    lines: list[list[tuple[int, int]]] = [[] for _ in range(len(solid))]
-    changes = np.diff(padded, axis=1)
-    starts, stops = np.argwhere(changes == 1), np.argwhere(changes == -1)
-    for (row, start), (_, stop) in zip(starts.tolist(), stops.tolist(), strict=True):
-        lines[row].append((start, stop))
-    return lines
-
-
-def _root(parent: list[int], label: int) -> int:
-    while parent[label] != label:
-        parent[label] = parent[parent[label]]
-        label = parent[label]
-    return label
+def _grown(mask: Mask, reach: int) -> Mask:
+    return _highest(mask.astype(np.float32), 2 * reach + 1) > 0
 
 
 def _thicken(ink: Array) -> Array:

@@ -5,14 +5,16 @@ Training, evaluation, prediction, the doctor and an exported file prepare a pict
 """
 
 import os
-from dataclasses import dataclass, replace
+import warnings
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from ..errors import DataError
+from ..errors import DataError, GammabetaWarning
+from ..jsontext import to_json
 from .decode import Source, decode, label, planes
 from .likeness import Likeness
 from .picture import BOX, WORK, Style, find_ink, framed, shrink
@@ -26,6 +28,7 @@ Ink = Literal["light", "dark"]
 _STYLES, _FITS, _INKS = ("digit", "object", "plain"), ("crop", "stretch"), ("light", "dark")
 _SAMPLE = 1000  # training pictures that tell the style
 _FAINT, _FULL = 48, 230  # a background is darker than the one, the ink's brightest pixel at least the other
+_OFF_SIZE = 0.15  # of the frame: how far digits of one set differ in size
 _OFF = 0.06  # of a side: no digit's centre of mass lies farther from the middle in MNIST
 #: The full scale of versions that wrote none: the upper eight bits of sixteen.
 _FIRST = 0.0
@@ -96,22 +99,26 @@ class Preparation:
             DataError: no picture, a damaged one, or one that takes too much memory; `BlankError`: nothing
                 on it stands out from the background (styles ``digit`` and ``object``).
         """
+        return self.prepared(source, blank=blank)[0]
+
+    def prepared(self, source: Source, *, blank: bool = False) -> tuple[Pixels, bool]:
+        """As `prepare`, and whether the picture had to be brought to the style."""
         if (
             self.style == "plain" or self.fit == "crop"
         ):  # with "stretch", a style was applied to every picture
             plain, whole = self.resized(source)
             if self.style == "plain" or (whole and self.obeyed_by(plain)):
-                return plain
+                return plain, False
         ink = find_ink(np.asarray(shrink(decode(source, "L", at_least=2 * WORK, full=self.full)), np.float32))
         if ink is None:
             if blank:
-                return self.resized(source)[0]
+                return self.resized(source)[0], False
             raise BlankError(
                 f"{label(source)}: nothing stands out from the background; is the picture blank?"
             )
         placed = framed(ink, self.size, self.style, self.box)
         placed = placed if self.ink == "light" else 255 - placed
-        return np.repeat(placed[np.newaxis], self.channels, axis=0)
+        return np.repeat(placed[np.newaxis], self.channels, axis=0), True
 
     def obeyed_by(self, picture: Pixels) -> bool:
         """Whether a picture (C, H, W) has the background, and a digit the place, that the style asks for."""
@@ -121,7 +128,10 @@ class Preparation:
             return False
         if grey.max() <= _FAINT:
             return False
-        return self.style != "digit" or bool(_centred(grey[np.newaxis])[0])
+        if self.style != "digit":
+            return True
+        (longer,), _, _ = _extents(grey[np.newaxis])
+        return abs(longer - self.box) <= _OFF_SIZE and bool(_centred(grey[np.newaxis])[0])
 
     def learned(self, images: Pixels) -> "Preparation":
         """The preparation with the style of training pictures (N, C, H, W) that are only resized."""
@@ -155,6 +165,33 @@ class Preparation:
             else:
                 picture = picture.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
         return np.array(planes(picture), order="C"), abs(across - down) <= 0.02 * max(across, down)
+
+
+def preparation_of(document: object) -> Preparation:
+    """The preparation that a run folder or an ONNX file keeps as plain values.
+
+    Raises:
+        DataError: a value is missing, or of another type or range. Fields of a later version are ignored,
+            with a ``GammabetaWarning``.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:  # as JSON, in which a list can be a tuple, and a text is no number
+        found = TypeAdapter(Preparation).validate_json(to_json(document), strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = "".join(f"{str(part)[:60]}: " for part in first["loc"])
+        raise DataError(where + first["msg"].removeprefix("Value error, ")[:200]) from None
+    except (TypeError, ValueError, RecursionError):
+        raise DataError("the preparation of pictures is damaged") from None
+    known = {field.name for field in fields(Preparation)}
+    if isinstance(document, dict) and (strange := sorted(set(document) - known)):
+        told = ", ".join(name[:60] for name in strange[:5])
+        message = (
+            f"the preparation of pictures has fields that this version does not know and ignores: {told}"
+        )
+        warnings.warn(message, GammabetaWarning, stacklevel=2)
+    return found
 
 
 def earlier(channels: int, size: tuple[int, int], style: Style | None) -> Preparation:

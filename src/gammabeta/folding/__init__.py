@@ -2,9 +2,9 @@
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,16 +13,17 @@ from torch import nn
 from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
 from ..errors import SurgeryError, UsageError
-from ..graph.layers import batch_norm_layers
-from ..graph.record import map_tensors, record
-from ..stats.preserve import preserved, remember_random_state
+from ..graph.layers import batch_norm_layers, scripted_norms, unwrap
+from ..graph.record import Inputs, as_inputs, record
+from ..stats.preserve import preserved, remember_random_state, uncompiled
 from ..text import visible
 from .affine import NotExactError
 from .apply import apply
 from .find import Norm, flows_alike, is_known_norm
+from .guard import guard
 from .pack import layouts, packed_copy
 from .plan import Fold, FoldPlan
-from .verify import Errors, Inputs, Verifier, copied, default_tolerance, first_line, search
+from .verify import Errors, Verifier, copied, default_tolerance, first_line, search
 
 __all__ = ["FoldReport", "FoldedLayer", "fold"]
 
@@ -34,8 +35,9 @@ class FoldedLayer:
     """One batch norm of the model and what became of it.
 
     ``outcome``: "folded" (gone; its map is in ``into``), "merged" (its map is in the batch norm ``into``),
-    "left" (one multiply-add stays) or "taken back" (folded, found wrong, undone). ``how``: "after" (it came
-    after ``into``) or "before". ``reason``: why it was left or taken back.
+    "guarded" (it is there, and folded at each call where the output of ``into`` goes into it), "left" (one
+    multiply-add stays) or "taken back" (folded, found wrong, undone). ``how``: "after" (it came after
+    ``into``) or "before". ``reason``: why it was left or taken back, or why it is only guarded.
     """
 
     name: str
@@ -75,6 +77,11 @@ class FoldReport:
         return tuple(layer for layer in self.layers if layer.outcome in ("folded", "merged"))
 
     @property
+    def guarded(self) -> tuple[FoldedLayer, ...]:
+        """The layers that are folded at the calls that allow it; so they cost nothing on the example."""
+        return tuple(layer for layer in self.layers if layer.outcome == "guarded")
+
+    @property
     def left(self) -> tuple[FoldedLayer, ...]:
         """The layers that stay, taken back or never folded."""
         return tuple(layer for layer in self.layers if layer.outcome in ("left", "taken back"))
@@ -102,9 +109,11 @@ class FoldReport:
     def summary(self) -> str:
         """One line: how many folded, and how exactly."""
         error = max(self.error, self.random_error)
-        packed = f"; {len(self.packed)} layers packed" if self.packed else ""
+        packed = f"; {len(self.packed)} layer{'s' * (len(self.packed) != 1)} packed" if self.packed else ""
+        guarded = f", {len(self.guarded)} guarded" if self.guarded else ""
+        done = f"{len(self.folded)} of {len(self.layers)} folded" if self.layers else "no batch norm to fold"
         return (
-            f"{len(self.folded)} of {len(self.layers)} folded; relative error {error:.0e} in "
+            f"{done}{guarded}; relative error {error:.0e} in "
             f"{self.arithmetic}, {self.native_error:.0e} as shipped "
             f"(the original: {self.original_error:.0e}); flow from the {self.evidence}{packed}"
         )
@@ -129,7 +138,8 @@ def fold(
     Pairs are found by running the model on ``example`` and recording what follows what. Each fold is exact
     algebra in float64, rounded once to the weight's dtype. Then the outputs are compared with the original's
     on the example and on inputs made of its samples (in another order, fewer, scaled), and a fold that moves
-    them beyond ``tolerance`` is undone. A norm that stays costs one multiply-add per channel.
+    them beyond ``tolerance`` is undone. A norm that may not always follow its layer is folded at each call
+    in which it does (unless ``pack=False``). A norm that stays costs one multiply-add per channel.
 
     Args:
         model: any module; it may be in training mode.
@@ -143,11 +153,11 @@ def fold(
         pack: for float32 on the CPU, also keep weights in the order in which they are computed, and let each
             convolution and Linear compute the activation (a convolution also the 2x2 mean) that follows;
             ``PackedConv2d`` says more. None: if the output keeps its strides; True: also if it becomes
-            channels_last; False: never.
+            channels_last; False: never, and nothing is guarded: layers are torch's, methods the model's.
 
     Returns:
         The folded model, in evaluation mode, with a ``fold_report`` (``FoldReport``). Its parameters are new
-        tensors.
+        tensors. ``torch.compile`` and ``DistributedDataParallel`` around it are left off.
 
     Raises:
         UsageError: the example is of the wrong kind.
@@ -157,7 +167,7 @@ def fold(
     """
     put_back = remember_random_state(model)
     try:
-        with plain_mode():
+        with plain_mode(), uncompiled():
             return _fold(model, as_inputs(example), tolerance, memory_format, pack)
     finally:
         put_back()
@@ -202,32 +212,18 @@ def _fold(
         errors = verifier.measure(original, verifier.twin)
     arithmetic = "float64" if verifier.double else "its own dtype"
     report = FoldReport(_layers(plan, back), *errors, limit, evidence, arithmetic)
+    if pack is not False and folded is not original:
+        folded, report = _guarded(folded, report, trial, [f for f in plan.folds if f not in back])
     result, report = _packed(folded, report, verifier, pack)
     result.fold_report = report  # type: ignore[assignment]
     return result
 
 
-def as_inputs(example: Any) -> Inputs:
-    """Positional and keyword arguments from an example."""
-    inputs: Inputs
-    if isinstance(example, torch.Tensor) or hasattr(example, "_fields") or is_dataclass(example):
-        inputs = (example,), {}
-    elif isinstance(example, tuple | list):
-        inputs = tuple(example), {}
-    elif isinstance(example, dict) and all(isinstance(key, str) for key in example):
-        inputs = (), dict(example)
-    else:
-        kind = type(example).__name__
-        raise UsageError(
-            f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}"
-        )
-    inputs = map_tensors(inputs, lambda t: t.detach().clone() if t.is_inference() else t.detach())
-    return inputs
-
-
 def _study(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, FoldPlan, str]:
     """Copy the model, record a run of the copy, and plan."""
-    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+    inner = model if isinstance(model, nn.DataParallel) else unwrap(model)
+    if isinstance(inner, torch.jit.ScriptModule):
+        raise SurgeryError(f"{type(inner).__name__} is TorchScript; fold the model before it is scripted")
     hooked = {name for name, p in inner.named_parameters(remove_duplicate=False) if p._backward_hooks}
     try:
         original = copied(inner).eval()
@@ -265,9 +261,9 @@ class _Trial:
     memory_format: torch.memory_format | None
     passed: tuple[nn.Module, Errors] | None = None
 
-    def build(self, model: nn.Module, folds: list[Fold]) -> nn.Module:
-        """Return a folded copy of ``model``: the original, or its float64 twin."""
-        gone = {norm for fold in folds for norm in fold.norms}
+    def build(self, model: nn.Module, folds: list[Fold], kept: Iterable[Norm] = ()) -> nn.Module:
+        """Return a folded copy of ``model``, the original or its float64 twin; ``kept`` stay as they are."""
+        gone = {*kept, *(norm for fold in folds for norm in fold.norms)}
         folded = apply(
             model,
             folds,
@@ -305,6 +301,29 @@ class _Trial:
             return ""
         worst = max(errors.example, errors.random, errors.native)
         return f"the model's output moved by {worst:.1e} relative, over {self.limit:.0e}"
+
+
+def _guarded(
+    folded: nn.Module, report: FoldReport, trial: _Trial, folds: list[Fold]
+) -> tuple[nn.Module, FoldReport]:
+    """Guard the norms that were left only because another path may part them from what is before them."""
+    meetings = dict(trial.plan.meetings)
+    if not meetings:
+        return folded, report
+    try:
+        made = trial.build(trial.original, folds, meetings)
+        guards = guard(made, meetings.items())
+        distance = trial.verifier.native_error(made)
+    except Exception:  # the model's own code may raise anything: it stays as it is
+        return folded, report
+    met = {norm.name: meetings[norm].path for norm, one in guards.items() if one.met}
+    if not met or not distance <= 2 * report.original_error + report.tolerance:
+        return folded, report
+    layers = tuple(
+        replace(layer, outcome="guarded", into=met[layer.name], how="after") if layer.name in met else layer
+        for layer in report.layers
+    )
+    return made, replace(report, native_error=distance, layers=layers)
 
 
 def _packed(
@@ -345,6 +364,8 @@ def _layers(plan: FoldPlan, back: dict[Fold, str]) -> tuple[FoldedLayer, ...]:
     ran = {norm.path for norm in plan.norms.values()} | plan.read
     idle = [name for name in batch_norm_layers(plan.model) if name not in ran]
     layers += [FoldedLayer(name, "left", reason="it did not run on the example") for name in idle]
+    scripted = scripted_norms(plan.model)
+    layers += [FoldedLayer(name, "left", reason="it is in TorchScript") for name in scripted]
     return tuple(layers)
 
 

@@ -119,6 +119,8 @@ def _norm(call: Call, model: nn.Module) -> Norm | None:
     if call.module is not None:
         tail = tail or len(call.args) > 1 or _goes_on(call.module)
         affine = _module_affine(call.module)
+        if any(args.get(name) is not None for name in ("mask", "lengths")):
+            affine = "it is given a mask, and gives 0 where nothing is kept"
         return Norm(path or type(call.module).__name__, "module", path, call, data, affine, tail)
     if data.origin != "data":
         return None

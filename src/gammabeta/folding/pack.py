@@ -1,7 +1,7 @@
 """Find the convolutions and Linears to serve from packed weights, and what moves into each.
 
 What follows a layer moves into it only where the one run recorded shows that nothing else reads what passes
-between, and torch.fx that every input flows so.
+between, and the source that this is so on every path.
 """
 
 import copy
@@ -16,11 +16,11 @@ from ..accelerate.convolution import PackedConv2d
 from ..accelerate.packed import PackedLinear, Post
 from ..epilogue import activation_of_module, named
 from ..graph.layers import hooked, replace_module, sharing_copy
-from ..graph.record import Forward, Recording, record, tensors_in
+from ..graph.paths import Paths
+from ..graph.record import Forward, Inputs, Recording, record, tensors_in
 from ..stats.preserve import preserved
-from .find import flows_alike, is_known_norm
+from .find import is_known_norm
 from .layers import Tail
-from .verify import Inputs
 
 _SMALL_LINEAR = 1 << 14  # elements of a weight too small for oneDNN to pay at usual batch sizes
 
@@ -45,9 +45,7 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
     args, kwargs = copy.deepcopy(inputs)
     with preserved(packed):
         recording = record(packed, lambda: packed(*args, **kwargs), is_known_norm)
-    with preserved(packed):
-        every_input = flows_alike(packed)
-    sites = _find_sites(packed, recording, every_input)
+    sites = _find_sites(packed, recording)
     for site in sites:
         kind = PackedConv2d if isinstance(site.layer, nn.Conv2d) else PackedLinear
         after = [packed.get_submodule(path) for path in site.after]
@@ -58,8 +56,9 @@ def packed_copy(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, tuple[str,
     return packed, tuple(site.path or type(site.layer).__name__ for site in sites)
 
 
-def _find_sites(model: nn.Module, recording: Recording, every_input: bool) -> list[Site]:
-    """Every layer to pack; ``every_input``: every input flows as the one recorded."""
+def _find_sites(model: nn.Module, recording: Recording) -> list[Site]:
+    """Every layer to pack."""
+    paths = Paths(model)
     calls = Counter(forward.module for forward in recording.forwards)
     last = {forward.module: forward for forward in recording.forwards}
     sites = []
@@ -67,8 +66,8 @@ def _find_sites(model: nn.Module, recording: Recording, every_input: bool) -> li
         if not _packable(module) or not calls[module]:
             continue
         site = Site(path, module)
-        if every_input and calls[module] == 1:
-            _move_in(site, last[module], calls)
+        if calls[module] == 1:
+            _move_in(site, last[module], calls, paths)
         sites.append(site)
     return sites
 
@@ -89,7 +88,7 @@ def _packable(module: nn.Module) -> bool:
     )
 
 
-def _move_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
+def _move_in(site: Site, forward: Forward, calls: Counter[nn.Module], paths: Paths) -> None:
     """Walk on from what the layer gives, while one module alone reads it and the layer can do its work."""
     while len(forward.outputs) == 1:
         value = forward.outputs[0]
@@ -98,7 +97,7 @@ def _move_in(site: Site, forward: Forward, calls: Counter[nn.Module]) -> None:
         reader = value.users[0].forward
         if reader.inputs != [value] or calls[reader.module] != 1 or reader.given != (1, ()):
             return
-        if not _moves(site, reader.module):
+        if paths.part(forward.module, reader.module) or not _moves(site, reader.module):
             return
         site.after.append(reader.path)
         forward = reader

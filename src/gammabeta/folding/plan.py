@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from ..graph.layers import hook_on
 from ..graph.paths import Paths
-from ..graph.record import Forward, Recording, Value
+from ..graph.record import Recording, Value
 from .affine import Affine, NotExactError, fold_before
 from .find import Arrival, Linear, Norm, batch_norm_arguments, describe, find_linears, find_norms, follow
 
@@ -50,6 +50,7 @@ class FoldPlan:
         self.ends = {*self.linears, *self.norms, *(u for n in self.norms.values() for u in n.data.users)}
         # What gives a norm its input, or why no linear operation does.
         self.before: dict[Norm, Linear | str] = {}
+        self._uncertain: dict[Norm, Linear] = {}  # what gave one its input in the run, and may not always
         for linear in self.linears.values():
             self._look_before_norms(linear)
         # What reads a norm's output, with the number of features for each channel, or why neither does.
@@ -64,6 +65,15 @@ class FoldPlan:
         """The modules whose running mean some call read, their own or another's."""
         means = [batch_norm_arguments(norm.call).get("running_mean") for norm in self.norms.values()]
         return {name.rpartition(".")[0] for m in means if isinstance(m, Value) for name in m.names}
+
+    @property
+    def meetings(self) -> list[tuple[Norm, Linear]]:
+        """Norms that are left only as another path may lead elsewhere, and what stood before each."""
+        return [
+            (norm, linear)
+            for norm, linear in self._uncertain.items()
+            if norm in self.left and isinstance(norm.affine, Affine) and not self.is_written([norm])
+        ]
 
     # What meets what
 
@@ -88,7 +98,10 @@ class FoldPlan:
         elif arrival.repeat != 1:
             why = f"each of its channels is a group of {arrival.repeat} features of {linear.path}"
         else:
-            why = self._unsafe(linear) or self._undecided(linear.call.forward, reader.call.forward)
+            unsafe = self._unsafe(linear)
+            why = unsafe or self._undecided(linear, reader)
+            if why and not unsafe:
+                self._uncertain[reader] = linear
         self.before[reader] = why or linear
 
     def _reader(self, norm: Norm) -> Norm | tuple[Linear, int] | str:
@@ -101,14 +114,14 @@ class FoldPlan:
         reader = self._norm_at(arrival)
         if reader is not None:
             plain = arrival.axis == 1 and arrival.repeat == 1
-            return reader if plain and not self._undecided(norm.call.forward, reader.call.forward) else ""
+            return reader if plain and not self._undecided(norm, reader) else ""
         linear = self.linears.get(arrival.call)
         if linear is None or linear.data is not arrival.value:
             return f"its own output goes into {describe(arrival.call)}"
         expected = linear.op.axis(arrival.value.shape)
         if arrival.axis != expected or (linear.op.spatial and arrival.repeat != 1):
             return f"{linear.path} reads its channels as something else than input features"
-        why = self._unsafe(linear) or self._undecided(linear.call.forward, norm.call.forward)
+        why = self._unsafe(linear) or self._undecided(norm, linear)
         return why or (linear, arrival.repeat)
 
     def _readers(self, value: Value, depth: int = 0) -> list[Norm]:
@@ -155,15 +168,19 @@ class FoldPlan:
         hook = hook_on(module) if own else ""
         return f"{hook} on {name}" if hook else ""
 
-    def _undecided(self, one: Forward, other: Forward) -> str:
-        """Say if the forward that holds both decides on data: on another input they may not meet."""
-        mine = set(one.outwards())
-        common = next((forward for forward in other.outwards() if forward in mine), None)
+    def _undecided(self, giver: Norm | Linear, reader: Norm | Linear) -> str:
+        """Say if the forward that holds both decides on data or its source may part them."""
+        mine = set(giver.call.forward.outwards())
+        common = next((forward for forward in reader.call.forward.outwards() if forward in mine), None)
         if common is None or not common.reads:
-            return self.paths.part(one.module, other.module)
+            return self.paths.part(self._module(giver), self._module(reader))
         where = common.path or "the model's forward"
         read = common.reads.strip("_")
         return f"Python reads a tensor's value ({read}) inside {where}: another input may take another branch"
+
+    def _module(self, one: Norm | Linear) -> nn.Module:
+        """The module that computes it, also where its ``forward`` was called directly."""
+        return self.model.get_submodule(one.path) if isinstance(one, Norm) else one.call.forward.module
 
     def is_written(self, norms: list[Norm]) -> str:
         """Why the numbers of these norms may be others at the next call."""

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ..errors import SurgeryError
 from ..graph.layers import rebind_closures
-from ..graph.record import leaves, map_tensors, tensors_in
+from ..graph.record import Inputs, leaves, map_tensors, tensors_in
 from ..stats.preserve import preserved
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 FoldT = TypeVar("FoldT")
 _COMPARED: Any = (Tensor, np.ndarray, float, int)  # what a result may hold
 

@@ -1,6 +1,7 @@
 """``batch_norm``, with torch's signature and what follows it; ``explain`` says which path a call takes."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -8,6 +9,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from ..epilogue import ACTIVATIONS, NOTHING, MaxPool, Pool, epilogue_of
 from ..kernels.backend import Call, Running, label_of
 from . import library as library
+from . import masked
 from .step import check_call, evaluate, is_small, route, train
 
 __all__ = ["ACTIVATIONS", "Explanation", "MaxPool", "batch_norm", "explain"]
@@ -28,6 +30,8 @@ def batch_norm(
     pool: Pool = None,
     backend: str = "auto",
     skip_nonfinite: bool = False,
+    mask: Tensor | None = None,
+    lengths: Any = None,
 ) -> Tensor:
     """Batch normalization, and what follows it, in one pass: ``pool(activation(bn(x) + residual))``.
 
@@ -52,12 +56,17 @@ def batch_norm(
             ``avg_pool2d(out, 2)``; or ``MaxPool(kernel, stride, padding)``, as ``max_pool2d``.
         backend: "auto", or one by name: "cpu" (Numba), "gpu" (Triton), "torch", or one that was registered.
         skip_nonfinite: leave the running statistics as they are when the batch's hold an infinity or NaN.
+        mask: bool ``(N, *spatial)``, True where there is a value, False where there is padding. Statistics,
+            gradients and running values are those of the values alone; at padding, whatever it holds, the
+            output and the gradient are 0. If nothing is kept, nothing is counted.
+        lengths: the same for sequences ``(N, C, L)``: N whole numbers, how many values come first in each.
 
     Returns:
         ``(N, C, *spatial)``, smaller by ``pool``, in the memory layout of ``x``.
 
     Raises:
-        UsageError: an activation, pool or backend that does not exist.
+        UsageError: an activation, pool or backend that does not exist; a mask that does not fit, or with a
+            pool.
         UnavailableError: the backend named cannot serve this call; the message says why.
         ValueError, RuntimeError: what torch raises for the same arguments.
 
@@ -77,6 +86,8 @@ def batch_norm(
             pool=pool,
             backend=backend,
             skip_nonfinite=skip_nonfinite,
+            mask=mask,
+            lengths=lengths,
         )
         return out
     epilogue = NOTHING
@@ -85,6 +96,12 @@ def batch_norm(
     if pool is not None or backend != "auto":
         check_call(x, pool, backend)
     call = Call(x, weight, bias, residual, epilogue, eps)
+    if mask is not None or lengths is not None:
+        kept = masked.mask_of(x, mask, lengths, pool)
+        if training:
+            running = Running(running_mean, running_var, momentum, skip_nonfinite)
+            return masked.train(call, running, kept, backend)[0]
+        return masked.evaluate(call, running_mean, running_var, kept, backend)
     if training:
         return train(call, Running(running_mean, running_var, momentum, skip_nonfinite), backend)[0]
     return evaluate(call, running_mean, running_var, backend)

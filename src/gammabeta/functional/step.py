@@ -254,7 +254,8 @@ def train(call: Call, running: Running, backend: str = "auto") -> tuple[Tensor, 
         factor = 1.0 if isinstance(running.factor, Tensor) else running.factor
         return _torch_batch_norm(call, running._replace(factor=factor), True), True
     if kind == "torch":
-        out, accepted = _train_by_torch(call, running)
+        transformed = torch._C._are_functorch_transforms_active()
+        out, accepted = (_train_transformed if transformed else _train_by_torch)(call, running)
         return left.apply(out), accepted
     out, mean, var = _normalise(kind, kernels, call)
     out = left.apply(out)
@@ -334,6 +335,20 @@ def _train_by_torch(call: Call, running: Running) -> tuple[Tensor, bool | Tensor
         running_mean.copy_(torch.where(accepted, new_mean, running_mean))
         running_var.copy_(torch.where(accepted, new_var, running_var))
     return out, accepted
+
+
+def _train_transformed(call: Call, running: Running) -> tuple[Tensor, bool | Tensor]:
+    """The same under a transform of ``torch.func``, which may forbid running statistics to be updated."""
+    try:
+        return _train_by_torch(call, running)
+    except RuntimeError as error:
+        if running.mean is None:
+            raise
+        raise UnavailableError(
+            "a batch norm in training updates its running statistics, which this torch.func transform (vmap, "
+            "jacrev, grad) forbids: pass buffers through functional_call, call eval(), or replace batch norm "
+            'with gb.convert(model, to="group", fit=loader)'
+        ) from error
 
 
 # --- evaluation -------------------------------------------------------------------------------------------

@@ -15,20 +15,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 BatchNormLayer = _BatchNorm
 M = TypeVar("M", bound=nn.Module)
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel, AveragedModel)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside ``torch.compile``, ``DistributedDataParallel`` or ``DataParallel`` wrappers.
+    """The model inside ``torch.compile``, ``DistributedDataParallel``, ``DataParallel``, ``AveragedModel``.
 
-    Their ``forward`` would replay a compiled graph that misses hooks, or start collectives that ranks with
-    unequal numbers of batches never finish.
+    Their ``forward`` would replay a compiled graph that misses hooks, start collectives that ranks with
+    unequal numbers of batches never finish, or hide which keywords the model takes.
     """
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        if inner is None and isinstance(model, _WRAPPERS):
             inner = model.module
         if not isinstance(inner, nn.Module):
             return model
@@ -72,6 +74,12 @@ def _closed_over_copies(function: FunctionType, memo: dict[int, Any]) -> Functio
 def batch_norm_layers(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every batch-normalization module once, under its first name, in order of registration."""
     return {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+
+
+def scripted_norms(model: nn.Module) -> list[str]:
+    """The names of the batch norms that are TorchScript, alone or within a larger part."""
+    scripted = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+    return [name for name, module in scripted if "BatchNorm" in str(getattr(module, "original_name", ""))]
 
 
 def is_frozen_class(layer: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from ..errors import UsageError
 from .layers import hook_on
 
 # Functions that return a tensor's form, not its values: neither a use nor a decision on data.
@@ -171,6 +172,32 @@ def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
     return tree
 
 
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]  # positional arguments, and those by keyword
+
+
+def as_inputs(example: Any) -> Inputs:
+    """The arguments that an example stands for.
+
+    A tuple holds positional ones, a dict of names keyword ones; anything else is one argument: a tensor, a
+    namedtuple, a dataclass, a list of images. Tensors come without a history, and not of inference mode.
+
+    Raises:
+        UsageError: it is a number, a text, nothing, or a dict whose keys are no names.
+    """
+    inputs: Inputs = (example,), {}
+    if isinstance(example, tuple) and not hasattr(example, "_fields"):
+        inputs = example, {}
+    elif isinstance(example, dict) and all(isinstance(key, str) for key in example):
+        inputs = (), dict(example)
+    elif example is None or isinstance(example, dict | str | bytes | int | float):
+        kind = type(example).__name__
+        raise UsageError(
+            f"example must be a tensor, a tuple of arguments or a dict of keyword ones, not {kind}"
+        )
+    plain: Inputs = map_tensors(inputs, lambda t: t.detach().clone() if t.is_inference() else t.detach())
+    return plain
+
+
 def _refilled(tree: Any, mapped: dict[Any, Any]) -> Any:
     """A copy of a mapping of some other class than ``dict``, with these items."""
     try:
@@ -301,6 +328,8 @@ class _Recorder(TorchFunctionMode):
 
     def attach(self, stack: ExitStack) -> None:
         for parent in list(self.model.modules()):
+            if isinstance(parent, torch.jit.ScriptModule):  # what is in it is not seen
+                continue
             for name, child in list(parent._modules.items()):
                 if isinstance(child, torch.jit.ScriptModule):  # takes no hooks
                     stack.callback(parent._modules.__setitem__, name, child)
@@ -352,10 +381,14 @@ class _Recorder(TorchFunctionMode):
             return
         out = {id(t) for t in result}
         out |= {id(t._base) for t in result if t._base is not None}  # a view keeps its base
-        gc.collect()
-        for tensor, (value, _) in list(self.known.items()):
-            if value.producer is not None and id(tensor) not in out:
-                _tell([value], "is kept after the forward")
+
+        def alive() -> list[Value]:
+            known = list(self.known.items())
+            return [v for t, (v, _) in known if v.producer is not None and id(t) not in out]
+
+        if alive():  # some may only wait for the collector, which takes long where there are many objects
+            gc.collect()
+            _tell(alive(), "is kept after the forward")
 
 
 def _running_forward() -> nn.Module | None:

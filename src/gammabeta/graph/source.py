@@ -7,10 +7,11 @@ effects included, stays what it was. The new function shares the globals and the
 import __future__
 
 import ast
+import builtins
 import copy
 import inspect
 import linecache
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import CellType, CodeType, FunctionType
@@ -82,6 +83,23 @@ def _read(function: FunctionType) -> Source:
         raise NotReadable("it is decorated")
     if code.co_flags & (inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR):
         raise NotReadable("it is a generator or a coroutine")
+    tree = copy.deepcopy(_tree(function))
+    owner = function.__qualname__.split(".")[-2:-1]
+    _Mangle(owner[0].lstrip("_") if owner and owner[0] != "<locals>" else "").visit(tree)
+    tree.decorator_list = []
+    return Source(function, tree)
+
+
+def tree_of(function: FunctionType) -> ast.FunctionDef | None:
+    """The syntax tree of a function's own code, decorated or not, to be read only; None if not at hand."""
+    try:
+        return _tree(function)
+    except NotReadable:
+        return None
+
+
+def _tree(function: FunctionType) -> ast.FunctionDef:
+    code = function.__code__
     try:
         codes, trees = _file(
             "".join(linecache.getlines(code.co_filename, function.__globals__)), code.co_filename
@@ -91,11 +109,7 @@ def _read(function: FunctionType) -> Source:
     place = code.co_firstlineno, code.co_name
     if place not in codes or place not in trees or not _same_code(codes[place], code):
         raise NotReadable("its source is not at hand, or is not what runs")
-    tree = copy.deepcopy(trees[place])
-    owner = function.__qualname__.split(".")[-2:-1]
-    _Mangle(owner[0].lstrip("_") if owner and owner[0] != "<locals>" else "").visit(tree)
-    tree.decorator_list = []
-    return Source(function, tree)
+    return trees[place]
 
 
 _Place = tuple[int, str]  # the first line of a definition, and its name
@@ -224,6 +238,36 @@ def _nested(code: CodeType, name: str) -> CodeType:
 # --- what an expression stands for on a live module -------------------------------------------------------
 
 
+class Names(Mapping[str, Any]):
+    """The values of a function's names that it does not assign itself; ``bound``: those of its parameters."""
+
+    def __init__(self, source: Source, bound: Mapping[str, Any]) -> None:
+        code = source.function.__code__
+        self.local = {*code.co_varnames, *code.co_cellvars}
+        self.bound = bound
+        self.known = {**source.free, **bound}
+        self.globals = source.function.__globals__
+
+    @classmethod
+    def of_method(cls, module: nn.Module, source: Source) -> "Names":
+        """Those of a method of ``module``."""
+        code = source.function.__code__
+        return cls(source, {code.co_varnames[0]: module} if code.co_argcount else {})
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self.known:
+            return self.known[name]
+        if name in self.local:
+            raise KeyError(name)
+        return self.globals[name] if name in self.globals else vars(builtins)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.known)
+
+    def __len__(self) -> int:
+        return len(self.known)
+
+
 def live_value(node: ast.expr, module: nn.Module, names: Mapping[str, Any]) -> Any:
     """What ``self.a.b``, ``self.a[0]``, ``F.relu`` and constants are now, or ``UNKNOWN``; runs no code.
 
@@ -237,8 +281,9 @@ def live_value(node: ast.expr, module: nn.Module, names: Mapping[str, Any]) -> A
         return _attribute(live_value(node.value, module, names), node.attr)
     if isinstance(node, ast.Subscript):
         return _item(live_value(node.value, module, names), live_value(node.slice, module, names))
-    if isinstance(node, ast.Call) and live_value(node.func, module, names) is getattr and len(node.args) == 3:
-        owner, name, default = (live_value(a, module, names) for a in node.args)
+    if isinstance(node, ast.Call) and looks_up(node) and len(node.args) in (2, 3):
+        owner, name = (live_value(a, module, names) for a in node.args[:2])
+        default = live_value(node.args[2], module, names) if len(node.args) == 3 else UNKNOWN
         if not (isinstance(owner, nn.Module) and isinstance(name, str)):
             return UNKNOWN
         missing = not hasattr(type(owner), name) and type(owner).__getattr__ is nn.Module.__getattr__
@@ -247,6 +292,25 @@ def live_value(node: ast.expr, module: nn.Module, names: Mapping[str, Any]) -> A
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         value = live_value(node.operand, module, names)
         return -value if isinstance(value, int | float) else UNKNOWN
+    return UNKNOWN
+
+
+def looks_up(node: ast.AST) -> bool:
+    """Whether an expression is a call of ``getattr``."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr"
+
+
+def callee(node: ast.expr, module: nn.Module, names: Names) -> Any:
+    """What a call's ``func`` stands for, also if it is a method of a module or of ``super()``."""
+    found = live_value(node, module, names)
+    if found is not UNKNOWN or not isinstance(node, ast.Attribute):
+        return found
+    if isinstance(node.value, ast.Call) and live_value(node.value.func, module, names) is super:
+        of = names.get("__class__")
+        return getattr(super(of, type(module)), node.attr, UNKNOWN) if isinstance(of, type) else UNKNOWN
+    owner = live_value(node.value, module, names)
+    if isinstance(owner, nn.Module) and node.attr not in vars(owner):
+        return inspect.getattr_static(type(owner), node.attr, UNKNOWN)
     return UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""Drop-in modules: ``BatchNorm1d/2d/3d``, their lazy twins, and the frozen, ghost and synchronized kinds."""
+"""Drop-in modules: ``BatchNorm1d/2d/3d``, lazy twins; frozen, ghost, renormalising and synchronised kinds."""
 
 from .batchnorm import (
     BatchNorm1d,
@@ -10,12 +10,16 @@ from .batchnorm import (
 )
 from .frozen import FrozenBatchNorm1d, FrozenBatchNorm2d, FrozenBatchNorm3d
 from .ghost import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d
+from .renorm import BatchRenorm1d, BatchRenorm2d, BatchRenorm3d
 from .sync import SyncBatchNorm
 
 __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm1d",
+    "BatchRenorm2d",
+    "BatchRenorm3d",
     "FrozenBatchNorm1d",
     "FrozenBatchNorm2d",
     "FrozenBatchNorm3d",

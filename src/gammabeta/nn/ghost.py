@@ -85,6 +85,13 @@ class Ghost(Fused):
             self._count(enter(running, mean, var), x)
         return out
 
+    def _normalise_kept(self, x: Tensor, residual: Any, epilogue: Epilogue, mask: Tensor) -> Tensor:
+        if self.training:
+            raise UsageError(
+                "a ghost batch norm takes no mask in training: give it the values, x.movedim(1, -1)[mask]"
+            )
+        return super()._normalise_kept(x, residual, epilogue, mask)
+
     def _ghosts(
         self, x: Tensor, residual: Any, groups: int, epilogue: Epilogue
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,12 +10,16 @@ from torch.fx import Proxy
 
 from ..epilogue import NOTHING, Epilogue, Pool, epilogue_of
 from ..errors import UsageError
+from ..functional import masked, step
 from ..functional import recompute as recomputing
-from ..functional import step
 from ..kernels.backend import Call, Running
 
 _TAKES_BIAS = "bias" in inspect.signature(torch.nn.BatchNorm2d.__init__).parameters
-_SETTINGS = ("activation", "pool", "skip_nonfinite", "initialize", "recompute")
+_SETTINGS = ("activation", "pool", "skip_nonfinite", "initialize", "recompute", "single")
+_SINGLE = (
+    "a batch with one value per channel was normalised with the running statistics, and not counted; "
+    'single="error" restores PyTorch\'s error'
+)
 _SKIPPED = (
     "a batch with non-finite statistics was left out of the running mean and variance of a batch norm; "
     "skip_nonfinite=False restores PyTorch's behaviour"
@@ -49,12 +53,15 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         recompute: do not keep the output for the backward pass of the next convolution or linear layer, but
             compute it again there (eager, on the CPU, where the next batch norm is one of ours). Same
             gradients to the last bit, less memory, one more pass over the tensor.
+        single: what a batch with one value per channel is in training, which has no variance: "error", as for
+            PyTorch, or "running": it is normalised with the running statistics, not counted, and the layer
+            warns once. (Over several processes the error stays: a rank does not know the others' sizes.)
 
     Activation checkpointing repeats a forward pass inside a backward pass. The repetition does not enter the
     running statistics a second time.
 
     Raises:
-        UsageError: an activation, pool or initialisation that does not exist.
+        UsageError: an activation, pool, initialisation or ``single`` that does not exist.
 
     Ioffe and Szegedy 2015, Algorithms 1 and 2.
     """
@@ -65,6 +72,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
     skip_nonfinite: bool = True
     initialize: str | None = None
     recompute: bool = False
+    single: str = "error"
 
     def __init__(
         self,
@@ -82,6 +90,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         skip_nonfinite: bool = True,
         initialize: str | None = None,
         recompute: bool = False,
+        single: str = "error",
     ) -> None:
         extra = {"bias": bias} if _TAKES_BIAS else {}
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **extra)
@@ -93,6 +102,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
             skip_nonfinite=skip_nonfinite,
             initialize=initialize,
             recompute=recompute,
+            single=single,
         )
 
     def _set(self, **settings: Any) -> None:
@@ -106,6 +116,10 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         epilogue_of(self.activation, self.pool)
         if self.initialize not in (None, "first_batch"):
             raise UsageError(f"initialize must be None or 'first_batch', got {self.initialize!r}")
+        if self.single not in ("error", "running"):
+            raise UsageError(f"single must be 'error' or 'running', got {self.single!r}")
+        if self.single == "running" and not self.track_running_stats:
+            raise UsageError("single='running' normalises with the running statistics: keep track of them")
 
     def extra_repr(self) -> str:
         """Return PyTorch's text, and after it each setting that is not the default."""
@@ -188,14 +202,37 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         if seen is not None:
             seen.add_(1)
 
+    def _warn_of_single(self) -> None:
+        if "_warned" not in self.__dict__:
+            self.__dict__["_warned"] = True
+            warnings.warn(_SINGLE, RuntimeWarning, stacklevel=2)
+
     def _normalise(self, x: Tensor, residual: Any, epilogue: Epilogue) -> Tensor:
         weight, bias, running_mean, running_var = self._tensors()
         call = Call(x, weight, bias, residual, epilogue, self.eps)
         if not self._batch_statistics(running_mean, running_var):
             return step.evaluate(call, running_mean, running_var)
+        if self.single != "error" and x.numel() == x.shape[1] and running_mean is not None:
+            self._warn_of_single()
+            return step.evaluate(call, running_mean, running_var)
         running, counts = self._running(running_mean, running_var)
         out, accepted = step.train(call, running)
         if counts:
+            self._count(accepted, x)
+        return out
+
+    def _normalise_kept(self, x: Tensor, residual: Any, epilogue: Epilogue, mask: Tensor) -> Tensor:
+        """The same of what a mask keeps."""
+        weight, bias, running_mean, running_var = self._tensors()
+        call = Call(x, weight, bias, residual, epilogue, self.eps)
+        if not self._batch_statistics(running_mean, running_var):
+            return masked.evaluate(call, running_mean, running_var, mask)
+        if self.single != "error" and running_mean is not None and int(mask.sum()) == 1:
+            self._warn_of_single()
+            return masked.evaluate(call, running_mean, running_var, mask)
+        running, counts = self._running(running_mean, running_var)
+        out, accepted = masked.train(call, running, mask)
+        if counts and accepted is not None:
             self._count(accepted, x)
         return out
 
@@ -206,6 +243,8 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         *,
         activation: str | None = None,
         pool: Pool = None,
+        mask: Tensor | None = None,
+        lengths: Any = None,
     ) -> Tensor:
         """Return ``pool(activation(bn(input) + residual))``.
 
@@ -215,12 +254,16 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
             activation: for this call, if the layer itself has none. The rewritten ``forward`` of a converted
                 model passes it, so that the layer does the same as before for other callers.
             pool: likewise.
+            mask: bool ``(N, *spatial)``, True where there is a value: nothing else enters the statistics,
+                gradients and running values, and all else is 0 in the output.
+            lengths: the same for sequences ``(N, C, L)``: how many values come first in each.
         """
         held = self.__dict__.get("_held")
         if held is not None and (earlier := held()) is not None:
             earlier.run()  # a call of a converted model that waits for what follows it: it comes first
         if isinstance(input, Proxy) or isinstance(residual, Proxy):
-            recorded: Tensor = self._record(input, residual, activation, pool)
+            given = {"activation": activation, "pool": pool, "mask": mask, "lengths": lengths}
+            recorded: Tensor = self._record(input, residual, given)
             return recorded
         check: Any = self._check_input_dim
         check(input)
@@ -230,7 +273,11 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
         if activation is not None or pool is not None:
             epilogue = epilogue_of(activation, pool)
             step.check_call(input, pool)
-        out = self._normalise(input, residual, epilogue)
+        if mask is None and lengths is None:
+            out = self._normalise(input, residual, epilogue)
+        else:
+            kept = masked.mask_of(input, mask, lengths, pool)
+            out = self._normalise_kept(input, residual, epilogue, kept)
         recomputing.spare(out, input, residual, self.recompute)
         return out
 
@@ -241,10 +288,10 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
             'gammabeta.convert(model, to="torch"), or use torch.jit.trace, torch.export or torch.compile'
         )
 
-    def _record(self, x: Any, residual: Any, activation: str | None, pool: Pool) -> Any:
+    def _record(self, x: Any, residual: Any, settings: dict[str, Any]) -> Any:
         """While ``torch.fx`` traces symbolically: one node, as for PyTorch's own layers."""
         tracer: Any = (x if isinstance(x, Proxy) else residual).tracer
-        given = {"residual": residual, "activation": activation, "pool": pool}
+        given = {"residual": residual, **settings}
         kwargs = {name: value for name, value in given.items() if value is not None}
         recorded: Any = tracer.create_proxy("call_module", tracer.path_of_module(self), (x,), kwargs)
         return recorded

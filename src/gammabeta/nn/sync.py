@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..epilogue import NOTHING, Epilogue
-from ..functional import sync
+from ..functional import masked, sync
 from ..kernels.backend import Call
 from .layer import Fused
 
@@ -101,4 +101,14 @@ class SyncBatchNorm(Fused):
         out, accepted = sync.train(call, running, self.process_group)
         if counts:
             self._count(accepted, x)
+        return out
+
+    def _normalise_kept(self, x: Tensor, residual: Any, epilogue: Epilogue, mask: Tensor) -> Tensor:
+        if not self._others():
+            return super()._normalise_kept(x, residual, epilogue, mask)
+        # Shares may be uneven, so what is kept is one.
+        by_rows: Any = masked.by_rows
+        if torch.compiler.is_compiling():
+            by_rows = torch.compiler.disable(by_rows)
+        out: Tensor = by_rows(x, residual, mask, lambda kept, added: self._normalise(kept, added, epilogue))
         return out

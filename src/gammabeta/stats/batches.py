@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UsageError
+from .samples import are_samples, count
 
 ForwardFn = Callable[[nn.Module, Any], Any]
 
@@ -48,10 +49,11 @@ def placement(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
 
 
 def call(model: nn.Module, batch: Any) -> Any:
-    """Run ``model`` on ``batch``: a tensor; ``(input, target, …)``; or a mapping.
+    """Run ``model`` on ``batch``: a tensor; ``(input, target, …)``; a mapping; or a list of samples.
 
     A mapping goes in by keyword where ``forward`` has parameters of its keys' names or takes any keyword, and
-    whole otherwise. For anything else give a ``forward_fn``.
+    whole otherwise; so does a list of dicts or objects, one a sample. For anything else give a
+    ``forward_fn``.
 
     Raises:
         UsageError: ``forward`` cannot be called so.
@@ -90,7 +92,7 @@ def _arguments(model: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str,
     if isinstance(batch, list | tuple):
         if not batch:
             raise UsageError("the loader gave an empty tuple: expected a tensor, (input, target) or a dict")
-        return (batch[0],), {}
+        return (batch if _of_samples(batch) else batch[0],), {}
     return (batch,), {}
 
 
@@ -98,6 +100,8 @@ def _misfit(model: nn.Module, batch: Any, error: Exception) -> str:
     if isinstance(batch, Mapping):
         gave = f"the keys {', '.join(map(str, batch))}"
         how = 'model(batch["…"])'
+    elif _of_samples(batch):
+        gave, how = f"a list of {len(batch)} samples", "model([sample[…] for sample in batch])"
     elif isinstance(batch, list | tuple):
         gave, how = f"the first of a batch's {len(batch)} parts", "model(batch[0], batch[1])"
     else:
@@ -111,86 +115,26 @@ def _misfit(model: nn.Module, batch: Any, error: Exception) -> str:
 
 def target(batch: Any) -> Any:
     """What a loss compares the output with: the second of ``(input, target)``, else the whole batch."""
-    if isinstance(batch, list | tuple) and len(batch) > 1:
+    if isinstance(batch, list | tuple) and len(batch) > 1 and not _of_samples(batch):
         return batch[1]
     return batch
 
 
-def size(batch: Any) -> int:
-    """Samples in ``batch``: rows of its first tensor, items of its first list of samples; else 1.
+def _of_samples(batch: Any) -> bool:
+    """Whether a batch is a list of dicts, pairs or objects, one for each sample.
 
-    Objects say it by ``num_graphs`` or ``batch_size``, or by the first of their attributes with samples.
+    A list of tensors may be that or (input, target), and is taken for the latter.
     """
-    return _size(batch) or 1
+    return isinstance(batch, list) and are_samples(batch) and not isinstance(batch[0], Tensor)
 
 
-def _size(value: Any, depth: int = 0) -> int:
-    if isinstance(value, Tensor):
-        return value.shape[0] if value.dim() else 1
-    if isinstance(value, str | bytes) or depth > 4:
-        return 0
-    for name in ("num_graphs", "batch_size"):
-        count = getattr(value, name, None)
-        if isinstance(count, int):
-            return count
-    if isinstance(value, list | tuple):
-        if _are_samples(value):
-            return len(value)
-        items: Iterable[Any] = value
-    elif isinstance(value, Mapping):
-        items = value.values()
-    else:
-        items = getattr(value, "__dict__", {}).values()
-    return next((n for n in (_size(item, depth + 1) for item in items) if n), 0)
-
-
-def _are_samples(items: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether these are samples, one each (a detector's images, graphs), and not the parts of a batch.
-
-    Samples are tensors of one rank whose shapes differ beyond the first axis; several images (C, H, W) with
-    as many channels as images have; and objects that are no containers.
-    """
-    if len(items) < 2:
-        return len(items) == 1 and isinstance(items[0], Tensor) and _is_image(items[0])
-    if all(isinstance(item, Tensor) for item in items):
-        if len({item.dim() for item in items}) > 1 or not items[0].dim():
-            return False
-        ragged = len({item.shape[1:] for item in items}) > 1 or len({item.shape[0] for item in items}) > 1
-        images = all(map(_is_image, items))
-        return images or (ragged and len(items) > 2)
-    if all(isinstance(item, Mapping) for item in items):
-        return True
-    plain = (Tensor, str, bytes, int, float, list, tuple, Mapping)
-    return isinstance(items, list) and not any(isinstance(item, plain) for item in items)
-
-
-def _is_image(tensor: Tensor) -> bool:
-    return tensor.dim() == 3 and tensor.shape[0] in (1, 3) and min(tensor.shape[1:]) > 4
-
-
-def take(value: Any, index: Tensor, samples: int) -> Any:
-    """``value`` with every tensor, and every list, of ``samples`` samples reduced to those in ``index``."""
-    if isinstance(value, Tensor):
-        whole = value.dim() > 0 and value.shape[0] == samples
-        return value[index.to(value.device)] if whole else value
-    if isinstance(value, Mapping):
-        return {key: take(item, index, samples) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(take(item, index, samples) for item in value))
-    if isinstance(value, list | tuple):
-        if len(value) == samples and _are_samples(value):
-            return type(value)(value[i] for i in index.tolist())
-        return type(value)(take(item, index, samples) for item in value)
-    return value
-
-
-def batches(
+def whole_batches(
     loader: Iterable[Any], samples: int | None, place: tuple[torch.device, torch.dtype | None]
 ) -> Iterator[Any]:
     """Whole batches of ``loader``, moved to ``place``, until at least ``samples`` samples have been given."""
     seen = 0
     for batch in loader:
         yield move(batch, *place)
-        seen += size(batch)
+        seen += count(batch) or 1
         if samples is not None and seen >= samples:
             return

@@ -129,6 +129,12 @@ class Ranks:
 
     world_size: int
 
+    @classmethod
+    def here(cls, merge: bool = True) -> "Ranks":
+        """All ranks of the process group, if there is one and they shall ``merge``."""
+        several = merge and dist.is_available() and dist.is_initialized()
+        return cls(dist.get_world_size() if several else 1)
+
     def merge(self, found: dict[str, Moments], failure: Exception | None) -> dict[str, Moments]:
         """Pool ``found`` over the ranks, in their order, so that all get identical results.
 
@@ -144,6 +150,10 @@ class Ranks:
     def agree(self, calls: dict[str, int], failure: Exception | None) -> dict[str, int]:
         """The calls of layers, in their order, as seen by the first rank that has data."""
         return next((other for other in self._exchange(calls, failure) if other), {})
+
+    def total(self, mine: int) -> int:
+        """The sum over the ranks."""
+        return sum(self._exchange(mine, None))
 
     def _exchange(self, mine: Any, failure: Exception | None) -> list[Any]:
         everyone: list[Any] = [(mine, failure is not None)]

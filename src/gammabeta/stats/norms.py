@@ -10,7 +10,7 @@ from ..graph.layers import BatchNormLayer, is_frozen_class
 from .preserve import preserved
 
 # How classes name what they keep; the first pair that a module has counts.
-_NAMES = tuple(
+NAMES = tuple(
     (f"{prefix}mean", f"{prefix}{variance}")
     for prefix in ("running_", "moving_", "population_", "pop_", "ema_", "avg_", "")
     for variance in ("var", "variance")
@@ -36,7 +36,7 @@ def own_names(module: nn.Module) -> tuple[str, str] | None:
     if isinstance(module, _NormBase) or (scripted and "Instance" in str(module.original_name)):
         return None  # torch's own classes: batch normalization is known, and instance normalization is none
     held = dict(module.named_parameters("", False)) | dict(module.named_buffers("", False))
-    for mean, var in _NAMES:
+    for mean, var in NAMES:
         if mean in held and var in held and held[mean].shape == held[var].shape and held[mean].numel():
             return mean, var
     return None
@@ -47,6 +47,11 @@ def statistics(module: Any) -> tuple[Tensor, Tensor] | None:
     mean, var = own_names(module) or ("running_mean", "running_var")
     pair = getattr(module, mean), getattr(module, var)
     return None if pair[0] is None or pair[1] is None else pair
+
+
+def with_statistics(model: nn.Module) -> dict[str, Any]:
+    """The norms that keep a mean and a variance now, as ``norms`` names them."""
+    return {name: layer for name, layer in norms(model).items() if statistics(layer) is not None}
 
 
 def channels(module: Any) -> int:

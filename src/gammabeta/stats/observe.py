@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm as TorchSync
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..functional.masked import mask_of, rows_of
 from ..nn import SyncBatchNorm
 from ..nn.layer import Fused
 from .norms import channels, statistics
@@ -137,8 +138,11 @@ class Observer(TorchDispatchMode):
 
     def call(self, name: str, inner: Any, args: Any, kwargs: Any) -> Any:
         """A call that normalises what it is given."""
-        layer, x = self.norms[name], _first(args, kwargs)
-        use = self.tell(name, x.movedim(self.axes.get(name, 1), 1))
+        layer, x = self.norms[name], _first(args, kwargs).movedim(self.axes.get(name, 1), 1)
+        mask, lengths = kwargs.get("mask"), kwargs.get("lengths")
+        if isinstance(layer, Fused) and (mask is not None or lengths is not None):
+            x = rows_of(x, mask_of(x, mask, lengths))
+        use = self.tell(name, x)
         self.running.append(None)
         try:
             with _redirected(layer, use):

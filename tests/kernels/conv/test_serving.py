@@ -9,6 +9,8 @@ from gammabeta.kernels.conv import serving
 
 pytestmark = pytest.mark.skipif(bool(serving.unsupported(None)), reason=str(serving.unsupported(None)))
 
+QUICK = (None, "relu", "silu")
+
 
 def _serve(
     x,
@@ -42,7 +44,13 @@ def _assert_close(found, wanted, terms):
 
 
 @pytest.mark.parametrize("pool", [False, True])
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize(  # each is a kernel to compile; its arithmetic is that of tests/kernels/cpu
+    "activation",
+    [
+        pytest.param(a, marks=[pytest.mark.slow] * (a not in (None, "relu", "silu")))
+        for a in (None, *ACTIVATIONS)
+    ],
+)
 def test_every_activation(activation, pool):
     torch.manual_seed(0)
     x, weight, bias = torch.randn(2, 3, 9, 8), torch.randn(5, 3, 3, 2), torch.randn(5)

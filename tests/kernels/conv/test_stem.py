@@ -111,7 +111,9 @@ def test_output_and_gradients(case: Case, activation: str | None) -> None:
     assert_as_good(ours, by_torch(given, *tail, torch.float32), by_torch(given, *tail, torch.float64))
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(  # each is three kernels to compile; relu is above
+    "activation", [pytest.param(a, marks=[pytest.mark.slow] * (a != "silu")) for a in ACTIVATIONS]
+)
 @pytest.mark.parametrize("pool", [2, None])
 def test_every_activation(activation: str, pool: int | None) -> None:
     given = problem(Case((3, 1, 14, 13), (20, 1, 3, 3), pool))

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ PROGRAM = """
 import random, sys, torch
 from gammabeta.kernels.cpu import compiler, host, launch
 
-compiled, compile_ = {}, compiler._compile
-def again(key, llvm):
+compiled, compile_ = {}, compiler.machine_code
+def again(key):
     if key not in compiled:
-        compiled[key] = compile_(key, llvm)
+        compiled[key] = compile_(key)
     return compiled[key]
-compiler._compile = again
+compiler.machine_code = again
 x = torch.arange(12.0).view(3, 4)
 
 def check():
@@ -193,3 +194,29 @@ def test_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch, capsys):
 def test_name_of_the_folder_is_no_control_sequence(tmp_path, capsys):
     cache.tell_compiling(tmp_path / "a\x1b[31mb")
     assert r"a\x1b[31mb" in capsys.readouterr().err
+
+
+def test_hushed_only_what_goes_wrong_is_told(kept, monkeypatch, capsys):
+    cache.hush()
+    cache.tell_compiling(kept.parent)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(cache, "_unwritable", lambda directory: "no space left")
+    cache.tell_compiling(kept.parent)
+    assert "no space left" in capsys.readouterr().err
+
+
+def test_of_two_processes_that_want_a_kernel_one_compiles(tmp_path):
+    code = """
+import torch
+from gammabeta.kernels.cpu import compiler, host
+made, machine_code = [], compiler.machine_code
+compiler.machine_code = lambda key: made.append(key.slug) or machine_code(key)
+host.statistics(torch.ones(3, 4))
+print(*made)
+"""
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda _: run(tmp_path, code), range(2)))
+    made = " ".join(one.stdout for one in done).split()
+    assert made, done
+    assert len(set(made)) == len(made)
+    assert not list(tmp_path.rglob("*.lock"))

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.foreign.measure import OPERATIONS, measure
 from benchmarks.foreign.models import TIMM, everything
 from benchmarks.foreign.stub import import_timm
-from gammabeta.conversion.transform import OTHER_CODE
+from gammabeta.conversion.next_use import OTHER_CODE
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of other people's code
 
@@ -19,15 +19,17 @@ SMALL = (
     "timm test_byobnet",
     "timm test_efficientnet",
     "timm test_resnet",
+    "timm mobilenetv3_small_050",
+    "pytorchcv diaresnet20_cifar10",
+    "pytorchcv resnet20_cifar10",
+)
+MORE = (
     "timm dla46x_c",
     "timm ese_vovnet19b_slim_dw",
     "timm lcnet_035",
-    "timm mobilenetv3_small_050",
     "timm regnetx_002",
     "timm starnet_s050",
-    "pytorchcv diaresnet20_cifar10",
     "pytorchcv preresnet20_cifar10",
-    "pytorchcv resnet20_cifar10",
 )
 
 
@@ -52,7 +54,7 @@ def measured(name):
     return row
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", [*SMALL, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_small_models_are_right_and_reached(name):
     row = measured(name)
     for operation in ("convert", "convert with example"):
@@ -64,7 +66,7 @@ def test_small_models_are_right_and_reached(name):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("name", [name for name in MODELS if name not in SMALL])
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in SMALL + MORE])
 def test_every_model_is_right(name):
     measured(name)
 

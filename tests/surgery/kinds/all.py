@@ -14,10 +14,16 @@ for _name in (
     "dataflow",
     "outputs",
     "callers",
+    "methods",
+    "inside",
     "later",
     "surgery_modes",
     "between",
     "rewriting",
     "weights",
+    "classes",
+    "grammar",
+    "patched",
+    "certainty",
 ):
     import_module(f".{_name}", __package__)

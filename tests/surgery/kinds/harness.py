@@ -63,7 +63,7 @@ class Kind:
     ``must`` names the operations that may not refuse ("convert", "fold", "recalibrate"); ``never`` those that
     make no sense for the model. ``around`` is the context in which surgery is done. ``example`` is what
     surgery is given where that is not the first call's arguments. ``twice``: torch's running statistics take
-    in each batch twice under activation checkpointing, and ours rightly once.
+    in each batch twice under activation checkpointing, and ours rightly once. ``slow``: one of many alike.
     """
 
     build: Callable[[], nn.Module]
@@ -76,6 +76,7 @@ class Kind:
     example: Any = None
     modes: tuple[bool, ...] = (True, False)
     twice: bool = False
+    slow: bool = False
 
     def fresh(self) -> nn.Module:
         """A new model in float64, the same one each time."""
@@ -166,8 +167,13 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
-def observed(model: nn.Module, one: Call, training: bool, outside: Callable[[], Any]) -> dict[str, Any]:
-    """Make a call; what it gave, raised, wrote and drew, and the gradients of what it gave."""
+def observed(
+    model: nn.Module, one: Call, training: bool, outside: Callable[[], Any], gradients: bool = True
+) -> dict[str, Any]:
+    """Make a call; what it gave, raised, wrote and drew, and the gradients of what it gave.
+
+    ``gradients``: whether they are recorded; else the call is made as a served model's is.
+    """
     seed(3)
     model.train(training)
     one.before(model)
@@ -185,7 +191,7 @@ def observed(model: nn.Module, one: Call, training: bool, outside: Callable[[], 
     args, kwargs = mapped((one.args, one.kwargs), given)
     raised = None
     out: Any = None
-    with one.around():
+    with torch.set_grad_enabled(gradients), one.around():
         try:
             out = one(model, *args, **kwargs)
         except Exception as error:

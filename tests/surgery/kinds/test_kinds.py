@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import gammabeta as gb
 from benchmarks.foreign.watch import statistics
 from gammabeta.errors import SurgeryError, UsageError
+from gammabeta.graph.layers import unwrap
 
 from .all import KINDS
 from .harness import (
@@ -30,7 +31,20 @@ from .harness import (
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the models' own code
 
 
-@pytest.fixture(params=KINDS)
+FILES = {kind.build.__module__.rpartition(".")[2] for kind in KINDS.values()}
+
+
+def kinds(*files):
+    """Every kind; those of other files are slow: their faults are of an operation with a test of its own."""
+
+    def slow(kind):
+        return kind.slow or kind.build.__module__.rpartition(".")[2] not in files
+
+    named = [pytest.param(n, marks=[pytest.mark.slow] * bool(slow(k))) for n, k in KINDS.items()]
+    return pytest.mark.parametrize("kind", named, indirect=True)
+
+
+@pytest.fixture
 def kind(request):
     one = KINDS[request.param]
     one.reset()
@@ -84,7 +98,8 @@ def every_call(kind, result, what, modes):
             same_state(result, reference, where, left=STATISTICS if kind.twice else ())
 
 
-@pytest.mark.parametrize("given", ["nothing", "the example"])
+@kinds(*FILES - {"certainty"})  # which is of folds
+@pytest.mark.parametrize("given", ["nothing", pytest.param("the example", marks=pytest.mark.slow)])
 def test_convert(kind, given):
     if "convert" in kind.never:
         pytest.skip("there is nothing to convert")
@@ -98,6 +113,7 @@ def test_convert(kind, given):
             every_call(kind, result, "converted", modes)
 
 
+@kinds("rewriting", "surgery_modes", "classes")  # the methods are rewritten as in test_convert
 @pytest.mark.parametrize("to", ["frozen", pytest.param("ghost", marks=pytest.mark.slow)])
 def test_convert_to_another_kind_in_evaluation(kind, to):
     """Other statistics in training, but the same in evaluation; what is fused is fused in the same way."""
@@ -126,6 +142,7 @@ def _values(output):
     return [tensor.detach() for tensor in found]
 
 
+@kinds(*FILES - {"rewriting", "later"})  # no method is rewritten, and much that follows is not promised
 def test_fold(kind):
     if "fold" in kind.never:
         pytest.skip("there is nothing to fold")
@@ -147,8 +164,11 @@ def test_fold(kind):
         for what in ("output", "inputs"):  # a fold makes no promise about gradients of its weights
             found[what], wanted[what] = _detached(found[what]), _detached(wanted[what])
         same_effects(found, wanted, where, ["output", "inputs", "random states", "outside"])
-        same_state(
-            result, reference, where, only=[n for n in kept if n == "" and n in named and not _own(result)]
+        same_state(  # a fold is of the model inside its wrappers
+            result,
+            unwrap(reference),
+            where,
+            only=[n for n in kept if n == "" and n in named and not _own(result)],
         )
 
 
@@ -172,6 +192,7 @@ def _detached(value):
     return mapped(value, lambda t: t.detach())
 
 
+@kinds("callers", "state", "surgery_modes", "patched", "randomness", "classes", "weights")
 def test_recalibrate(kind):
     if "recalibrate" in kind.never:
         pytest.skip("there is nothing to recalibrate")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 # What the plan must know of the working memory of ``jit.channels_first`` and ``jit.max_pool``
 NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
 ACCUMULATOR = 448  # bytes for each channel of a group
+UNIT = 16  # tiles that are worked on together, or left, where there is a mask
 MARGIN = 16  # zeros before a piece of a row of gradients, for the columns to the left of its first window
 
 
@@ -51,6 +52,10 @@ class Arguments(NamedTuple):
     image_parts: int = 0
     channel_parts: int = 0
     stream: int = 0  # 1: write the output past the caches
+    # what a mask keeps (``masked``, ``masked_rows``)
+    mask: int = 0  # (N, S) bytes
+    places: int = 0  # int64 (5,): pixels that are kept, far apart
+    kept: int = 0  # values of a channel; 0: all
     eps: float = 0.0
 
 

@@ -9,12 +9,15 @@ import os
 import stat
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
 from ...text import visible
 
 _DIGEST = 32  # bytes
+_PATIENCE = 60  # seconds; a kernel compiles in a few
 _OPEN = "can be written by other users"
 
 
@@ -55,6 +58,19 @@ def keep(path: Path, code: bytes) -> None:
         _tell_each_start(path.parent, error.strerror)
 
 
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Wait while another process makes this file: the ranks of a training want the same ones at once."""
+    from filelock import FileLock, Timeout
+
+    with ExitStack() as stack:
+        if blocked(path.parent) is None and _unwritable(path.parent) is None:
+            with suppress(OSError, Timeout):  # nothing is wrong if two compile, only slower
+                stack.enter_context(FileLock(mark := path.with_suffix(".lock"), timeout=_PATIENCE))
+                stack.callback(mark.unlink, missing_ok=True)
+        yield
+
+
 def tell_compiling(directory: Path) -> None:
     """Say once per process why the first step takes seconds, and whether it will again."""
     why = blocked(directory) or _unwritable(directory)
@@ -69,6 +85,12 @@ def tell(kind: str, line: str) -> None:
     if kind not in _told:
         _told.update({kind, "compiling"})
         print(f"gammabeta: {visible(line)}", file=sys.stderr, flush=True)
+
+
+def hush(quiet: bool = True) -> bool:
+    """If ``quiet``, compiling is not told, only what keeps kernels from being kept. Returns ``quiet``."""
+    _told.update({"compiling"} if quiet else ())
+    return quiet
 
 
 _told: set[str] = set()

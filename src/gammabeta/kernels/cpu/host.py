@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...epilogue import NOTHING, Epilogue, MaxPool, Pool, pooled_shape
 from ..backend import Call, Gradients, Normalized, Running, lacking
@@ -234,6 +235,91 @@ def backward(grad: Tensor, normalized: Normalized, need_residual: bool) -> Gradi
         # Its working memory is no larger, and begins alike: the means stay.
         fields |= {"grad": dresidual.data_ptr(), "dresidual": 0, "residual": 0, "codes": 0}
         _launch(linear.plan, linear.apply, fields)
+    return dx, dweight, dbias, dresidual
+
+
+# --- what a mask keeps ------------------------------------------------------------------------------------
+
+
+class Kept(NamedTuple):
+    """A mask as the kernels read it."""
+
+    mask: Tensor  # bool, contiguous (N, *spatial)
+    places: Tensor  # int64 (5,): pixels that are kept, far apart
+    values: int  # of a channel
+
+
+_seen = WeakTensorKeyDictionary()  # the layers of a network are given the same mask, one after the other
+
+
+def kept_of(x: Tensor, mask: Tensor) -> Kept | None:
+    """A mask (N, *spatial) for kernels; None where they serve no such call.
+
+    They do not serve fewer channels than threads in a contiguous tensor, nor fewer than two values.
+    """
+    plan = plan_of(x.shape, x.dtype.itemsize, x.is_contiguous(), None, torch.get_num_threads())
+    if not (plan.fused or plan.channels_last):
+        return None
+    version = -1 if mask.is_inference() else mask._version
+    found: tuple[int, Kept] | None = _seen.get(mask)
+    if found is None or version < 0 or found[0] != version:
+        found = _seen[mask] = (version, _kept(mask.contiguous()))
+    kept = found[1]
+    return kept if kept.values > 1 else None
+
+
+def _kept(mask: Tensor) -> Kept:
+    places = mask.view(-1).nonzero().squeeze(1)
+    count = len(places)
+    far = places[[0, count // 4, count // 2, 3 * count // 4, count - 1]] if count else places
+    # A view of its own, so that what is remembered does not keep the mask alive.
+    return Kept(mask.detach(), far, count)
+
+
+def _launch_masked(work: _Work, kept: Kept, kernels: tuple[str, ...], activation: str | None) -> None:
+    x, program, fields, residual = work
+    plan = program.plan
+    fields["mask"], fields["places"] = kept.mask.data_ptr(), kept.places.data_ptr()
+    fields["kept"] = kept.values
+    layout, bf16 = "channels_last" if plan.channels_last else "channels_first", x.dtype is torch.bfloat16
+    steps = []
+    for name in kernels:
+        if name.startswith("finish"):
+            steps.append(Step(Key(name), once=True))
+        else:
+            own = name != "statistics"
+            key = Key(
+                f"{layout}_masked_{name}", bf16, activation if own else None, own and residual is not None
+            )
+            steps.append(Step(key, once=False))
+    _launch(plan, tuple(steps), fields)
+
+
+def masked_train(call: Call, kept: Kept) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``forward_train`` of what is kept; all else is 0 in the output."""
+    work = _work(call)
+    x, program, fields, _ = work
+    mean, var, invstd, out = _channelwise(x), _channelwise(x), _channelwise(x), empty_like(x)
+    fields["mean"], fields["var"], fields["invstd"] = mean.data_ptr(), var.data_ptr(), invstd.data_ptr()
+    fields["out"] = out.data_ptr()
+    kernels = ("statistics", "finish_statistics", "forward") if program.plan.channels_last else ("train",)
+    _launch_masked(work, kept, kernels, call.epilogue.activation)
+    return out, mean, var, invstd
+
+
+def masked_backward(grad: Tensor, normalized: Normalized, kept: Kept) -> Gradients:
+    """``backward`` of ``masked_train``; the residual's gradient too, if there is a residual."""
+    work = _work_normalized(normalized)
+    x, program, fields, residual = work
+    grad, plan = _beside(grad, x), program.plan
+    dx, dweight, dbias = empty_like(x), _channelwise(x), _channelwise(x)
+    dresidual = None if residual is None else empty_like(x)
+    mean_dz = _workspace(plan.bytes) + plan.means
+    fields["grad"], fields["dx"], fields["dresidual"] = grad.data_ptr(), dx.data_ptr(), _address(dresidual)
+    fields["dweight"], fields["dbias"] = dweight.data_ptr(), dbias.data_ptr()
+    fields["mean_dz"], fields["mean_dz_xhat"] = mean_dz, mean_dz + 4 * x.shape[1]
+    kernels = ("reduce", "finish_gradients", "apply") if plan.channels_last else ("backward",)
+    _launch_masked(work, kept, kernels, normalized.call.epilogue.activation)
     return dx, dweight, dbias, dresidual
 
 

@@ -47,12 +47,18 @@ class Step(NamedTuple):
 
 def call(key: Key, args: bytes, part: int = 0) -> None:
     """Run one part of a kernel on this thread."""
+    if compiler.rehearsals and compiler.left_out((key,)):
+        return
     (_kernels.get(key) or _kernel(key))(args, part)
 
 
 def run(steps: tuple[Step, ...], args: bytes, parts: int, threads: int) -> None:
     """Run kernels one after the other, each on up to ``threads`` threads, this one among them."""
     alone = parts == 1 or threads == 1 or _forked
+    if compiler.rehearsals:
+        keys = [step.key for step in steps]
+        if compiler.left_out(keys if alone else [*keys, _WORK]):
+            return
     for key, once in steps:
         if once:
             call(key, args)

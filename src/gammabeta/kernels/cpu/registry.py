@@ -11,6 +11,8 @@ _MAKERS = (
     "gammabeta.kernels.cpu.jit.channels_last_backward",
     "gammabeta.kernels.cpu.jit.channels_first",
     "gammabeta.kernels.cpu.jit.channels_first_backward",
+    "gammabeta.kernels.cpu.jit.masked",
+    "gammabeta.kernels.cpu.jit.masked_rows",
     "gammabeta.kernels.conv.jit.gradients",
     "gammabeta.kernels.conv.jit.stem",
     "gammabeta.kernels.conv.jit.serving",

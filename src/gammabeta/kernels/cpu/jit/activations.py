@@ -4,10 +4,10 @@ At a kink, and for NaN, they agree with PyTorch. ``exp`` and ``erf`` are approxi
 (relative error below 4e-7), because LLVM has no vector form of either.
 """
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ....epilogue import require_arithmetic, split
 from .simd import absolute, fma, inlined, power_of_two, select, splat
 
 
@@ -287,14 +287,18 @@ ACTIVATIONS = {
     "elu": _elu(1.0),
     "hardtanh": _hardtanh(-1.0, 1.0),
 }
+if "gammabeta.epilogue" in sys.modules:  # not where another process only has kernels compiled, and not torch
+    from ....epilogue import require_arithmetic
 
-require_arithmetic("cpu", {name for name in ACTIVATIONS if name})
+    require_arithmetic("cpu", {name for name in ACTIVATIONS if name})
 
 
 def arithmetic_of(name: str | None) -> Activation:
     """The arithmetic of an activation, or of None; one with numbers is made."""
     if name is None or name in ACTIVATIONS:
         return ACTIVATIONS[name]
+    from ....epilogue import split
+
     base, numbers = split(name)
     made: Activation = _WITH_NUMBERS[base](*numbers)
     return made

@@ -14,20 +14,10 @@ one.
 from ..arguments import ACCUMULATOR, NEAR, Arguments
 from .loads import fence, float32, float64, get_f64, prefetch, prefetch_write, put_f64
 from .max_pool import out_plane_of, pool_plane_of, window_of
-from .pointwise import Run, affine_of, forward_of
+from .pointwise import Run, Values, affine_of, centred_of, forward_of
 from .record import takes
 from .reductions import put_statistics, shift_of
-from .simd import (
-    even_lanes,
-    first_lanes,
-    fma,
-    inlined,
-    odd_lanes,
-    select,
-    splat,
-    total,
-    widen,
-)
+from .simd import even_lanes, fma, inlined, odd_lanes, splat, total, widen
 from .tables import cut, memory, step_of
 
 SUMMED = 1024  # elements of a plane that are summed in float32
@@ -109,7 +99,7 @@ def fetch_next(plane, image, images, step, group, nbytes):
 @takes(Arguments)
 def channels_first_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.shift_of``)."""
-    sum_group = _sum_group_of(storage)
+    sum_group = sum_group_of(storage, shift_of(storage), centred_of(storage))
 
     def kernel(args, part):
         image_part, start, stop, group = own_channels(args, part)
@@ -141,12 +131,12 @@ def pieces_of(args):
     return (args.height * args.width + PIECE - 1) // PIECE
 
 
-def _sum_group_of(storage):
+def sum_group_of(storage, shift, centred):
     """Σ(x - k) and Σ(x - k)² of channels ``c0`` to ``c1`` over the pieces ``start`` to ``stop``.
 
-    Pieces are numbered image by image.
+    Pieces are numbered image by image. ``shift(args, c, channel_step, value_step)`` gives k.
     """
-    size, shift, add = storage.size, shift_of(storage), _add_of(storage)
+    size, add = storage.size, _add_of(storage, centred)
 
     @inlined
     def sum_group(args, accumulators, c0, c1, start, stop):
@@ -163,7 +153,8 @@ def _sum_group_of(storage):
                 if plane <= NEAR:
                     step = plane * size
                     fetch_next(here, image, args.images, channels * step, (c1 - c0) * step, step)
-                add(here, length, accumulator)
+                values = Values(here, args.mask + image * plane + piece * SUMMED)
+                add(values, length, accumulator)
             pending += length
             if pending >= BLOCK or unit + 1 == stop:
                 for c in range(c0, c1):
@@ -173,23 +164,23 @@ def _sum_group_of(storage):
     return sum_group
 
 
-def _add_of(storage):
+def _add_of(storage, centred):
     """Add ``length`` elements to the float32 sums."""
-    load, load_some, size = storage.load, storage.load_some, storage.size
+    size, (whole, some) = storage.size, centred
 
     @inlined
-    def add(here, length, accumulator):
+    def add(values, length, accumulator):
         k, zero = splat(get_f64(accumulator, FIRST)), splat(0.0)
         s0, q0 = _load(accumulator, 0), _load(accumulator, 16)
         s1 = s2 = s3 = q1 = q2 = q3 = zero
         i = 0
         while i + 64 <= length:
             for line in range(0, 64, 16):
-                prefetch(here + (i + line) * size + READ_AHEAD)
-            d0 = load(here, i) - k
-            d1 = load(here, i + 16) - k
-            d2 = load(here, i + 32) - k
-            d3 = load(here, i + 48) - k
+                prefetch(values.x + (i + line) * size + READ_AHEAD)
+            d0 = whole(values, i, k)
+            d1 = whole(values, i + 16, k)
+            d2 = whole(values, i + 32, k)
+            d3 = whole(values, i + 48, k)
             s0 = s0 + d0
             s1 = s1 + d1
             s2 = s2 + d2
@@ -200,13 +191,12 @@ def _add_of(storage):
             q3 = fma(d3, d3, q3)
             i += 64
         while i + 16 <= length:
-            d0 = load(here, i) - k
+            d0 = whole(values, i, k)
             s0 = s0 + d0
             q0 = fma(d0, d0, q0)
             i += 16
         if i < length:
-            left = length - i
-            d0 = select(first_lanes(left), load_some(here, i, left) - k, zero)
+            d0 = some(values, i, length - i, k)
             s1 = s1 + d0
             q1 = fma(d0, d0, q1)
         _store(accumulator, 0, (s0 + s1) + (s2 + s3))
@@ -236,20 +226,29 @@ def channels_first_forward(storage, activation, residual, pool):
 @takes(Arguments)
 def channels_first_train(storage, activation, residual, pool):
     """Statistics and forward of one group of channels after the other."""
-    sum_group = _sum_group_of(storage)
-    prepare, forward_plane = _forward_plane_of(storage, activation, residual, pool)
+    sum_group = sum_group_of(storage, shift_of(storage), centred_of(storage))
+
+    @inlined
+    def count(args):
+        return args.images * args.height * args.width
+
+    return train_of(sum_group, _forward_plane_of(storage, activation, residual, pool), count)
+
+
+def train_of(sum_group, forward, count):
+    """The kernel that sums up a group of channels, each of ``count(args)`` values, and then computes it."""
+    prepare, forward_plane = forward
 
     def kernel(args, part):
         _, start, stop, group = own_channels(args, part)
-        units, count = args.images * _blocks_of(args), args.images * args.height * args.width
         accumulators, scratch = memory(args, part), prepare(args, part)
         for c0 in range(start, stop, group):
             c1 = min(c0 + group, stop)
-            sum_group(args, accumulators, c0, c1, 0, units)
+            sum_group(args, accumulators, c0, c1, 0, args.images * _blocks_of(args))
             for c in range(c0, c1):
                 found = accumulators + (c - c0) * ACCUMULATOR
                 one, two = totals_of(found)
-                put_statistics(args, c, get_f64(found, FIRST), one, two, count)
+                put_statistics(args, c, get_f64(found, FIRST), one, two, count(args))
             for image in range(args.images):
                 for c in range(c0, c1):
                     forward_plane(args, image * args.channels + c, c, scratch)
@@ -278,7 +277,7 @@ def _forward_plane_of(storage, activation, residual, pool):
     elif pool:
         compute = _mean_pooled(storage, some)
     else:
-        compute = _flat(storage, residual, whole, some)
+        compute = _whole_plane(flat_of(storage, residual, whole, some))
 
     @inlined
     def forward_plane(args, p, c, scratch):
@@ -290,14 +289,14 @@ def _forward_plane_of(storage, activation, residual, pool):
     return prepare, forward_plane
 
 
-def _flat(storage, residual, whole, some):
-    """Without pooling."""
+def flat_of(storage, residual, whole, some):
+    """A run of values, without pooling."""
     store, store_some, size, stream = storage.store, storage.store_some, storage.size, storage.stream
 
     @inlined
-    def flat(args, run, codes, scratch, affine):
-        plane, streamed, i = args.height * args.width, run.stream != 0, 0
-        while i + 64 <= plane:
+    def flat(run, length, affine):
+        streamed, i = run.stream != 0, 0
+        while i + 64 <= length:
             for at in range(i, i + 64, 16):
                 prefetch(run.x + at * size + READ_AHEAD)
                 if residual:
@@ -308,13 +307,23 @@ def _flat(storage, residual, whole, some):
                     prefetch_write(run.out + at * size + WRITE_AHEAD)
                     store(run.out, at, whole(run, at, affine))
             i += 64
-        while i + 16 <= plane:
+        while i + 16 <= length:
             store(run.out, i, whole(run, i, affine))
             i += 16
-        if i < plane:
-            store_some(run.out, i, some(run, i, plane - i, affine), plane - i)
+        if i < length:
+            store_some(run.out, i, some(run, i, length - i, affine), length - i)
 
     return flat
+
+
+def _whole_plane(flat):
+    """The same of a plane."""
+
+    @inlined
+    def compute(args, run, codes, scratch, affine):
+        flat(run, args.height * args.width, affine)
+
+    return compute
 
 
 def _mean_pooled(storage, some):

@@ -107,11 +107,11 @@ def _walk_of(storage, activation, residual, pool, visit):
     if pool and window_of(pool) is None:
         return _walk_row_pairs(storage, activation, residual, visit)
     grads = float32 if pool else storage
-    return _walk_pieces(storage, grads, dz_of(storage, activation, residual), residual, visit)
+    return walk_pieces(walk_of(storage, grads, dz_of(storage, activation, residual), residual, visit))
 
 
-def _walk_pieces(storage, grads, dz, residual, visit):
-    """A unit is a piece of the plane; ``grads`` says how its gradient is stored."""
+def walk_of(storage, grads, dz, residual, visit):
+    """A walk over the elements ``at`` to ``stop`` of a run; ``grads`` says how its gradient is stored."""
     size, load, load_some, (whole, some) = storage.size, grads.load, grads.load_some, dz
 
     @inlined
@@ -124,8 +124,7 @@ def _walk_pieces(storage, grads, dz, residual, visit):
         return visit(run, at, 16, centred, dz, affine, sums)
 
     @inlined
-    def walk(args, unit, run, affine, sums):
-        at, stop = unit * PIECE, min((unit + 1) * PIECE, args.height * args.width)
+    def walk(run, at, stop, affine, sums):
         one, two = sums
         while at + 32 <= stop:
             one = vector(run, at, affine, one)
@@ -138,9 +137,20 @@ def _walk_pieces(storage, grads, dz, residual, visit):
             left = stop - at
             centred, dz = some(run, at, left, load_some(run.grad, at, left), affine)
             two = visit(run, at, left, centred, dz, affine, two)
-        return (one, two), stop - unit * PIECE
+        return one, two
 
-    return walk, pieces_of
+    return walk
+
+
+def walk_pieces(walk):
+    """A walk over one unit of a plane, which is a piece of it, and the number of units."""
+
+    @inlined
+    def walk_piece(args, unit, run, affine, sums):
+        at, stop = unit * PIECE, min((unit + 1) * PIECE, args.height * args.width)
+        return walk(run, at, stop, affine, sums), stop - at
+
+    return walk_piece, pieces_of
 
 
 def _walk_row_pairs(storage, activation, residual, visit):
@@ -179,7 +189,7 @@ def _walk_row_pairs(storage, activation, residual, visit):
 @takes(Arguments)
 def channels_first_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) of each part."""
-    prepare, reduce_group = _reduce_group_of(storage, activation, residual, pool)
+    prepare, reduce_group = _reduce_of(storage, activation, residual, pool)
 
     def kernel(args, part):
         image_part, start, stop, group = own_channels(args, part)
@@ -194,12 +204,30 @@ def channels_first_reduce(storage, activation, residual, pool):
     return kernel
 
 
-def _reduce_group_of(storage, activation, residual, pool):
+def _reduce_of(storage, activation, residual, pool):
+    """What prepares the working memory of a part, and ``reduce_group_of``."""
+    prepare, gradient = _gradient_of(storage, pool)
+    walk = _walk_of(storage, activation, residual, pool, sums_added(storage, residual))
+    return prepare, reduce_group_of(storage, pool, walk, _run_of(storage, gradient))
+
+
+def _run_of(storage, gradient):
+    """The run of the plane ``p``, whose gradient is in the tensor ``grad``."""
+    size = storage.size
+
+    @inlined
+    def run_of(args, p, grad, scratch):
+        return backward_run(args, p * args.height * args.width * size, gradient(args, grad, p, scratch))
+
+    return run_of
+
+
+def reduce_group_of(storage, pool, walk, run_of):
     """Σdz and Σdz·(x - mean) of channels ``c0`` to ``c1`` over some images, as totals of their accumulators.
 
     Where the residual wants its gradient dz is written too, for the residual and for the second pass.
     """
-    prepare, reduce_plane = _reduce_plane_of(storage, activation, residual, pool)
+    reduce_plane = _reduce_plane_of(walk, run_of)
     size, out_plane = storage.size, out_plane_of(pool)
 
     @inlined
@@ -230,13 +258,12 @@ def _reduce_group_of(storage, activation, residual, pool):
             one, two = sums_of(accumulator)
             add_totals(accumulator, total(one), total(two))
 
-    return prepare, reduce_group
+    return reduce_group
 
 
-def _reduce_plane_of(storage, activation, residual, pool):
-    """Add a plane to the accumulator of its channel; return the values that were not flushed yet."""
-    store, store_some, size = storage.store, storage.store_some, storage.size
-    prepare, gradient = _gradient_of(storage, pool)
+def sums_added(storage, residual):
+    """A visit that adds to the sums Σdz and Σdz·(x - mean), and writes dz where the residual wants it."""
+    store, store_some = storage.store, storage.store_some
 
     @inlined
     def add(run, at, count, centred, dz, affine, sums):
@@ -247,15 +274,19 @@ def _reduce_plane_of(storage, activation, residual, pool):
                 store_some(run.dresidual, at, dz, count)
         return sums[0] + dz, fma(dz, centred, sums[1])
 
-    walk, units = _walk_of(storage, activation, residual, pool, add)
+    return add
+
+
+def _reduce_plane_of(walk, run_of):
+    """Add a plane to the accumulator of its channel; return the values that were not flushed yet."""
+    walk_unit, units = walk
 
     @inlined
     def reduce_plane(args, p, c, accumulator, pending, scratch):
         affine, zeros = affine_of(args, c), (splat(0.0), splat(0.0))
-        here, grad = p * args.height * args.width * size, gradient(args, args.grad, p, scratch)
-        run, sums = backward_run(args, here, grad), (sums_of(accumulator), zeros)
+        run, sums = run_of(args, p, args.grad, scratch), (sums_of(accumulator), zeros)
         for unit in range(units(args)):
-            sums, done = walk(args, unit, run, affine, sums)
+            sums, done = walk_unit(args, unit, run, affine, sums)
             pending += done
             if pending >= BLOCK:
                 (s0, q0), (s1, q1) = sums
@@ -265,7 +296,7 @@ def _reduce_plane_of(storage, activation, residual, pool):
         put_sums(accumulator, sums[0][0] + sums[1][0], sums[0][1] + sums[1][1])
         return pending
 
-    return prepare, reduce_plane
+    return reduce_plane
 
 
 # --- apply ------------------------------------------------------------------------------------------------
@@ -274,7 +305,7 @@ def _reduce_plane_of(storage, activation, residual, pool):
 @takes(Arguments)
 def channels_first_apply(storage, activation, residual, pool):
     """Every plane by itself, with the means given."""
-    prepare, apply_plane = _apply_plane_of(storage, activation, residual, pool)
+    prepare, apply_plane = _apply_of(storage, activation, residual, pool)
 
     def kernel(args, part):
         scratch, (start, stop) = prepare(args, part), own_planes(args, part)
@@ -288,14 +319,13 @@ def channels_first_apply(storage, activation, residual, pool):
     return kernel
 
 
-def _apply_plane_of(storage, activation, residual, pool):
-    """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` over one plane, and ``dz`` where it is wanted."""
+def dx_written(storage, residual, value=dx_of):
+    """A visit that writes ``dx`` as ``value(run, at, count, centred, dz, affine)``, and dz where wanted."""
     store, store_some, stream, size = storage.store, storage.store_some, storage.stream, storage.size
-    prepare, gradient = _gradient_of(storage, pool)
 
     @inlined
     def put(run, at, count, centred, dz, affine, sums):
-        y = dx_of(centred, dz, affine)
+        y = value(run, at, count, centred, dz, affine)
         if count == 16 and run.stream != 0:
             stream(run.dx, at, y)
         elif count == 16:
@@ -307,16 +337,27 @@ def _apply_plane_of(storage, activation, residual, pool):
             store_some(run.dresidual, at, dz, count)
         return sums
 
-    walk, units = _walk_of(storage, activation, residual, pool, put)
+    return put
+
+
+def _apply_of(storage, activation, residual, pool):
+    """What prepares the working memory of a part, and ``apply_plane_of``."""
+    prepare, gradient = _gradient_of(storage, pool)
+    walk = _walk_of(storage, activation, residual, pool, dx_written(storage, residual))
+    return prepare, apply_plane_of(walk, _run_of(storage, gradient))
+
+
+def apply_plane_of(walk, run_of):
+    """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` over one plane, and ``dz`` where it is wanted."""
+    walk_unit, units = walk
 
     @inlined
     def apply_plane(args, grad, p, affine, scratch):
-        here = p * args.height * args.width * size
-        run = backward_run(args, here, gradient(args, grad, p, scratch))
+        run = run_of(args, p, grad, scratch)
         for unit in range(units(args)):
-            walk(args, unit, run, affine, (0, 0))
+            walk_unit(args, unit, run, affine, (0, 0))
 
-    return prepare, apply_plane
+    return apply_plane
 
 
 # --- both -------------------------------------------------------------------------------------------------
@@ -328,15 +369,26 @@ def channels_first_backward(storage, activation, residual, pool):
 
     A residual is one that wants its gradient: the second pass takes dz from there.
     """
-    prepare, reduce_group = _reduce_group_of(storage, activation, residual, pool)
+    reduce = _reduce_of(storage, activation, residual, pool)
     if residual:
-        _, apply_plane = _apply_plane_of(storage, ACTIVATIONS[None], False, False)
+        _, apply_plane = _apply_of(storage, ACTIVATIONS[None], False, False)
     else:
-        _, apply_plane = _apply_plane_of(storage, activation, False, pool)
+        _, apply_plane = _apply_of(storage, activation, False, pool)
+
+    @inlined
+    def count(args):
+        return args.images * args.height * args.width
+
+    return backward_of(residual, reduce, apply_plane, count)
+
+
+def backward_of(residual, reduce, apply_plane, count_of):
+    """The kernel that reduces a group of channels, each of ``count_of(args)`` values, and then applies."""
+    prepare, reduce_group = reduce
 
     def kernel(args, part):
         _, start, stop, group = own_channels(args, part)
-        count = float(args.images * args.height * args.width)
+        count = float(count_of(args))
         grad = args.dresidual if residual else args.grad
         accumulators, scratch = memory(args, part), prepare(args, part)
         for c0 in range(start, stop, group):

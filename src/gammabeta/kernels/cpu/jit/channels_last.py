@@ -13,10 +13,10 @@ processor's own prefetching wants, so each group asks for the next in that order
 from ..arguments import Arguments
 from .loads import fence, float32, float64, get_f32, prefetch, prefetch_write, put_f32, put_f64
 from .max_pool import along, pool_row_of, ring_row_bytes, window_of
-from .pointwise import Run, forward_of
+from .pointwise import Run, Values, centred_of, forward_of
 from .record import takes
 from .reductions import shift_of
-from .simd import first_lanes, fma, inlined, select, splat, widen
+from .simd import fma, inlined, splat, widen
 from .tables import LINE, affine_at, clear, cut, memory, own_elements, spread, step_of, sum_tables
 
 TOGETHER = 4  # tiles that share one reading of the tables
@@ -45,75 +45,86 @@ def ahead(at, v, tile, together, size):
 @takes(Arguments)
 def channels_last_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part, k being a value of the channel (``reductions.shift_of``)."""
-    shift, add_block = shift_of(storage), _block_sums_of(storage)
-
-    @inlined
-    def spread_shifts(args, table):
-        """K to every element of a tile."""
-        channels = args.channels
-        for c in range(channels):
-            k = shift(args, c, 1, channels)
-            for row in range(0, args.tile, step_of(channels)):
-                put_f32(table, row + c, k)
+    add_block, prepare = block_sums_of(storage, centred_of(storage)), sums_prepared(shift_of(storage))
 
     def kernel(args, part):
-        tile, channels, table = args.tile, args.channels, memory(args, part)
-        shifts, wide = table + 12 * tile, table + 16 * tile
-        clear(table, 2 * tile)
-        clear(wide, 4 * tile)
-        spread_shifts(args, shifts)
-        if part == 0:
-            for c in range(channels):
-                put_f64(args.sums, 2 * args.image_parts * channels + c, get_f32(shifts, c))
+        tile, table = args.tile, memory(args, part)
+        prepare(args, part, table)
         at, stop = own_elements(args, part)
         while at < stop:
             block_stop = min(at + BLOCK * tile, stop)
-            add_block(args.x, at, block_stop, table, tile)
-            for v in range(0, 2 * tile, 16):
-                _store_wide(wide, v, _load_wide(wide, v) + widen(_load(table, v)))
-                _store(table, v, splat(0.0))
+            add_block(Values(args.x, 0), at, block_stop, table, tile)
+            flush_sums(table, tile)
             at = block_stop
-        sum_tables(args, part, wide)
+        sum_tables(args, part, table + 16 * tile)
 
     return kernel
 
 
-def _block_sums_of(storage):
-    """Add the elements ``at`` to ``stop`` of a block to its sums."""
-    load, load_some, size = storage.load, storage.load_some, storage.size
+def sums_prepared(shift):
+    """Clear the tables of a part and fill that of k; part 0 hands k on."""
 
     @inlined
-    def add_tiles(x, at, table, tile):
+    def prepare(args, part, table):
+        tile, channels = args.tile, args.channels
+        shifts = table + 12 * tile
+        clear(table, 2 * tile)
+        clear(table + 16 * tile, 4 * tile)
+        for c in range(channels):
+            k = shift(args, c, 1, channels)
+            for row in range(0, tile, step_of(channels)):
+                put_f32(shifts, row + c, k)
+        if part == 0:
+            for c in range(channels):
+                put_f64(args.sums, 2 * args.image_parts * channels + c, get_f32(shifts, c))
+
+    return prepare
+
+
+@inlined
+def flush_sums(table, tile):
+    """Add the sums of a block to those of all blocks, and clear them."""
+    wide = table + 16 * tile
+    for v in range(0, 2 * tile, 16):
+        _store_wide(wide, v, _load_wide(wide, v) + widen(_load(table, v)))
+        _store(table, v, splat(0.0))
+
+
+def block_sums_of(storage, centred):
+    """Add the elements ``at`` to ``stop`` of a run to the sums of a block."""
+    size, (whole, some) = storage.size, centred
+
+    @inlined
+    def add_tiles(values, at, table, tile):
         """Eight whole tiles."""
         for v in range(0, tile, 16):
-            k, lines = _load(table, 3 * tile + v), x + ahead(at, v, tile, SUMMED, size)
+            k, lines = _load(table, 3 * tile + v), values.x + ahead(at, v, tile, SUMMED, size)
             s, q = splat(0.0), splat(0.0)
             for j in range(SUMMED):
                 prefetch(lines + 16 * j * size)
-                d = load(x, at + j * tile + v) - k
+                d = whole(values, at + j * tile + v, k)
                 s = s + d
                 q = fma(d, d, q)
             _store(table, v, _load(table, v) + s)
             _store(table, tile + v, _load(table, tile + v) + q)
 
     @inlined
-    def add_tile(x, at, stop, table, tile):
+    def add_tile(values, at, stop, table, tile):
         """One tile, or what there is of it."""
         for v in range(0, tile, 16):
             count = min(16, stop - at - v)
             if count > 0:
-                k = _load(table, 3 * tile + v)
-                d = select(first_lanes(count), load_some(x, at + v, count) - k, splat(0.0))
+                d = some(values, at + v, count, _load(table, 3 * tile + v))
                 _store(table, v, _load(table, v) + d)
                 _store(table, tile + v, fma(d, d, _load(table, tile + v)))
 
     @inlined
-    def add_block(x, at, stop, table, tile):
+    def add_block(values, at, stop, table, tile):
         while at + SUMMED * tile <= stop:
-            add_tiles(x, at, table, tile)
+            add_tiles(values, at, table, tile)
             at += SUMMED * tile
         while at < stop:
-            add_tile(x, at, stop, table, tile)
+            add_tile(values, at, stop, table, tile)
             at += tile
 
     return add_block
@@ -125,7 +136,7 @@ def _block_sums_of(storage):
 @takes(Arguments)
 def channels_last_forward(storage, activation, residual, pool):
     """``out = pool(activation((x - mean) * scale + bias + residual))``."""
-    walk = _forward_walk(storage, activation, residual, pool)
+    walk = forward_walk(storage, residual, pool, forward_of(storage, activation, residual))
     if window_of(pool) is not None:
         return _max_pooled(storage, window_of(pool), walk)
     return _mean_pooled(storage, walk) if pool else _flat(storage, walk)
@@ -168,15 +179,14 @@ def walk_of(size, parameters, fetch, put, put_some):
     return walk
 
 
-def _forward_walk(storage, activation, residual, pool):
-    """Activate a run of elements; for the mean of 2x2 each together with the one below.
+def forward_walk(storage, residual, pool, activated):
+    """Activate a run of elements (``forward_of``); for the mean of 2x2 each together with the one below.
 
     With pooling the results are float32, in working memory.
     """
     pooled, mean = bool(pool), bool(pool) and window_of(pool) is None
     target, size, stream = float32 if pooled else storage, storage.size, storage.stream
-    store, store_some = target.store, target.store_some
-    whole, some = forward_of(storage, activation, residual)
+    store, store_some, (whole, some) = target.store, target.store_some, activated
 
     @inlined
     def fetch(run, line, streamed):
@@ -237,9 +247,8 @@ def _mean_pooled(storage, walk):
         units = args.images * height
         for unit in range(cut(units, args.image_parts, part), cut(units, args.image_parts, part + 1)):
             here = (unit // height * args.height + 2 * (unit % height)) * row * size
-            walk(
-                args, Run(args.x + here, args.residual + here, line, row, 0), 2 * pairs * args.channels, table
-            )
+            run = Run(args.x + here, args.residual + here, line, row, 0)
+            walk(args, run, 2 * pairs * args.channels, table)
             average_pairs(line, args.out + unit * pairs * args.channels * size, pairs, args.channels)
 
     return kernel

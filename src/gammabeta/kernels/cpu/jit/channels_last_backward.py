@@ -147,7 +147,12 @@ def channels_last_reduce(storage, activation, residual, pool):
 
     Where the residual wants its gradient dz is written too, for the residual and for the second pass.
     """
-    runs = _runs_of(storage, pool, _reduce_run_of(storage, activation, residual, pool))
+    reduce_run = reduce_run_of(storage, residual, pool, dz_of(storage, activation, residual))
+    return reduce_kernel_of(_runs_of(storage, pool, reduce_run))
+
+
+def reduce_kernel_of(runs):
+    """``runs(args, part, table)`` between the tables of parameters and the sums of all blocks."""
 
     def kernel(args, part):
         table, tile = memory(args, part), args.tile
@@ -155,14 +160,14 @@ def channels_last_reduce(storage, activation, residual, pool):
         clear(table + 20 * tile, 2 * tile)
         clear(table + 32 * tile, 4 * tile)
         runs(args, part, table)
-        _flush_block(table, tile)
+        flush_block(table, tile)
         sum_tables(args, part, table + 32 * tile)
 
     return kernel
 
 
 @inlined
-def _flush_block(table, tile):
+def flush_block(table, tile):
     """Add the float32 sums to the float64 ones, and clear them."""
     wide = table + 32 * tile
     for v in range(0, 2 * tile, 16):
@@ -170,11 +175,11 @@ def _flush_block(table, tile):
         _store(table, 5 * tile + v, splat(0.0))
 
 
-def _reduce_run_of(storage, activation, residual, pool):
-    """Add a run to the sums; ``pending`` tiles are in them since they were last flushed."""
+def reduce_run_of(storage, residual, pool, gradients):
+    """Add a run (``dz_of``) to the sums; ``pending`` tiles are in them since they were last flushed."""
     store, store_some, size = storage.store, storage.store_some, storage.size
     load, load_some = (_load, _load_some) if pool else (storage.load, storage.load_some)
-    (whole, some), fetch = dz_of(storage, activation, residual), _fetch_of(residual, pool)
+    (whole, some), fetch = gradients, _fetch_of(residual, pool)
 
     @inlined
     def add(run, at, affine, sums):
@@ -232,14 +237,14 @@ def _reduce_run_of(storage, activation, residual, pool):
             at += TOGETHER * tile
             pending += TOGETHER
             if pending >= BLOCK:
-                _flush_block(table, tile)
+                flush_block(table, tile)
                 pending = 0
         while at < elements:
             add_tile(run, at, elements, table, tile)
             at += tile
             pending += 1
         if pending >= BLOCK:
-            _flush_block(table, tile)
+            flush_block(table, tile)
             pending = 0
         return pending
 
@@ -252,14 +257,18 @@ def _reduce_run_of(storage, activation, residual, pool):
 @takes(Arguments)
 def channels_last_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)``, and ``dz`` where the residual wants it."""
-    walk = _apply_walk(storage, activation, residual, pool)
+    walk = apply_walk(storage, residual, pool, dz_of(storage, activation, residual), dx_of)
 
     @inlined
     def apply_run(args, run, elements, table, pending):
         walk(args, run, elements, table)
         return pending
 
-    runs = _runs_of(storage, pool, apply_run)
+    return apply_kernel_of(_runs_of(storage, pool, apply_run))
+
+
+def apply_kernel_of(runs):
+    """``runs(args, part, table)`` behind the tables of parameters and means."""
 
     def kernel(args, part):
         table = memory(args, part)
@@ -272,10 +281,11 @@ def channels_last_apply(storage, activation, residual, pool):
     return kernel
 
 
-def _apply_walk(storage, activation, residual, pool):
+def apply_walk(storage, residual, pool, gradients, value):
+    """Write ``value(run, at, count, centred, dz, affine)`` of a run, and dz where it is wanted."""
     store, store_some, size, stream = storage.store, storage.store_some, storage.size, storage.stream
     load, load_some = (_load, _load_some) if pool else (storage.load, storage.load_some)
-    (whole, some), fetch_read = dz_of(storage, activation, residual), _fetch_of(residual, pool)
+    (whole, some), fetch_read = gradients, _fetch_of(residual, pool)
 
     @inlined
     def fetch(run, line, streamed):
@@ -286,7 +296,7 @@ def _apply_walk(storage, activation, residual, pool):
     @inlined
     def put(run, at, affine, streamed):
         centred, dz = whole(run, at, load(run.grad, at), affine)
-        y = dx_of(centred, dz, affine)
+        y = value(run, at, 16, centred, dz, affine)
         if streamed:
             stream(run.dx, at, y)
         else:
@@ -297,7 +307,7 @@ def _apply_walk(storage, activation, residual, pool):
     @inlined
     def put_some(run, at, count, affine):
         centred, dz = some(run, at, count, load_some(run.grad, at, count), affine)
-        store_some(run.dx, at, dx_of(centred, dz, affine), count)
+        store_some(run.dx, at, value(run, at, count, centred, dz, affine), count)
         if residual and run.dresidual != 0:
             store_some(run.dresidual, at, dz, count)
 

@@ -29,6 +29,8 @@ from .simd import (
     first_mask,
     instructions,
     intrinsic,
+    mask,
+    splat_value,
     vector,
     wide,
 )
@@ -169,6 +171,28 @@ def get_bf16(builder, address, index):
     """One bf16 as a float32."""
     half = builder.load(_pointer(builder, I16, address, index), align=2, typ=I16)
     return builder.bitcast(builder.shl(builder.zext(half, I32), ir.Constant(I32, 16)), F32)
+
+
+@instructions(mask, types.int64, types.int64)
+def kept_lanes(builder, address, index):
+    """The lanes whose byte is not 0, of sixteen from ``index`` on."""
+    found = builder.load(_pointer(builder, I8, address, index), align=1, typ=VI8)
+    return builder.icmp_unsigned("!=", found, ir.Constant(VI8, [0] * LANES))
+
+
+@instructions(mask, types.int64, types.int64, types.int64)
+def kept_some(builder, address, index, count):
+    """The same of ``count``; none beyond."""
+    found = _masked(builder, "load", I8, _pointer(builder, I8, address, index), count)
+    return builder.icmp_unsigned("!=", found, ir.Constant(VI8, [0] * LANES))
+
+
+@instructions(types.void, types.int64, types.int64, types.int64)
+def repeat_byte(builder, address, index, source):
+    """Write the byte at ``source`` sixteen times, from ``index`` on."""
+    found = builder.load(builder.inttoptr(source, ir.PointerType()), align=1, typ=I8)
+    same = splat_value(builder, found, VI8)
+    builder.store(same, _pointer(builder, I8, address, index), align=1)
 
 
 def _widen_byte(builder, bytes_):

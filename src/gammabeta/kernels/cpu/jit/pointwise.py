@@ -39,6 +39,13 @@ class Run(NamedTuple):
     stream: int  # 1: write ``out`` past the caches
 
 
+class Values(NamedTuple):
+    """A run of elements that are summed up: where it begins, and its mask if it has one."""
+
+    x: int
+    mask: int
+
+
 class BackwardRun(NamedTuple):
     """A run of elements in a backward pass: where it begins in each tensor."""
 
@@ -79,6 +86,21 @@ def affine_backward_of(args, c, mean_dz, mean_dz_xhat):
 
 
 # --- forward ----------------------------------------------------------------------------------------------
+
+
+def centred_of(storage):
+    """``x - k`` of sixteen values from ``at`` on, and of ``count``: zero beyond them."""
+    load, load_some = storage.load, storage.load_some
+
+    @inlined
+    def whole(values, at, k):
+        return load(values.x, at) - k
+
+    @inlined
+    def some(values, at, count, k):
+        return select(first_lanes(count), load_some(values.x, at, count) - k, splat(0.0))
+
+    return whole, some
 
 
 def forward_of(storage, activation, residual):
@@ -136,6 +158,6 @@ def dz_of(storage, activation, residual):
 
 
 @inlined
-def dx_of(centred, dz, affine):
-    """``dx``; ``affine`` is an ``AffineBackward``."""
+def dx_of(run, at, count, centred, dz, affine):
+    """``dx`` of the ``count`` values from ``at`` on; ``affine`` is an ``AffineBackward``."""
     return fma(dz, affine.scale, splat(0.0) - fma(centred, affine.slope, affine.constant))

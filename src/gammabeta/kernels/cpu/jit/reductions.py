@@ -20,6 +20,12 @@ def _middle(a, b, c):
     return max(min(a, b), min(max(a, b), c))
 
 
+@inlined
+def middle_of_five(a, b, d, e, f):
+    """The third greatest of five."""
+    return _middle(d, max(min(a, b), min(e, f)), min(max(a, b), max(e, f)))
+
+
 def shift_of(storage):
     """What a channel's sums are about: the middle one of five values, no outlier unless three of them are.
 
@@ -38,7 +44,7 @@ def shift_of(storage):
         d = get(start, images // 2 * image_step + last // 2 * value_step)
         e = get(start, images * 3 // 4 * image_step + last * 3 // 4 * value_step)
         f = get(start, images * image_step + last * value_step)
-        return float(_middle(d, max(min(a, b), min(e, f)), min(max(a, b), max(e, f))))
+        return float(middle_of_five(a, b, d, e, f))
 
     return shift
 
@@ -70,12 +76,18 @@ def _sums_of_parts(args, c):
     return one, two
 
 
+@inlined
+def _count_of(args):
+    """Values of a channel: all, or what a mask keeps."""
+    return args.kept if args.kept != 0 else args.images * args.height * args.width
+
+
 @takes(Arguments)
 def finish_statistics(storage, activation, residual, pool):
     """The statistics of every channel from the parts' sums, and k, which stands behind them."""
 
     def kernel(args, part):
-        count = args.images * args.height * args.width
+        count = _count_of(args)
         for c in range(args.channels):
             one, two = _sums_of_parts(args, c)
             first = get_f64(args.sums, 2 * args.image_parts * args.channels + c)
@@ -89,7 +101,7 @@ def finish_gradients(storage, activation, residual, pool):
     """Per channel: Σdz and Σdz·xhat from the parts' Σdz and Σdz·(x - mean), and both divided by the count."""
 
     def kernel(args, part):
-        count = args.images * args.height * args.width
+        count = _count_of(args)
         for c in range(args.channels):
             one, two = _sums_of_parts(args, c)
             two *= get_f32(args.invstd, c)
