@@ -7,7 +7,17 @@ from gammabeta.doctor.checks import CHECKS, run_checks
 from gammabeta.doctor.checks.drift import predicted_shift
 from gammabeta.doctor.checks.settings import misplaced_weight
 from gammabeta.doctor.checks.updates import measured_share
-from gammabeta.doctor.evidence import Evidence, Gap, Layer, LoaderShape, Optimizer, Ranks, Surroundings
+from gammabeta.doctor.evidence import (
+    Activity,
+    BatchSize,
+    Evidence,
+    Gap,
+    Layer,
+    LoaderShape,
+    Optimizer,
+    Ranks,
+    Surroundings,
+)
 from gammabeta.stats.moments import Moments
 
 
@@ -73,6 +83,8 @@ CASES = [
     ("dead-gamma", {"weight": with_values(ONES, 1e-4, 1)}, ["note"]),
     ("dead-gamma", {"weight": with_values(ONES, 1e-4, 2)}, ["warning"]),
     ("dead-gamma", {"weight": 0 * ONES}, ["warning"]),
+    ("dead-gamma", {"weight": 0 * ONES, "updates": 9}, ["note"]),
+    ("dead-gamma", {"weight": with_values(ONES, 1e-4, 2), "updates": 9}, ["warning"]),
     ("dead-gamma", {"weight": with_values(ONES, 0.01, 5)}, []),
     ("dead-gamma", {"bias": with_values(0 * ONES, -5, 20)}, []),  # no ReLU known to follow
     ("momentum", {"momentum": 0.89}, []),
@@ -214,9 +226,73 @@ def test_distributed():
     assert fired("unsynchronized-replicas", layer(), batch_images=(8,)) == []
 
 
+def activity(batch: torch.Tensor, batches: int = 20, size: int = 4) -> Activity:
+    """What a layer saw of batches (values, C), each with another mean."""
+    seen = Activity(batch.shape[1])
+    for index in range(batches):
+        moments = Moments.of_rows(batch.roll(16 * size * index, 0)[: 16 * size])
+        seen.sizes[BatchSize(size, 16 * size)] += 1
+        seen.population.pool(moments)
+        seen.batch_means.pool(Moments.of_rows(moments.mean[None]))
+        seen.batch_variances.pool(Moments.of_rows(moments.variance[None]))
+        seen.largest = torch.maximum(seen.largest, moments.variance)
+    return seen
+
+
+def constant(channels: int, spread: float = 0.0) -> Activity:
+    values = torch.randn(64, 20, dtype=torch.float64)
+    values[:, :channels] *= spread
+    return activity(values)
+
+
+@pytest.mark.parametrize(
+    ("seen", "facts", "around", "expected"),
+    [
+        (constant(0), {}, {}, []),
+        (constant(1), {}, {}, ["note"]),
+        (constant(2), {}, {}, ["warning"]),  # alive in training, and constant now
+        (constant(2, 1e-3), {}, {}, ["note"]),  # less than eps, but it varies
+        (constant(2), {}, {"of_data": True}, ["note"]),
+        (constant(2), {"updates": 9, "var": with_values(ONES, 0.0, 2)}, {}, ["note"]),
+        (constant(2), {"updates": 999, "var": with_values(ONES, 0.0, 2)}, {}, ["warning"]),
+        (constant(2), {"updates": 9}, {}, ["warning"]),
+        (constant(2), {"mean": None, "var": None}, {}, ["warning"]),
+    ],
+)
+def test_dead_input(seen, facts, around, expected):
+    given = {"surroundings": {"bn": Surroundings(**around)}, "activity": {"bn": seen}}
+    assert fired("dead-input", layer(**facts), **given) == expected
+
+
+def test_few_values_do_not_show_that_a_channel_is_dead():
+    seen = activity(torch.zeros(16, 20, dtype=torch.float64), batches=5)
+    assert fired("dead-input", layer(), activity={"bn": seen}) == ["note"]
+
+
+def test_small_variances_that_the_data_has_too_are_right():
+    low = layer(var=with_values(ONES, 1e-6, 4))
+    assert fired("collapsed-variance", low) == ["warning"]
+    assert fired("collapsed-variance", low, activity={"bn": constant(4, 1e-3)}) == []
+    assert fired("collapsed-variance", low, activity={"bn": constant(0)}) == ["warning"]
+
+
+def test_few_samples_with_many_independent_values_are_a_note():
+    def found(values: torch.Tensor, **more) -> list[str]:
+        return fired("tiny-batch", layer(), activity={"bn": activity(values, **more)}, batch_images=(4,) * 20)
+
+    many = torch.randn(6400, 20, dtype=torch.float64)
+    alike = many[:64].repeat_interleave(100, 0)
+    assert found(many.repeat(2, 1), size=100) == ["note"]
+    assert found(alike.repeat(2, 1), size=100) == ["warning"]
+    assert found(many.repeat(2, 1), size=100, batches=7) == ["warning"]  # too few to tell
+
+
 def gap(**changes) -> Gap:
     values = {"train": 1.0, "bn_train": 1.0, "population": 1.0, "evaluation": 1.0, "stale": (), "noise": ()}
     return Gap(**(values | {"output_change": 0.0, "output_noise": 0.0} | changes))
+
+
+NOISE = {"population": 1.3, "evaluation": 1.3, "noise": (0.3, 0.29, 0.31), "stale": (0, 0, 0)}
 
 
 @pytest.mark.parametrize(
@@ -235,6 +311,18 @@ def gap(**changes) -> Gap:
         ({"bn_train": None, "output_change": 0.09, "output_noise": 0.09}, []),
         ({"bn_train": None, "output_change": 0.2}, ["warning"]),
         ({"bn_train": None, "output_noise": 0.6}, ["error"]),
+        # What batches of that size do by chance is a note.
+        (NOISE | {"chance": (0.29, 0.3, 0.31), "by_size": 0.3}, ["note"]),
+        (NOISE | {"chance": (0.05, 0.06, 0.04), "by_size": 0.05}, ["warning"]),
+        (NOISE | {"chance": (0.3, 0.3), "by_size": 0.0}, ["warning"]),
+        (NOISE | {"chance": (-0.1, 0.5), "by_size": 0.15}, ["note"]),
+        # Two domains, of which one has all the noise.
+        (NOISE | {"noise": (0.0, 0.6) * 8, "chance": (0.0, 0.1, 0.05, 0.05), "by_size": 0.05}, ["warning"]),
+        ({"bn_train": None, "output_noise": 0.6, "by_size": 0.4}, ["note"]),
+        ({"bn_train": None, "output_noise": 0.6, "by_size": 0.2}, ["error"]),
+        # The rest of training that is better than evaluation.
+        ({"train": 0.5, "elsewhere": (0.5, 0.5)}, ["error"]),
+        ({"train": 0.95, "elsewhere": (0.05, 0.05)}, []),
     ],
 )
 def test_train_eval_gap(changes, expected):

@@ -252,16 +252,34 @@ def report():
 
 def test_text(report):
     text = str(report)
-    assert text.startswith(report.verdict)
+    assert " ".join(text.split()).startswith(report.verdict)
     assert "invalid-statistics" in text
+    assert report.in_short.startswith("In short: ")
+    assert " ".join(report.in_short.split()[:6]) in text
     assert "fix" in text
     assert repr(report) == f"<Report: {report.verdict}>"
+
+
+def test_the_verdict_is_a_sentence_that_names_the_worst(report):
+    worst = "a running mean or variance that is not finite, or a negative variance"
+    assert report.verdict.startswith(f"Not healthy: {worst} (")
+    assert report.verdict.endswith(" in 1 batch-normalization layer on 192 samples).")
+    assert "`" not in report.in_short
+
+
+def test_the_code_to_paste_mends_every_layer():
+    model = nn.Sequential(nn.BatchNorm1d(2, momentum=0.99), nn.BatchNorm1d(2, momentum=0.99))
+    (group,) = (group for group in gb.diagnose(model).groups if group.first.check == "momentum")
+    assert "&#39;1&#39;" in gb.diagnose(model).to_html()
+    exec(group.code, {"model": model, "loader": [torch.randn(8, 2)], "gammabeta": gb})
+    assert [layer.momentum for layer in model] == [0.01, 0.01]
+    assert not any(bool((layer.running_mean == 0).any()) for layer in model)
 
 
 def test_json_is_strict_and_complete(report):
     document = json.loads(report.to_json(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert document["schema"] == "gammabeta.doctor/1"
-    top = "schema gammabeta healthy verdict counts findings layers gap samples not_examined"
+    top = "schema gammabeta healthy verdict in_short counts findings layers gap samples not_examined"
     assert set(document) == set(top.split())
     keys = {"check", "layer", "severity", "evidence", "cause", "fix", "values"}
     assert all(set(finding) == keys for finding in document["findings"])

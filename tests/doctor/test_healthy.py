@@ -11,7 +11,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import gammabeta as gb
-from gammabeta.doctor.samples import count, take
 
 SIZE, BATCHES = 32, 4
 
@@ -343,27 +342,6 @@ def test_batches_that_are_lists_are_counted_by_their_items(form):
     assert report.evidence.batch_images == (17, 16, 16, 11)
     assert report.evidence.not_examined == []
     assert report.evidence.batch_dependence is not None
-
-
-@pytest.mark.parametrize(
-    ("batch", "samples"),
-    [
-        (torch.ones(5, 3), 5),
-        ((torch.ones(5, 3, 8, 8), torch.ones(5)), 5),
-        ([torch.ones(5, 3, 8, 8), torch.ones(5, 3, 8, 8)], 5),
-        (((torch.ones(5, 3), torch.ones(5, 7)), torch.ones(5)), 5),
-        ({"a": "x", "b": torch.ones(4, 2)}, 4),
-        ([torch.ones(3, 8, 8)] * 6, 6),
-        (([torch.ones(3, 8, 8)] * 6, torch.ones(6)), 6),
-        ([(torch.ones(3, 8, 8), 4)] * 6, 6),
-        (["a", "b"], 0),
-        ((), 0),
-    ],
-)
-def test_count_and_take(batch, samples):
-    assert count(batch) == samples
-    if samples:
-        assert count(take(batch, torch.tensor([0, 2]), samples)) == 2
 
 
 # --- norms of one's own -------------------------------------------------------------------------------------

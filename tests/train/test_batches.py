@@ -30,6 +30,21 @@ def test_constant_pixels_do_not_divide_by_zero() -> None:
     assert Scaling.of(np.full((2, 1, 4, 4), 9, np.uint8), "standardized") == Scaling((9.0,), (1.0,))
 
 
+def test_some_images_are_the_same_each_time_and_not_augmented(digits: Dataset) -> None:
+    scaling = Scaling.of(digits.train.images, "unit")
+    images = DeviceImages(digits.train, scaling, CPU, shift=1, flip=True)
+    some = images.some(100)
+    x, y = some.batch(slice(None))
+    assert (len(some), x.shape[2:]) == (100, images.size)
+    whole, labels = images.batch(slice(None))
+    places = [int((whole == image).flatten(1).all(1).nonzero()[0, 0]) for image in x]
+    assert y.tolist() == labels[places].tolist()
+    assert places != list(range(100))
+    torch.testing.assert_close(images.some(100).batch(slice(None))[0], x, rtol=0, atol=0)
+    assert images.some(0) is images
+    assert images.some(len(images)) is images
+
+
 def test_each_epoch_sees_every_image_once_and_differently(digits: Dataset) -> None:
     order = Order(len(digits.train.labels), load_recipe("classic", {"epochs": 2}), seed=1)
     steps = order.steps_per_epoch

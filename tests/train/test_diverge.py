@@ -14,6 +14,7 @@ from gammabeta.jsontext import from_json, to_json
 from gammabeta.train import Run, fit, load_model, load_recipe
 from gammabeta.train.fitting import Observer
 from gammabeta.train.loop import Progress, Training
+from gammabeta.train.page import _layers
 from gammabeta.train.run import Job
 from gammabeta.train.session import train_run
 
@@ -48,6 +49,12 @@ def test_a_divergence_is_noticed_when_it_happens(digits: Dataset, tmp_path: Path
     assert all(tensor.isfinite().all() for tensor in weights.values())
     for line in (run.path / "metrics.jsonl").read_text("utf-8").splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+def test_statistics_that_are_no_numbers_are_drawn_as_gaps() -> None:
+    nothing = dict.fromkeys(("mean", "var", "mean_distance", "var_distance")) | {"percentiles": [None] * 3}
+    rows = [{"kind": "statistics", "step": 1, "epochs": 0.1, "layers": {"bn1": nothing}}]
+    assert _layers(rows) == [{"name": "bn1", "charts": []}]
 
 
 def test_a_later_step_keeps_the_weights_before_it(digits: Dataset, tmp_path: Path, monkeypatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gammabeta.train import load_recipe
-from gammabeta.train.loop import SGD
+from gammabeta.train.optimizers import SGD
 
 
 @pytest.mark.parametrize(

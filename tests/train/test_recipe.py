@@ -36,6 +36,24 @@ def test_a_file_builds_on_a_base(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('epochs = "3"', "epochs = '3': input should be a valid number"),
+        ("batch_size = 64.0", "batch_size = 64.0: input should be a valid integer"),
+        ("batch_norm = 1", "batch_norm = 1: input should be a valid boolean"),
+        ("name = 5", "name = 5: input should be a valid string"),
+    ],
+)
+def test_a_file_has_numbers_where_numbers_are_wanted(line: str, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'base = "classic"\n{line}\n', "utf-8")
+    with pytest.raises(UsageError, match=words):
+        load_recipe(path)
+    field = line.partition(" ")[0]
+    assert load_recipe(path, [f"{field}={getattr(load_recipe('fast'), field)}"])  # an option goes before it
+
+
+@pytest.mark.parametrize(
     ("name", "overrides", "words"),
     [
         ("nonesuch", [], ["unknown recipe 'nonesuch'", "classic", "fast", ".toml"]),

@@ -10,7 +10,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "kill_and_resume.py"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(kills: int) -> None:
     options = ["--kills", str(kills), "--seed", "1", "--images", "640", "--epochs", str(20 * kills)]
     done = subprocess.run(

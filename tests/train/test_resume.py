@@ -1,6 +1,7 @@
 """Going on with a changed recipe, with more epochs, and with another run's weights."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -85,6 +86,17 @@ def test_a_changed_recipe_is_noticed(interrupted, digits, tmp_path, old, new, wo
         go_on(path, digits)
     assert words in str(caught.value)
     assert before == {file.name: file.read_bytes() for file in path.iterdir() if file.is_file()}
+
+
+def test_epochs_are_advised_only_where_they_were_changed(interrupted, tmp_path):
+    path = Path(shutil.copytree(interrupted, tmp_path / "run"))
+    text = (path / "recipe.toml").read_text("utf-8")
+    for field, advised in (("epochs", True), ("learning_rate", False)):
+        changed = re.sub(rf"(?m)^{field} = .*", f"{field} = 0.125", text)
+        (path / "recipe.toml").write_text(changed, "utf-8")
+        with pytest.raises(RunError, match=f"{field} is 0.125") as caught:
+            Resumption.of(path)
+        assert ("--epochs" in str(caught.value)) == advised
 
 
 def test_another_seed_is_noticed_and_another_name_is_not(interrupted, digits, tmp_path):

@@ -34,7 +34,7 @@ def run_copy(finished: Path, tmp_path: Path) -> Path:
 
 def test_a_run_folder_says_everything(finished: Path) -> None:
     assert {file.name for file in finished.iterdir()} - {".lock"} == {
-        "run.json", "recipe.toml", "metrics.jsonl", "model.safetensors", "curves.png", "statistics.png",
+        "run.json", "run.html", "recipe.toml", "metrics.jsonl", "model.safetensors",
         "checkpoints",
     }  # fmt: skip
     run = Run.open(finished)
@@ -47,7 +47,6 @@ def test_a_run_folder_says_everything(finished: Path) -> None:
     rows = run.metrics()
     assert [row["split"] for row in rows if row["kind"] == "evaluation"] == ["train", "test"]
     assert rows[0]["kind"] == "progress"
-    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_loaded_network_is_the_trained_one(finished: Path, digits: Dataset) -> None:
@@ -76,7 +75,7 @@ def test_an_interrupted_run_says_so_and_is_readable(digits: Dataset, tmp_path: P
         train(digits, tmp_path / "run", StopAtOnce())
     assert Run.open(tmp_path / "run").info.status == "interrupted"
     assert load_model(tmp_path / "run", "cpu").evaluate(digits.test).count == 200
-    assert (tmp_path / "run" / "curves.png").exists()
+    assert (tmp_path / "run" / "run.html").exists()
 
 
 def test_a_failed_run_says_so(digits: Dataset, tmp_path: Path) -> None:
@@ -216,12 +215,49 @@ def test_a_huge_network_in_a_forged_run_is_refused_before_it_is_allocated(run_co
         {"style": "upside down"},
         {"like": {"mean": []}},
         {"box": "x"},
+        {"height": "28"},
+        {"channels": True},
+        {"box": "0.7"},
+        {"full": "255"},
     ],
 )
 def test_a_damaged_preparation_is_refused(run_copy: Path, changed: dict[str, Any]) -> None:
     document = json.loads((run_copy / "run.json").read_text("utf-8"))
     document["network"]["preparation"] |= changed
     (run_copy / "run.json").write_text(json.dumps(document), "utf-8")
-    with pytest.raises(RunError, match=r"run\.json is damaged") as caught:
+    with pytest.raises(RunError, match=r"run\.json is damaged: .*preparation") as caught:
         Run.open(run_copy)
     assert "\n" not in str(caught.value)
+
+
+def test_a_preparation_of_a_later_version_is_told(run_copy: Path) -> None:
+    document = json.loads((run_copy / "run.json").read_text("utf-8"))
+    document["network"]["preparation"]["sharpen"] = True
+    (run_copy / "run.json").write_text(json.dumps(document), "utf-8")
+    with pytest.warns(GammabetaWarning, match=r"does not know and ignores: sharpen"):
+        Run.open(run_copy)
+
+
+def test_what_the_guard_notices_is_told_and_recorded(
+    digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "watched_nets.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8, momentum=0.99),"
+        " nn.Linear(8, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    heard = []
+
+    class Guarded(Observer):
+        guards = True
+
+        def noticed(self, noticed: Any) -> None:
+            heard.append(noticed)
+
+    job = Job("mnist", RECIPE, device="cpu", model="watched_nets:make")
+    run, _ = train_run(digits, job, tmp_path / "run", Guarded())
+    assert [(one.step, one.finding.check) for one in heard] == [(1, "momentum")]
+    rows = [row for row in run.metrics() if row["kind"] == "guard"]
+    assert [(row["step"], row["check"], row["layers"]) for row in rows] == [(1, "momentum", ["2"])]

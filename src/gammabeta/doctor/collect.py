@@ -3,7 +3,8 @@
 First pass, for each batch: batch normalization in training with everything else in evaluation (the
 population's moments come from here), then everything in training. Second pass, over the same data: evaluation
 on those exact statistics, then evaluation as is. The random state is put back between the two passes, so that
-a shuffled or augmented loader gives the same batches again.
+a shuffled or augmented loader gives the same batches again. Where batch statistics change the result, a few
+batches drawn anew from the data show how much of that is chance.
 """
 
 import math
@@ -12,26 +13,30 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import UsageError
 from ..graph.layers import batch_norm_layers, frozen_layers
 from ..stats import batches
+from ..stats import samples as samples_of
 from ..stats.moments import Moments, batch_moments
 from ..stats.observe import observed
 from ..stats.preserve import overwrite, preserved, same_bits, set_modes
-from . import samples as samples_of
 from .evidence import BINS, REACH, Activity, BatchSize, Evidence, Gap, Surroundings
 from .noise import drawn_from
-from .static import held_layers
+from .resample import Reservoir, of_size
+from .static import held_layers, read_layers
 from .trace import tensors
 
 LossFn = Callable[[Any, Any], Any]
 OTHER_NOISE = 2**31  # added to a batch's seed
 MODES = ("train", "bn_train", "population", "evaluation")
+NOISY = 0.05  # of the loss, or of the output's variance: half of what a check names
 
 
 @dataclass
@@ -80,6 +85,9 @@ class Collector:
         self.drawn: list[bytes] = []
         self.floor = _Distance()
         self.images: list[int] = []
+        self.drawn_anew = Reservoir()
+        self.chance: list[float] = []  # of batches drawn anew
+        self.by_size = 0.0
         self.calls: dict[str, set[int]] = {name: set() for name in self.layers}  # in one pass in training
         self.forms: dict[str, set[tuple[Any, ...]]] = {"train": set(), "evaluation": set()}  # of outputs
         self.training_failed = ""
@@ -90,6 +98,8 @@ class Collector:
         with torch.no_grad():
             self._first_pass()
             changed = self._second_pass()
+            if self._is_noisy() and not self._waits_for_ranks():
+                self._draw_anew(evidence)
         if not sum(self.images):
             raise UsageError("the loader gave no data: there is nothing to look at")
         evidence.activity, evidence.gap, evidence.changed_in_eval = self.activity, self._gap(), changed
@@ -105,6 +115,7 @@ class Collector:
         for index, batch in enumerate(self._batches()):
             size = samples_of.count(batch)
             self.images.append(size)
+            self.drawn_anew.offer(batch, size)
             with suppress_single_sample(size == 1):
                 record = partial(self._record_population, size, index == 0)
                 with self._kept(), observed(self.model, self.layers, record, self.forward_fn):
@@ -130,7 +141,7 @@ class Collector:
             if "more than 1 value per channel" in str(error):
                 raise
             self.in_model, self.losses["train"] = False, {}
-            self.training_failed = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            self.training_failed = first_line(error)
         for name, counts in self.calls.items():
             counts.add(counted[name])
 
@@ -173,15 +184,67 @@ class Collector:
             tuple(population[index] - bn_train[index] for index in population if index in bn_train),
             max(self.change.relative - self.floor.relative, 0.0),
             max(self.noise.relative - self.floor.relative, 0.0),
-            self._overall(),
+            self._elsewhere(),
+            tuple(self.chance),
+            self.by_size,
         )
 
-    def _overall(self) -> tuple[float, ...]:
-        """By how much each batch's loss is larger in evaluation, if outputs have one form in both modes."""
-        train, evaluation = self.losses["train"], self.losses["evaluation"]
+    def _is_noisy(self) -> bool:
+        """Whether batch statistics give another result than those of all the data."""
+        if self.loss is None:
+            return self.noise.relative > NOISY
+        exact, batch = self._mean(self.losses["population"]), self._mean(self.losses["bn_train"])
+        return exact is not None and batch is not None and exact - batch > NOISY * abs(batch)
+
+    def _waits_for_ranks(self) -> bool:
+        """Whether further passes would wait for other ranks, whose data may not ask for them."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return several and any(layer.synchronized for layer in read_layers(self.model))
+
+    def _draw_anew(self, evidence: Evidence) -> None:
+        """The same comparison over batches drawn at random from all the data."""
+        try:
+            noise = [self._noise_of(index, batch) for index, batch in enumerate(self.drawn_anew.batches())]
+        except Exception as error:  # the model's own code, on batches that its loader did not make
+            self._restore_buffers()
+            evidence.not_examined.append(f"batches drawn anew: {first_line(error)}")
+            return
+        if noise:
+            *self.chance, together = noise
+            # A layer that is called once has other statistics in a random batch by chance alone. Not so the
+            # calls of another, which may differ, or what modules unknown here keep, which may be stale.
+            mean, known = fmean(self.chance), not self.own
+            known &= all(max(counts, default=0) < 2 for counts in self.calls.values())
+            self.by_size = max(mean, 0.0) if known else of_size(mean, together, len(self.chance))
+
+    def _noise_of(self, index: int, batch: Any) -> float:
+        """By how much the statistics of all the data make a batch's loss larger, or change its output."""
+        exact, by_batch = (self._once(batch, index, population=which) for which in (True, False))
+        if self.loss is None:
+            distance = _Distance()
+            distance.add(by_batch, exact)
+            return max(distance.relative - self.floor.relative, 0.0)
+        there = batches.target(batch)
+        return float(self.loss(exact, there)) - float(self.loss(by_batch, there))
+
+    def _once(self, batch: Any, index: int, *, population: bool) -> Any:
+        """The output by the statistics of all the data, or by the batch's."""
+        if population:
+            self._evaluation_mode()
+            self._use_population()
+        else:
+            self._batch_mode()
+        with self._kept(), drawn_from(index, self.model):
+            output = self.forward_fn(self.model, batch)
+        self._restore_buffers()
+        return output
+
+    def _elsewhere(self) -> tuple[float, ...]:
+        """What else makes training better, if outputs have one form in both modes."""
         if self.forms["train"] != self.forms["evaluation"]:
             return ()
-        return tuple(evaluation[index] - train[index] for index in evaluation if index in train)
+        train, bn_train = self.losses["train"], self.losses["bn_train"]
+        return tuple(bn_train[index] - train[index] for index in bn_train if index in train)
 
     def _mean(self, losses: dict[int, float]) -> float | None:
         """The mean over samples of batches' mean losses."""
@@ -192,7 +255,7 @@ class Collector:
         return total / samples if samples else None
 
     def _batches(self) -> Iterator[Any]:
-        return samples_of.whole_batches(self.again(), self.samples, batches.placement(self.model))
+        return batches.whole_batches(self.again(), self.samples, batches.placement(self.model))
 
     def _forward(self, batch: Any, index: int, mode: str) -> Any:
         self.in_model = True
@@ -254,7 +317,7 @@ class Collector:
         activity.population.pool(batch)
         activity.batch_means.pool(Moments.of_rows(batch.mean[None]))
         activity.batch_variances.pool(Moments.of_rows(batch.variance[None]))
-        activity.dead &= batch.variance < layer.eps
+        activity.largest = torch.maximum(activity.largest, batch.variance)
         if first and activity.histogram is None:
             activity.histogram = _histograms(x, batch, layer)
 
@@ -270,6 +333,11 @@ class Collector:
         activity.image_means.pool(means)
         activity.image_means_within = activity.image_means_within + means.m2
         activity.eval_batches += 1
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line, as it stands in a report."""
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 @contextmanager

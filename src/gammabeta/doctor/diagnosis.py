@@ -1,5 +1,7 @@
 """``diagnose``: gather the evidence, leave the model as it was, run the checks, report."""
 
+import math
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +16,11 @@ from torch import nn
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from ..stats import batches
+from ..stats import samples as samples_of
 from ..stats.preserve import preserved, remember_random_state
 from . import reach, repeats, static, trace
-from . import samples as samples_of
 from .checks import run_checks
-from .collect import Collector, LossFn, suppress_single_sample
+from .collect import Collector, LossFn, first_line, suppress_single_sample
 from .evidence import Evidence, Surroundings
 from .noise import generators_kept
 from .report import Report
@@ -44,7 +46,8 @@ def diagnose(
 
     Modules, buffers and the optimiser are always examined. With an ``example`` the model is traced on two
     samples; without one, the loader's first batch is the example. With a ``loader`` the model is run over the
-    data in four modes: each sample at most six times, and memory does not grow with the number of batches.
+    data in four modes: each sample at most six times, and up to four batches drawn anew from it, if batch
+    statistics change the result. Memory does not grow with the number of batches.
 
     The model is left as it was, also when something raises: parameters, buffers, gradients, modes, hooks,
     momentum and the random state. The report lists what could not be examined, and why.
@@ -101,7 +104,7 @@ def diagnose(
 def _repeatable(loader: Iterable[Any], samples: int | None) -> Callable[[], Iterable[Any]]:
     """A function that gives the same batches each time it is called."""
     if isinstance(loader, Iterator):
-        held = list(samples_of.whole_batches(loader, samples, (torch.device("cpu"), None)))
+        held = list(batches.whole_batches(loader, samples, (torch.device("cpu"), None)))
         return lambda: held
     put_back_random_state = remember_random_state(loader)
 
@@ -119,7 +122,7 @@ def _examine_data(collector: Collector, evidence: Evidence) -> None:
         explained = any(f.check == "eps" and f.severity == "error" for f in run_checks(evidence))
         if not (collector.in_model and explained):
             raise
-        evidence.not_examined.append(_failed("the data", error))
+        evidence.not_examined.append(f"the data: {first_line(error)}")
 
 
 def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, evidence: Evidence) -> None:
@@ -145,8 +148,25 @@ def _examine_example(model: nn.Module, forward: batches.ForwardFn, batch: Any, e
             evidence.updated_in_backward = trace.updated_in_backward(model, few)
     with _probe("comparing a sample alone and with others", model, evidence):
         model.eval()
-        found = repeats.compare(model, run, min(COMPARED_SAMPLES, total))
+        chosen, ragged = _compared(batch, total)
+        found = repeats.compare(model, run, chosen, ragged=ragged)
         evidence.repeats_differ, evidence.batch_dependence = found
+
+
+def _compared(batch: Any, total: int) -> tuple[torch.Tensor, bool]:
+    """Which samples are compared; of samples of different sizes, the largest and those that fit into it."""
+    first = torch.arange(min(COMPARED_SAMPLES, total))
+    shapes = samples_of.sizes(batch, total)
+    if len(set(shapes)) < 2:
+        return first, False
+    largest = max(range(total), key=lambda index: math.prod(shapes[index]))
+    size = shapes[largest]
+    fitting = [
+        index
+        for index, shape in enumerate(shapes)
+        if len(shape) == len(size) and all(map(operator.le, shape, size)) and index != largest
+    ]
+    return torch.tensor([largest, *fitting[: COMPARED_SAMPLES - 1]]), True
 
 
 @contextmanager
@@ -156,12 +176,7 @@ def _probe(what: str, model: nn.Module, evidence: Evidence) -> Iterator[None]:
         with preserved(model):
             yield
     except Exception as error:  # the model's own code: anything may come out of it
-        evidence.not_examined.append(_failed(what, error))
-
-
-def _failed(what: str, error: Exception) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"{what}: {type(error).__name__}: {first_line}"
+        evidence.not_examined.append(f"{what}: {first_line(error)}")
 
 
 def _reach(model: nn.Module, run: Callable[[], Any], evidence: Evidence) -> None:

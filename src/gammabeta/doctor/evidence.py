@@ -10,6 +10,7 @@ from torch import Tensor
 from ..stats.moments import Moments
 
 BINS, REACH = 60, 6.0  # of the histograms: equal bins of [-REACH, REACH]
+FEW_UPDATES = 100  # fewer: the weights are near where they were drawn, or nobody knows where
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class Layer:
         return self.name or "(the model)"
 
     @property
+    def young(self) -> bool:
+        """Whether the layer has hardly been trained, if it counts: what its weights do is then chance."""
+        return self.updates is not None and 0 < self.updates < FEW_UPDATES
+
+    @property
     def stored(self) -> bool:
         """Whether the layer keeps statistics, frozen or not."""
         return self.mean is not None and self.var is not None
@@ -73,7 +79,8 @@ class Surroundings:
     ``calls`` is how often one forward pass in training calls the layer, and ``calls_vary`` that this depends
     on the batch or on chance.
     ``dropout`` is the probability of a dropout between the previous batch normalization and this layer;
-    ``dropout_direct`` says that nothing else stands between the two.
+    ``dropout_direct`` says that nothing else stands between the two. ``of_data`` says that the layer
+    normalises the model's input itself, perhaps in another shape: nothing that learns stands before it.
     """
 
     producer: str | None = None
@@ -81,6 +88,7 @@ class Surroundings:
     relu_after: bool = False
     dropout: float = 0.0
     dropout_direct: bool = False
+    of_data: bool = False
     calls: int | None = None
     calls_vary: bool = False
 
@@ -103,7 +111,7 @@ class Activity:
         image_means: in evaluation, moments over images of each image's mean.
         image_means_within: (C,) the part of their ``m2`` that lies within batches.
         eval_batches: batches that ``image_means`` were taken over.
-        dead: (C,) channels whose batch variance stayed under eps on every batch.
+        largest: (C,) the largest (biased) batch variance.
         sizes: how many batches had which size.
         histogram: counts of the first batch's input, standardised by the running statistics and by its own.
     """
@@ -116,7 +124,7 @@ class Activity:
         self.image_means = Moments.empty(channels)
         self.image_means_within = torch.zeros(channels, dtype=torch.float64)
         self.eval_batches = 0
-        self.dead = torch.ones(channels, dtype=torch.bool)
+        self.largest = torch.zeros(channels, dtype=torch.float64)
         self.sizes: Counter[BatchSize] = Counter()
         self.histogram: tuple[Tensor, Tensor] | None = None
 
@@ -144,7 +152,12 @@ class Gap:
         output_change: ‖f(evaluation) − f(population)‖² over the variance of f(population): the part of the
             output that stale statistics change.
         output_noise: the same between ``bn_train`` and ``population``.
-        overall: ``evaluation - train`` of each batch, where both gave outputs of the same form; else empty.
+        elsewhere: ``bn_train - train`` of each batch, which the known batch normalization does not explain,
+            where training and evaluation gave outputs of the same form; else empty.
+        chance: as ``noise``, of batches drawn anew from the data; empty where there is little noise, or the
+            samples cannot be told apart.
+        by_size: how much of their mean noise is due to the size of these batches; without a loss, of the
+            output's noise in them.
     """
 
     train: float | None
@@ -155,7 +168,9 @@ class Gap:
     noise: tuple[float, ...]
     output_change: float
     output_noise: float
-    overall: tuple[float, ...] = ()
+    elsewhere: tuple[float, ...] = ()
+    chance: tuple[float, ...] = ()
+    by_size: float = 0.0
 
     @property
     def losses(self) -> tuple[float, float, float] | None:

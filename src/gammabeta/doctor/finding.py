@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
+RECALIBRATE = "recalibrate: `gammabeta.recalibrate(model, loader)`"
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Finding:
             later; "note": harmless as it is.
         evidence: what was measured, in one line.
         cause: what usually leads to this.
-        fix: what to do.
+        fix: what to do; Python to paste stands behind a colon, between `; ``layer`` in it is the finding's.
         values: the measured numbers, by name, for programs.
     """
 

@@ -82,19 +82,19 @@ def _gap_figure(train: float | None, bn_train: float, population: float, evaluat
     }
     losses = {mode: loss for mode, loss in modes.items() if loss is not None}
     last = len(losses) - 1
-    left = min(bn_train, population, evaluation)
+    left = min(bn_train, population, evaluation) if math.isfinite(evaluation) else 0.0
     axis.barh(range(len(losses)), [*list(losses.values())[:last], left], color=GREY, height=0.62)
     parts = (
         (population - bn_train, ORANGE, "batch noise"),
         (evaluation - population, BLUE, "stale statistics"),
     )
     for value, colour, label in parts:
-        if value > 0:
+        if 0 < value < math.inf:
             axis.barh(last, value, left=left, color=colour, height=0.62, label=f"{label} {value:+.3g}")
             left += value
     axis.set_yticks(range(len(losses)), list(losses))
     for index, loss in enumerate(losses.values()):
-        end = max(loss, left) if index == last else loss
+        end = left if index == last else loss
         axis.annotate(f" {loss:.4g}", (end, index), va="center", fontsize=8)
     axis.invert_yaxis()
     axis.set_xlabel("loss", fontsize=8, color=INK)

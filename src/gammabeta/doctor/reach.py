@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,8 +54,9 @@ def unreached(model: nn.Module, run: Callable[[], Any], called: set[str]) -> tup
 def writing(model: nn.Module) -> Iterator[list[str]]:
     """A list that gets the modules whose statistics change meanwhile and that are no batch norm known here.
 
-    Statistics are floating-point tensors of at least one dimension: buffers, plain attributes, or values of a
-    plain dictionary. The caller preserves them.
+    Statistics are rows of floating-point numbers: buffers, plain attributes, arrays, lists of numbers, what
+    lists and dictionaries hold of these, and what hooks enclose; parameters too, of classes that are not
+    PyTorch's. The caller preserves them.
     """
     known = (BatchNormLayer, nn.Sequential)
     others = {n: module for n, module in model.named_modules() if n and not isinstance(module, known)}
@@ -70,10 +72,23 @@ def writing(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _statistics(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    found = {**module._buffers, **vars(module)}
-    for key, value in vars(module).items():
-        if isinstance(value, dict) and not key.startswith("_"):
-            found |= {f"{key}.{inner}": tensor for inner, tensor in value.items()}
-    for key, value in found.items():
-        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
-            yield key, value.detach()
+    held: dict[str, Any] = {key: value for key, value in vars(module).items() if not key.startswith("_")}
+    held |= module._buffers
+    if not type(module).__module__.startswith("torch."):
+        held |= module._parameters  # those of PyTorch's own classes are weights, moved by who averages them
+    for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        cells = getattr(hook, "__closure__", None) or ()
+        held |= {f"hook {index}": cell.cell_contents for index, cell in enumerate(cells)}
+    for key, value in held.items():
+        yield from _numbers(key, value)
+
+
+def _numbers(key: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    array = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    if array or (isinstance(value, list) and value and all(isinstance(item, float) for item in value)):
+        value = torch.tensor(value)
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+        yield key, value.detach()
+    elif isinstance(value, list | tuple | dict) and depth < 3:
+        for inner, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _numbers(f"{key}.{inner}", item, depth + 1)

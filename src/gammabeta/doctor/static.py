@@ -20,9 +20,9 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropou
 RELUS = (nn.ReLU, nn.ReLU6)
 
 
-def read_layers(model: nn.Module) -> list[Layer]:
-    """Every batch-normalization module of ``model``, once, in order of registration."""
-    held = held_layers(model)
+def read_layers(model: nn.Module, held: set[str] | None = None) -> list[Layer]:
+    """Every batch-normalization module of ``model``, once; ``held``: what ``held_layers`` gave, if known."""
+    held = held_layers(model) if held is None else held
     frozen = frozen_layers(model) | held
     return [
         _read(name, layer, frozen=name in frozen, held=name in held)

@@ -1,5 +1,6 @@
 """``Summary``: the findings with the evidence they rest on, as data that every rendering reads."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from .. import __version__
 from ..jsontext import finite, to_json
 from ..text import visible
+from .checks import CHECKS
 from .checks.drift import measure
 from .evidence import Evidence, Layer
 from .finding import SEVERITIES, Finding, Severity
@@ -33,10 +35,18 @@ class Group:
     @property
     def texts(self) -> dict[str, str]:
         """What was found (in the first layer), the cause and the fix, by these headings."""
-        found = f"{visible(self.layers[0])}: " if len(self.layers) > 1 else ""
-        first = self.first
-        texts = {"found": found + first.evidence, "cause": first.cause, "fix": first.fix}
+        found = (f"{self.layers[0]}: " if len(self.layers) > 1 else "") + self.first.evidence
+        texts = {"found": found, "cause": self.first.cause, "fix": self.first.fix}
         return {label: visible(text) for label, text in texts.items()}
+
+    @property
+    def code(self) -> str:
+        """The fix as Python to paste, for all the layers; empty for a note, or where words must do."""
+        fix = "" if self.first.severity == "note" else self.first.fix
+        lines = sorted(re.findall("`(.+?)`", fix), key=lambda line: not line.startswith("layer."))
+        names = [visible(name).replace("(model)", "") for name in self.layers]
+        each = f"for layer in map(model.get_submodule, {names}):\n    layer."
+        return "\n".join(lines).replace("layer.", each, 1)
 
 
 class Summary:
@@ -70,17 +80,32 @@ class Summary:
     @property
     def verdict(self) -> str:
         """One sentence."""
+        headline, counts = self.headline
+        return f"{headline} ({counts})." if counts else headline
+
+    @property
+    def headline(self) -> tuple[str, str]:
+        """The verdict in its two parts: what is wrong, and how many findings there are in what."""
         layers = len(self.evidence.layers)
         if not layers and not self.findings:
-            return "No batch normalization found."
+            return "No batch normalization found.", ""
         looked = _counted(layers, "batch-normalization layer")
         if self.evidence.samples:
-            looked += f" on {self.evidence.samples} samples"
+            looked += f" on {self.evidence.samples} sample{'s' * (self.evidence.samples != 1)}"
         counts = [_counted(self.count(kind), kind) for kind in SEVERITIES if self.count(kind)]
         if self.healthy:
-            return ", ".join([f"Healthy: no error or warning in {looked}", *counts]) + "."
-        *others, last = counts
-        return f"{', '.join(others)} and {last} in {looked}." if others else f"{last} in {looked}."
+            return ", ".join([f"Healthy: no error or warning in {looked}", *counts]) + ".", ""
+        found = CHECKS[self.findings[0].check].doc.partition(".\n")[0].replace("`", "")
+        return f"Not healthy: {found[0].lower()}{found[1:]}", f"{', '.join(counts)} in {looked}"
+
+    @property
+    def in_short(self) -> str:
+        """What to do first, as a beginner would say it; empty where nothing is to be done."""
+        if self.healthy:
+            return ""
+        worst = self.groups[0]
+        where = "" if worst.layers[0] == "(model)" else f" (layer {worst.names(1)})"
+        return visible(f"In short: {worst.first.cause}{where}. Do first: {worst.first.fix}.").replace("`", "")
 
     def exit_code(self, severity: Severity = "warning") -> int:
         """For a command line: 1 with findings of this severity or above, else 0."""
@@ -95,6 +120,7 @@ class Summary:
                 "gammabeta": __version__,
                 "healthy": self.healthy,
                 "verdict": self.verdict,
+                "in_short": self.in_short,
                 "counts": {severity: self.count(severity) for severity in SEVERITIES},
                 "findings": [asdict(finding) for finding in self.findings],
                 "layers": [self.layer_row(layer) for layer in self.evidence.layers],

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import RenderableType
 from rich.padding import Padding
+from rich.styled import Styled
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,8 @@ NAMED, ROWS = 4, 40
 def render(report: Summary) -> Iterator[RenderableType]:
     """The parts of the report, for a rich console."""
     yield Text(report.verdict, style="bold green" if report.healthy else "bold")
+    if report.in_short:
+        yield Text(report.in_short)
     for group in report.groups:
         yield Text()
         yield from _group(group)
@@ -56,7 +59,7 @@ def _layers(report: Summary) -> Iterator[RenderableType]:
             table.add_column(header, justify="right")
     for row in rows[:ROWS]:
         name, kind, channels, _eps, *others = cells(row).values()
-        table.add_row(Text(name, style=STYLES.get(row["worst"], "")), kind, channels, *others)
+        table.add_row(Styled(name, STYLES.get(row["worst"], "")), kind, channels, *others)
     yield table
     if len(rows) > ROWS:
         yield Text(f"and {len(rows) - ROWS} more layers", style="dim")

@@ -24,7 +24,10 @@ def surroundings(model: nn.Module, run: Callable[[], Any]) -> dict[str, Surround
     found: dict[str, Surroundings] = {}
     dropout: dict[Value, float] = {}  # its probability, of each value that has come through one since a norm
     direct: set[Value] = set()  # values that one has just given
+    learned: set[Value] = set()  # values that something with parameters or buffers had a part in
     for call in recording.calls:
+        if call.module is not None or any(v.origin == "state" or v in learned for v in call.read):
+            learned.update(call.outputs)
         given = next(iter((*call.args, *call.kwargs.values())), None)
         if call.function in _DROPOUTS and not _stays_on(call):
             # In evaluation it hands back the tensor it was given.
@@ -36,7 +39,8 @@ def surroundings(model: nn.Module, run: Callable[[], Any]) -> dict[str, Surround
             if name in found:
                 found[name] = replace(found[name], calls=(found[name].calls or 0) + 1)
             elif isinstance(given, Value):
-                found[name] = _entered(given, dropout.get(given, 0.0), given in direct)
+                entered = _entered(given, dropout.get(given, 0.0), given in direct)
+                found[name] = replace(entered, of_data=given.origin == "data" and given not in learned)
         else:
             if call.function in _RELUS and isinstance(given, Value) and given not in direct:
                 norm = _norm_of(given)

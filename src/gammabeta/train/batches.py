@@ -1,5 +1,6 @@
 """The data set on the device: a batch is an index, and pixels become numbers there."""
 
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,10 @@ import torch
 from torch import Tensor
 
 from ..data import Split
+from .augment import Augmentation
 from .recipe import Recipe
+
+_MIX, _SOME = 5, 6  # purposes of random streams
 
 
 @dataclass(frozen=True)
@@ -33,29 +37,69 @@ class Scaling:
             scale.append(1 / max(variance, 1.0) ** 0.5)
         return cls(tuple(mean), tuple(scale))
 
+    def pixels(self, x: Tensor) -> np.ndarray:
+        """The uint8 pixels of scaled images ``(N, C, H, W)``."""
+        mean, scale = (
+            torch.tensor(values, device=x.device).view(-1, 1, 1) for values in (self.mean, self.scale)
+        )
+        return (x / scale + mean).round().clamp(0, 255).to(torch.uint8).contiguous().cpu().numpy()
+
 
 class DeviceImages:
     """A split of a data set held on a device as uint8; ``(N, C, H, W)``, labels int64 ``(N,)``.
 
     ``shift``: largest random translation in pixels; the border is filled with the darkest value. ``flip``:
-    mirror half of the images at random.
+    mirror half of the images at random. ``more``: what else happens to them.
     """
 
     def __init__(
-        self, split: Split, scaling: Scaling, device: torch.device, *, shift: int = 0, flip: bool = False
+        self,
+        split: Split,
+        scaling: Scaling,
+        device: torch.device,
+        *,
+        shift: int = 0,
+        flip: bool = False,
+        more: Augmentation | None = None,
     ) -> None:
         images = torch.from_numpy(split.images).to(device)
         height, width = images.shape[-2:]
         if shift:
             images = torch.nn.functional.pad(images, (shift,) * 4)
         self._windows = images.unfold(2, height, 1).unfold(3, width, 1)
-        self._shift, self._flip = shift, flip
+        self._shift, self._flip, self._more = shift, flip, more or Augmentation()
         self.labels = torch.from_numpy(split.labels).to(device)
         self._mean = torch.tensor(scaling.mean, device=device).view(-1, 1, 1)
         self._scale = torch.tensor(scaling.scale, device=device).view(-1, 1, 1)
 
+    @classmethod
+    def to_train_on(
+        cls, split: Split, scaling: Scaling, device: torch.device, recipe: Recipe
+    ) -> "DeviceImages":
+        """The images with the augmentation of a recipe."""
+        more = Augmentation(recipe.crop, recipe.rotation, recipe.color)
+        return cls(split, scaling, device, shift=recipe.shift, flip=recipe.flip, more=more)
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def some(self, most: int) -> "DeviceImages":
+        """So many of these images, the same each time, as they were read; all of them if ``most`` is 0."""
+        if not 0 < most < len(self):
+            return self
+        # Drawn, not every sixth: MNIST's writers alternate, and every second image is harder.
+        place = torch.randperm(len(self), generator=generator_for(0, _SOME))[:most].sort().values
+        place, found = place.to(self.labels.device), copy(self)
+        images = self._windows[:, :, self._shift, self._shift].index_select(0, place)
+        height, width = self.size
+        found._windows = images.unfold(2, height, 1).unfold(3, width, 1)
+        found.labels, found._shift = self.labels[place], 0
+        return found
+
+    @property
+    def augmented(self) -> bool:
+        """Whether a batch draws random numbers."""
+        return bool(self._shift or self._flip or self._more)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -67,7 +111,7 @@ class DeviceImages:
         self,
         index: Tensor | slice,
         generator: torch.Generator | None = None,
-        part: slice | None = None,
+        part: slice | Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return float32 images ``(B, C, H, W)``, channels_last, and labels ``(B,)``.
 
@@ -77,13 +121,18 @@ class DeviceImages:
         if isinstance(index, slice):
             pixels = self._windows[index, :, self._shift, self._shift]
         else:
-            count, part = len(index), part or slice(None)
+            count, part = len(index), slice(None) if part is None else part
             index = index[part]
             pixels = self._pick(index, count, generator, part)
+            if self._more and generator is not None:
+                numbers = self._more.draw(count, generator)[:, part].to(index.device)
+                pixels = self._more.apply(pixels.float(), numbers)
         x = (pixels.float() - self._mean).mul_(self._scale)
         return x.contiguous(memory_format=torch.channels_last), self.labels[index]
 
-    def _pick(self, index: Tensor, count: int, generator: torch.Generator | None, part: slice) -> Tensor:
+    def _pick(
+        self, index: Tensor, count: int, generator: torch.Generator | None, part: slice | Tensor
+    ) -> Tensor:
         if generator is None or not (self._shift or self._flip):
             return self._windows[:, :, self._shift, self._shift].index_select(0, index)
         # Numbers are drawn for all of the step's ``count`` images, so each part is as in the whole.
@@ -134,3 +183,14 @@ def generator_for(seed: int, *purpose: int) -> torch.Generator:
     """Return a CPU generator whose stream depends on the seed and on what it is for, and on nothing else."""
     state = np.random.SeedSequence([seed, *purpose]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def mixing_share(alpha: float, seed: int, step: int) -> float:
+    """Return the share of the first image of a step's pairs: drawn from Beta(α, α), at least a half.
+
+    Mixup: Zhang et al. 2018. The larger share is the first image's, so that its label stays the image's own.
+    """
+    # RandomState's numbers are the same in every version of NumPy.
+    random = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, step, _MIX])))
+    share = float(random.beta(alpha, alpha))
+    return max(share, 1 - share)

@@ -24,6 +24,7 @@ from pydantic import model_validator as check
 from typing_extensions import TypedDict
 
 from ..data import Preparation
+from ..data.preparation import preparation_of
 from ..errors import GammabetaWarning, RunError
 from ..files import read_json
 
@@ -51,6 +52,10 @@ def _path(text: str) -> str:
 def _known(value: Any) -> Any:
     """None for a figure that was not a finite number; 0.1.0 wrote such figures as they were."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _prepared(value: Any) -> Any:
+    return value if value is None or isinstance(value, Preparation) else preparation_of(value)
 
 
 Whole = Annotated[int, Strict()]
@@ -92,10 +97,17 @@ class NetworkInfo(Document):
     # In units of the uint8 pixel, for each channel.
     pixel_mean: list[Annotated[Real, Field(ge=-1e6, le=1e6)]] = Field(max_length=4096)
     pixel_scale: list[Annotated[Real, Field(gt=0, le=1e6)]] = Field(max_length=4096)
+    kind: Literal["digits", "residual"] = "digits"
+    base_width: Whole = Field(default=32, ge=1, le=4096)  # of a residual network, and
+    blocks: Whole = Field(default=1, ge=1, le=100)
+    model: Text | None = None  # timm:NAME, or module:function; None: of the kind
     batch_norm: StrictBool = True
     hidden_bias: StrictBool = True
     eps: Real = Field(default=1e-5, gt=0, le=1)
-    preparation: Preparation | None = None  # null before 0.2: see `Run.preparation`
+    preparation: Annotated[Preparation | None, BeforeValidator(_prepared)] = (
+        None  # null before 0.2: see `Run.preparation`
+    )
+    temperature: Real = Field(default=1.0, ge=0.01, le=100)  # of the softmax of a prediction
 
     @check(mode="after")
     def _one_input(self) -> Self:
@@ -138,10 +150,12 @@ class ResultInfo(TypedDict):
     __pydantic_config__ = _SETTINGS  # type: ignore[misc]
 
     epochs: Count
+    passes: NotRequired[Epochs]  # epochs, the begun one as a fraction
     steps: Count
     images: Count
     loss: Loss
     train_accuracy: Share
+    train_judged: NotRequired[Count]  # on how many training images; earlier: on all
     test_accuracy: Share
     test_loss: Loss
     validation_accuracy: NotRequired[Share]
@@ -178,11 +192,13 @@ class RunInfo(Document):
     precision: Literal["fp32", "bf16"]
     data: PathText  # as given
     data_path: PathText | None = None  # and absolute, unless it is a name
+    data_name: Text | None = None  # of a data set with a name, whose files are elsewhere now
     data_sha256: Sha256 | None = None
     holdout: Count = 0
     holdout_rule: HoldoutRule = "last"
     skip_damaged: StrictBool = False
     network: NetworkInfo
+    loss: Literal["objective", "cross-entropy"] = "objective"  # the training's, in the figures
     provenance: ProvenanceInfo = Field(default_factory=ProvenanceInfo)
     result: ResultInfo | None = None
     failure: Text | None = None  # why the status is "failed"; 0.1.0 did not write it
@@ -202,6 +218,8 @@ class CheckpointInfo(Document):
     best_loss: Loss = None
     # 0.1.0 wrote none of these; it wrote a checkpoint at the end of an epoch after judging it.
     judged: StrictBool = True
+    lowest: Loss = None
+    worse: Count = 0
     recipe: dict[str, Any] | None = None
     seed: Count | None = None
 

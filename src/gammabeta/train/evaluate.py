@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..graph.layers import batch_norm_layers
+from ..stats.moments import batch_moments
 from ..stats.observe import observed
 from ..stats.preserve import preserved
 from .batches import DeviceImages
@@ -41,12 +43,17 @@ class Evaluation:
         """Share of images classified rightly."""
         return self.correct / self.count
 
+    def __str__(self) -> str:
+        return (
+            f"accuracy {self.accuracy:.4f} ({self.correct:,} of {self.count:,} images), loss {self.loss:.4f}"
+        )
+
     def by_class(self, classes: Sequence[str]) -> list[dict[str, Any]]:
         """For each class how many images it has, how many were predicted and correct, and shares.
 
         ``accuracy``: of all images, those rightly taken for this class or for another; ``precision``: of
-        those predicted, the correct ones; ``recall``: of its own images, the correct ones; None where there
-        are none.
+        those predicted, the correct ones; ``recall``: of its own images, the correct ones; ``f1``: the
+        harmonic mean of both. None where there are none.
         """
         correct = self.confusion.diagonal().tolist()
         counts, predicted = self.confusion.sum(1).tolist(), self.confusion.sum(0).tolist()
@@ -59,6 +66,7 @@ class Evaluation:
                 "accuracy": 1 - (count + guessed - 2 * right) / max(self.count, 1),
                 "precision": right / guessed if guessed else None,
                 "recall": right / count if count else None,
+                "f1": 2 * right / (count + guessed) if count + guessed else None,
             }
             for name, count, guessed, right in zip(classes, counts, predicted, correct, strict=True)
         ]
@@ -67,6 +75,17 @@ class Evaluation:
 def evaluation_batch(height: int, width: int) -> int:
     """How many images of this size go through the network at once."""
     return max(1, min(EVALUATION_BATCH, _PIXELS // (height * width)))
+
+
+def worst_mistakes(result: Evaluation, labels: np.ndarray, most: int) -> tuple[Tensor, int]:
+    """Of the images taken for another class, those whose own seemed least likely, and how many there are.
+
+    ``result`` has the probabilities; ``labels``, int64 ``(count,)``, are the true classes.
+    """
+    assert result.probabilities is not None
+    true = torch.from_numpy(labels)
+    wrong = (result.probabilities.argmax(1) != true).nonzero().flatten()
+    return wrong[result.probabilities[wrong, true[wrong]].argsort()][:most], len(wrong)
 
 
 @contextmanager
@@ -82,21 +101,21 @@ def evaluate(
     data: DeviceImages,
     classes: int,
     *,
-    precision: Precision = "fp32",
     keep_probabilities: bool = False,
     world: World = ALONE,
 ) -> Evaluation:
     """Evaluate the model on all images; parameters, buffers and modes stay as they are.
 
-    The model maps ``(N, C, H, W)`` float32 to logits ``(N, classes)``. ``precision`` is that of convolutions
-    and matrix products. The ranks of ``world`` divide the batches among them; each gets the whole result, but
+    The model maps ``(N, C, H, W)`` float32 to logits ``(N, classes)``, and computes in float32 whatever
+    precision it was trained in: a training, ``evaluate``, ``predict`` and an exported file then find one
+    accuracy. The ranks of ``world`` divide the batches among them; each gets the whole result, but
     only the probabilities of its own batches.
     """
     device = data.labels.device
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     loss = torch.zeros((), dtype=torch.float64, device=device)
     kept: list[Tensor] = []
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with evaluating(model):
         batch = evaluation_batch(*data.size)
         for start in range(world.rank * batch, len(data), world.size * batch):
             x, y = data.batch(slice(start, start + batch))
@@ -153,11 +172,12 @@ def layer_statistics(
 
 
 def _measure(layer: _BatchNorm, x: Tensor) -> LayerStatistics:
-    values = x.movedim(1, -1).reshape(-1, x.shape[1]).float()  # a row for each pixel
-    var, mean = torch.var_mean(values, 0, correction=0)
-    distances = _distances(layer, mean, var, len(values))
+    whole = batch_moments(x).whole
+    var, mean = whole.variance.float().to(x.device), whole.mean.float().to(x.device)
+    distances = _distances(layer, mean, var, whole.count)
+    values = x.movedim(1, -1).reshape(-1, x.shape[1])  # a row for each pixel
     some = values[:: -(-values.numel() // _MOST) | 1]  # an odd step: no even width repeats in it
-    normal = (some - mean) * (var + layer.eps).rsqrt()
+    normal = (some.float() - mean) * (var + layer.eps).rsqrt()
     if layer.weight is not None:
         normal = normal * layer.weight.detach().float()
     if layer.bias is not None:

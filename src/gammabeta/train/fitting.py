@@ -6,31 +6,36 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..accelerate.gradients import quick_layers
 from ..accelerate.stem import one_stem
 from ..conversion.convert import convert
-from ..data import Dataset
+from ..data import Dataset, load
 from ..errors import DivergedError, NotFiniteError, UsageError, WeightsError
 from ..files import check_values
 from ..graph.trace import convolutions_before_batch_norm
+from ..guard import Noticed, watch
 from ..kernels.cpu.allocator import keep_pages
 from ..stats.recalibrate import recalibrate
 from .batches import DeviceImages, Scaling, generator_for
+from .calibrate import temperature
 from .checkpoint import Checkpointer
-from .evaluate import Evaluation, LayerStatistics, evaluate
+from .evaluate import Evaluation, LayerStatistics, evaluate, evaluation_batch
 from .loop import Progress, Training, learning_rate
-from .network import DigitNetwork, initialize_he, initialize_like_notebook
-from .recipe import Recipe
+from .recipe import Recipe, load_recipe
+from .rehearsal import compile_kernels
 from .world import ALONE, Precision, World, place_model, resolve_device, resolve_precision
 
-_INITIALIZE, _RECALIBRATE = 2, 3  # purposes of random streams
+_RECALIBRATE = 3  # a purpose of random streams
 _REPORT_SECONDS = 0.25
+SEEN = 32  # images that are kept to be shown
 _RECALIBRATION_BATCH = 512  # images: more would fall out of the cache between one layer and the next
 
 
@@ -45,6 +50,8 @@ class TrainingInterrupted(Exception):  # noqa: N818 -- the user asked for it
 class Observer:
     """Is called as a training goes on. This one does nothing and never stops; a subclass does some of it."""
 
+    guards = False  # whether `gammabeta.watch` shall look at the batch norms, and `noticed` be called
+
     def progressed(self, progress: Progress, seconds: float) -> None:
         """Some steps were taken; ``seconds`` of training so far."""
 
@@ -53,6 +60,12 @@ class Observer:
 
     def watched(self, progress: Progress, statistics: dict[str, LayerStatistics]) -> None:
         """The batch-norm layers were measured on a fixed batch of training images."""
+
+    def noticed(self, noticed: Noticed) -> None:
+        """The guard found a fault of a batch norm, which it tells once."""
+
+    def compiling(self, done: int, kernels: int) -> None:
+        """Before the first step: of the kernels that this machine does not have yet, some are compiled."""
 
     def tell(self, message: str) -> None:
         """There is something to know about how the training begins."""
@@ -74,30 +87,14 @@ class Outcome:
     test: Evaluation
     seconds: dict[str, float]
     validation: Evaluation | None = None  # of the split that chose the best epoch, if there is one
-
-
-def build_network(recipe: Recipe, dataset: Dataset, seed: int) -> DigitNetwork:
-    """Build and initialise the notebook's network for a data set, as the recipe says."""
-    _, channels, height, width = dataset.train.images.shape
-    network = DigitNetwork(
-        channels,
-        (height, width),
-        len(dataset.classes),
-        batch_norm=recipe.batch_norm,
-        hidden_bias=recipe.hidden_bias,
-        momentum=recipe.batch_norm_momentum,
-        eps=recipe.batch_norm_eps,
-        first_batch=recipe.running_statistics == "first-batch",
-    )
-    initialize = initialize_like_notebook if recipe.initialization == "notebook" else initialize_he
-    initialize(network, generator_for(seed, _INITIALIZE))
-    return network
+    seen: np.ndarray | None = None  # uint8 (N, C, H, W): images of the first step, as the network saw them
+    temperature: float = 1.0  # by which a prediction divides the logits, see `calibrate`
 
 
 def fit(
     model: nn.Module,
-    dataset: Dataset,
-    recipe: Recipe,
+    dataset: Dataset | str | Path,
+    recipe: Recipe | str | Path = "fast",
     *,
     device: str = "auto",
     seed: int = 0,
@@ -113,8 +110,8 @@ def fit(
 
     Args:
         model: Any network from ``(N, C, H, W)`` float32 to logits ``(N, classes)``.
-        dataset: uint8 images and labels; held on the device during the training.
-        recipe: The settings.
+        dataset: uint8 images and labels, held on the device during the training; or its name or path.
+        recipe: The settings; or the name of a recipe, or the path of a TOML file.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:<index>``.
         seed: Of the order and the augmentation of the images.
         observer: Is called as the training goes on, and may ask it to stop.
@@ -124,17 +121,24 @@ def fit(
         world: The processes that train together.
 
     Raises:
-        UsageError: There are fewer than two images to train on.
+        UsageError: An argument is of another type, or there are fewer than two images to train on.
         TrainingInterrupted: The observer asked to stop.
         DivergedError: The loss or the weights are no longer finite numbers.
     """
+    _check_type("model", model, nn.Module, "a torch.nn.Module")
+    if isinstance(dataset, str | Path):
+        dataset = load(dataset)
+    _check_type("dataset", dataset, Dataset, "a gammabeta.data.Dataset, or the name or path of one")
+    if isinstance(recipe, str | Path):
+        recipe = load_recipe(recipe)
+    _check_type("recipe", recipe, Recipe, "a gammabeta.train.Recipe, a recipe's name or a TOML file")
     if len(dataset.train.labels) < 2:
         raise UsageError("there are fewer than two training images: a batch of one has no variance")
     place = resolve_device(world.device(device))
     precision = resolve_precision(recipe.precision, place)
     clock = time.perf_counter()
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
-    images = DeviceImages(dataset.train, scaling, place, shift=recipe.shift, flip=recipe.flip)
+    images = DeviceImages.to_train_on(dataset.train, scaling, place, recipe)
     chosen_by = "test" if dataset.validation is None else "validation"  # epochs are judged, and one is best
     judged = DeviceImages(dataset.split(chosen_by), scaling, place)
     model = place_model(convert(model, to="sync" if world.size > 1 else "fused"), place)
@@ -143,32 +147,52 @@ def fit(
     work.seconds["prepare"] = time.perf_counter() - clock
     work.begin()
     results: tuple[Evaluation, Evaluation] | None = None
-    with keep_pages(), _uncollected(), quick(model, alone=world.size == 1), warnings.catch_warnings():
+    with (
+        keep_pages(),
+        _uncollected(),
+        work.guarded(),
+        quick(model, alone=world.size == 1),
+        warnings.catch_warnings(),
+    ):
         # A batch norm warns of a batch that is not finite; the training ends for it, and says more.
         warnings.filterwarnings("ignore", "a batch with non-finite statistics", RuntimeWarning)
-        while results is None or training.step < training.steps:
+        work.compile_kernels(judged)
+        last = False
+        while results is None or not last:
             epoch = training.epoch
             work.train_epoch()
             last = training.step == training.steps
             if last:
                 work.complete()
-            if last or recipe.evaluate == "epoch":
+            if last or recipe.evaluate == "epoch" or recipe.patience:
                 classes = len(dataset.classes)
                 results = (
-                    work.evaluate(epoch, "train", images, classes),
+                    work.evaluate(epoch, "train", images.some(recipe.evaluate_train), classes),
                     work.evaluate(epoch, chosen_by, judged, classes),
                 )
                 if checkpointer is not None:
                     checkpointer.keep_if_best(training, results[1])
+                if not last and training.tired(results[1].loss):
+                    training.steps = training.step  # and once more: with the mean weights, recalibrated
+                    continue
             training.judged = True
             if checkpointer is not None and not last:
                 checkpointer.save(training, work.seconds["train"])
     trained, chosen = results
+    calibrated = work.calibrate(judged)
+    seen = scaling.pixels(training.first_images()[:SEEN])
     if dataset.validation is None:
-        return Outcome(model, scaling, precision, training.progress(), trained, chosen, work.seconds)
+        outcome = Outcome(model, scaling, precision, training.progress(), trained, chosen, work.seconds)
+        return replace(outcome, seen=seen, temperature=calibrated)
     # The test images decide nothing: they are looked at once, when all is decided.
     test = work.evaluate(epoch, "test", DeviceImages(dataset.test, scaling, place), len(dataset.classes))
-    return Outcome(model, scaling, precision, training.progress(), trained, test, work.seconds, chosen)
+    outcome = Outcome(model, scaling, precision, training.progress(), trained, test, work.seconds, chosen)
+    return replace(outcome, seen=seen, temperature=calibrated)
+
+
+def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise UsageError(f"fit: {name} is {type(value).__name__}; give {wanted}")
 
 
 class _Fitting:
@@ -183,7 +207,8 @@ class _Fitting:
         self._training, self._observer, self._checkpointer = training, observer, checkpointer
         self._watch_every = max(1, training.steps // watch_points) if watch_points else 0
         self._stretch = 1  # steps until the next report
-        parts = ("prepare", "train", "first_step", "watch", "recalibrate", "evaluate")
+        self._own: Tensor | None = None  # probabilities of the split judged last
+        parts = ("prepare", "compile", "train", "first_step", "watch", "recalibrate", "evaluate")
         self.seconds = dict.fromkeys(parts, 0.0)
 
     def begin(self) -> None:
@@ -196,6 +221,21 @@ class _Fitting:
             state = world.broadcast(training.state() if world.writes else None)
             if not world.writes:
                 training.restore(state)
+
+    def compile_kernels(self, judged: DeviceImages) -> None:
+        """Compile what the training will need, so that its speed is that of its steps."""
+        self.seconds["compile"] = compile_kernels(self._training, judged, self._observer.compiling)
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Watch the batch norms, if the observer wants to know; of several processes only the first does."""
+        training = self._training
+        if not self._observer.guards or not training.world.writes:
+            yield
+            return
+        with watch(training.model, tell=self._observer.noticed) as guard:
+            training.after_step = guard.step
+            yield
 
     def train_epoch(self) -> None:
         """Take the steps to the end of the epoch, unless the observer of some rank asks to stop."""
@@ -252,6 +292,7 @@ class _Fitting:
             raise self._diverged("result", training.step - 1) from None
         if self._checkpointer is not None:
             self._checkpointer.save(training, self.seconds["train"], now=True)
+        training.average.give()
         if training.recipe.recalibrate and training.recipe.batch_norm:
             try:
                 self._recalibrate()
@@ -268,15 +309,27 @@ class _Fitting:
                 return network(x)
 
         order = torch.randperm(len(images), generator=generator_for(training.seed, _RECALIBRATE))
-        mine = order[: training.recipe.recalibrate].split(_RECALIBRATION_BATCH)[world.rank :: world.size]
+        height, width = images.size  # fewer of large ones: what a layer gives should stay in the cache
+        batch = max(2, min(_RECALIBRATION_BATCH, _RECALIBRATION_BATCH * 1024 // (height * width)))
+        mine = order[: training.recipe.recalibrate].split(batch)[world.rank :: world.size]
         batches = (images.batch(part.to(device))[0] for part in mine)
         recalibrate(training.model, batches, forward_fn=forward)
         self.seconds["recalibrate"] = time.perf_counter() - clock
 
+    def calibrate(self, split: DeviceImages) -> float:
+        """The temperature of the softmax, by the split judged last; a rank's own share of it is enough."""
+        world, batch = self._training.world, evaluation_batch(*split.size)
+        own = split.labels.cpu().split(batch)[world.rank :: world.size]
+        return temperature(self._own, torch.cat(own)) if self._own is not None and own else 1.0
+
     def evaluate(self, epoch: int, name: str, split: DeviceImages, classes: int) -> Evaluation:
         """Evaluate the model on a split and report it."""
         training, clock = self._training, time.perf_counter()
-        result = evaluate(training.model, split, classes, precision=training.precision, world=training.world)
+        kept = name != "train"
+        result = evaluate(training.model, split, classes, keep_probabilities=kept, world=training.world)
+        self._own = result.probabilities
+        if training.world.size > 1:  # those of this rank's batches only
+            result = replace(result, probabilities=None)
         taken = time.perf_counter() - clock
         self.seconds["evaluate"] += taken
         if not math.isfinite(result.loss):

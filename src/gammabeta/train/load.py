@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor, nn
 
 from ..data import Dataset, Preparation, Split
 from ..data.classes import as_classes
+from ..data.classify import Classifier, Prediction
 from ..errors import DataError, UsageError
 from .batches import DeviceImages, Scaling
-from .documents import NetworkInfo
 from .evaluate import Evaluation, evaluate, evaluating, evaluation_batch
-from .network import DigitNetwork
+from .networks import network_of
 from .run import Run
 from .source import is_same
 from .world import place_model, resolve_device
@@ -39,26 +40,56 @@ class Trained:
         """How a picture becomes the pixels that the network takes."""
         return self.run.preparation
 
+    @property
+    def classifier(self) -> Classifier:
+        """The network as one that answers for pictures."""
+        network = self.run.info.network
+        return Classifier(
+            network.classes,
+            self.preparation,
+            lambda pictures: self.probabilities(pictures).numpy(),
+            network.temperature,
+        )
+
+    def predict(self, pictures: Any, top: int = 1) -> "Prediction | list[Prediction]":
+        """Name the class of one picture or of several: see `gammabeta.data.classify.Classifier.predict`."""
+        return self.classifier.predict(pictures, top)
+
     def evaluate(self, split: Split, *, keep_probabilities: bool = False) -> Evaluation:
-        """Judge the network on a split, in float32: as it predicts, folded and exported too."""
+        """Judge the network on a split, in float32: as it predicts, folded and exported too.
+
+        The loss is that of the network itself; the probabilities are those of a prediction.
+        """
         images = DeviceImages(split, self.scaling, self.device)
-        classes = len(self.run.info.network.classes)
-        return evaluate(self.model, images, classes, keep_probabilities=keep_probabilities)
+        network = self.run.info.network
+        result = evaluate(self.model, images, len(network.classes), keep_probabilities=keep_probabilities)
+        if result.probabilities is None:
+            return result
+        kept = result.probabilities.clamp_min(1e-30).log().div(network.temperature).softmax(1)
+        return replace(result, probabilities=kept)
 
     def probabilities(self, pictures: np.ndarray) -> Tensor:
-        """Return class probabilities float32 ``(N, classes)`` for uint8 pictures ``(N, C, H, W)``."""
+        """Return class probabilities float32 ``(N, classes)`` for uint8 pictures ``(N, C, H, W)``.
+
+        They are the softmax of the logits over the run's temperature.
+        """
+        temperature = self.run.info.network.temperature
         held = DeviceImages(Split(pictures, np.zeros(len(pictures), np.int64)), self.scaling, self.device)
         batch = evaluation_batch(*held.size)
         with evaluating(self.model):
             parts = [
-                self.model(held.batch(slice(start, start + batch))[0]).float().softmax(1).cpu()
+                self.model(held.batch(slice(start, start + batch))[0]).float().cpu()
                 for start in range(0, len(held), batch)
             ]
-        return torch.cat(parts)
+        return torch.cat(parts).div(temperature).softmax(1)
 
 
-def load_model(path: str | Path, device: str = "auto", *, best: bool = False) -> Trained:
+def load_model(
+    path: str | Path, device: str = "auto", *, best: bool = False, given: nn.Module | None = None
+) -> Trained:
     """Open a run folder and build its network with its last weights, or its best.
+
+    ``given``: the network of a run whose network is made by code of the user's.
 
     Raises:
         RunError: It is not a run folder, or is damaged.
@@ -67,21 +98,9 @@ def load_model(path: str | Path, device: str = "auto", *, best: bool = False) ->
     place = resolve_device(device)
     run = Run.open(path)
     with torch.device("meta"):  # nothing is allocated before the weights are known to fit
-        network = network_of(run.info.network)
+        network = network_of(run.info.network, given)
     model = place_model(run.load_model(network, best=best).eval(), place)
     return Trained(run, model, place)
-
-
-def network_of(info: NetworkInfo) -> DigitNetwork:
-    """Return the network that a run describes, its weights not the run's yet."""
-    return DigitNetwork(
-        info.channels,
-        (info.height, info.width),
-        len(info.classes),
-        batch_norm=info.batch_norm,
-        hidden_bias=info.hidden_bias,
-        eps=info.eps,
-    )
 
 
 def load_dataset(trained: Trained, source: str | None = None, *, skip_damaged: bool = False) -> Dataset:

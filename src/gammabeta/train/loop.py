@@ -1,6 +1,7 @@
 """The training loop and its optimizer: no Python per sample, no waiting for the device within a step."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,10 @@ from torch.nn import functional as F
 
 from ..errors import WeightsError
 from ..files import check_fit, check_values, fit_weights
-from .batches import DeviceImages, Order, generator_for
+from .batches import DeviceImages, Order, generator_for, mixing_share
 from .evaluate import LayerStatistics, layer_statistics
+from .objective import Objective
+from .optimizers import SGD, AdamW, Average, optimizer_of
 from .recipe import Recipe
 from .world import ALONE, Precision, World
 
@@ -22,7 +25,10 @@ _AUGMENT, _DRAW = 1, 4  # purposes of random streams, beside the epochs' permuta
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a training is; the loss is the mean over a batch in nats, both figures moving averages."""
+    """Where a training is; both figures are debiased moving averages over its batches.
+
+    The loss is the plain cross-entropy in nats, whatever the recipe adds to what it minimises.
+    """
 
     step: int
     steps: int
@@ -31,6 +37,7 @@ class Progress:
     loss: float
     accuracy: float
     learning_rate: float
+    epochs: float = 0.0  # passes over the training images so far
 
 
 @dataclass(frozen=True)
@@ -69,22 +76,30 @@ class Training:
         self.step = 0
         self.images = 0
         self.judged = True  # whether the epoch of the last step is over, its evaluation included
+        self.best, self.worse = math.inf, 0  # the lowest loss of an epoch, and the epochs since
         self.diverged: int | None = None  # the first step whose loss was not finite
-        self._optimizer = SGD(model, recipe)
-        self._unread: list[tuple[Tensor, Tensor, Tensor, int]] = []  # loss, logits, labels, images
+        self._optimizer = optimizer_of(model, recipe)
+        self.after_step: Callable[[], None] | None = None
+        self._objective = Objective(recipe, data.labels, summed=self._summed)
+        self.average = Average(model, recipe, self.steps)
+        self.rate: Callable[[int], float] = lambda step: learning_rate(recipe, step, self.steps)
+        self._unread: list[tuple[Tensor, Tensor, Tensor, int]] = []  # objective, logits, labels, images
         self._loss = self._accuracy = float("nan")
+        self.newest_loss = float("nan")  # of the last step that was read, not averaged
 
     def state(self) -> State:
         """Return everything that ``restore`` needs to go on from here, bit for bit."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        for name, parameter in self.model.named_parameters():
-            if parameter in self._optimizer.momentum_buffers:
-                tensors[f"optimizer.momentum_buffer.{name}"] = self._optimizer.momentum_buffers[parameter]
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.model.named_parameters()}
+        for kind, held in self._optimizer.buffers.items():
+            tensors |= {f"optimizer.{kind}.{names[p]}": buffer for p, buffer in held.items()}
+        tensors |= {f"average.{name}": tensor for name, tensor in self.average.tensors.items()}
         tensors["random.cpu"] = torch.get_rng_state()  # for networks that draw numbers of their own
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
         self.progress()  # reads the figures that are still on the device
         values: dict[str, Any] = {"step": self.step, "images": self.images, "judged": self.judged}
+        values |= {"worse": self.worse, "lowest": self.best if self.best < math.inf else None}
         return State(tensors, values | {"loss": self._loss, "accuracy": self._accuracy})
 
     def restore(self, state: State) -> None:
@@ -94,15 +109,21 @@ class Training:
         fit_weights(self.model, kinds["model"], "the checkpoint")
         parameters = dict(self.model.named_parameters())
         for name, tensor in kinds["optimizer"].items():
-            parameter = parameters[name.removeprefix(_BUFFER)]
-            # In the parameter's own layout: the fused operator walks both in the order of memory.
-            self._optimizer.momentum_buffers[parameter] = torch.empty_like(parameter.detach()).copy_(tensor)
+            kind, _, parameter = name.partition(".")
+            self._optimizer.restore(kind, parameters[parameter], tensor)
+        self.average.tensors = {
+            name: torch.empty_like(parameters[name].detach()).copy_(tensor)
+            for name, tensor in kinds["average"].items()
+        }
         if "cpu" in kinds["random"]:
             torch.set_rng_state(kinds["random"]["cpu"])
         if self._device.type == "cuda" and "cuda" in kinds["random"]:
             torch.cuda.set_rng_state(kinds["random"]["cuda"], self._device)
         self.step, self.images = state.values["step"], state.values["images"]
         self.judged = state.values["judged"]
+        lowest = state.values.get("lowest")
+        self.best = math.inf if lowest is None else lowest
+        self.worse = state.values.get("worse", 0)
         figures = (state.values["loss"], state.values["accuracy"])
         self._loss, self._accuracy = (float("nan") if value is None else value for value in figures)
 
@@ -110,6 +131,12 @@ class Training:
     def epoch(self) -> int:
         """The epoch that is being trained or judged, from 0."""
         return (self.step if self.judged else self.step - 1) // self.order.steps_per_epoch
+
+    def tired(self, loss: float) -> bool:
+        """Take the loss of an epoch on held-out images; return whether patience with the training is over."""
+        self.worse = 0 if loss < self.best else self.worse + 1
+        self.best = min(self.best, loss)
+        return 0 < self.recipe.patience <= self.worse
 
     def advance(self, steps: int) -> None:
         """Take that many steps, or as many as are left."""
@@ -119,33 +146,54 @@ class Training:
 
     def _take_step(self) -> None:
         index = self.order.indices(self.step).to(self._device, non_blocking=True)
-        augmented = self.recipe.shift or self.recipe.flip
-        augment = generator_for(self.seed, self.step, _AUGMENT) if augmented else None
         count, part = len(index), None
         if self.world.size > 1:
             part = self.world.part(count)
             # What the network itself draws, for dropout say, is each rank's own and the same after a restart.
             torch.manual_seed(generator_for(self.seed, self.step, _DRAW, self.world.rank).initial_seed())
-        x, y = self.data.batch(index, augment, part)
+        x, y = self._augmented(index, part)
+        other, share = None, 1.0
+        if self.recipe.mixup_alpha:
+            share = mixing_share(self.recipe.mixup_alpha, self.seed, self.step)
+            x, other = self._mixed(x, y, share, index, part)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self._network(x)
         logits = logits.float()
-        loss = F.cross_entropy(
-            logits,
-            y,
-            reduction="sum" if self._summed else "mean",
-            label_smoothing=self.recipe.label_smoothing,
-        )
+        loss = self._objective(logits, y, other, share)
         self._optimizer.zero_grad()
         goal = loss
         if self.world.size > 1:  # scaled so that the ranks' *average* is the recipe's loss
             goal = loss * (self.world.size / (count if self.recipe.loss == "mean" else 1))
         goal.backward()
-        self._optimizer.step(learning_rate(self.recipe, self.step, self.steps))
+        if self.recipe.clip:
+            self._optimizer.clip(self.recipe.clip)
+        self._optimizer.step(self.rate(self.step), momentum(self.recipe, self.step, self.steps))
+        self.average.update(self.step)
         self._unread.append((loss.detach(), logits.detach(), y, count))
         self.step += 1
         self.images += count
         self.judged = False
+        if self.after_step is not None:
+            self.after_step()
+
+    def first_images(self) -> Tensor:
+        """The images of the first step as the network is given them, float32 ``(B, C, H, W)``."""
+        return first_batch(self.data, self.order, self.seed)
+
+    def _augmented(self, index: Tensor, part: slice | Tensor | None) -> tuple[Tensor, Tensor]:
+        """The images of a step, or those at the places ``part`` in it, augmented as they are in the whole."""
+        augment = generator_for(self.seed, self.step, _AUGMENT) if self.data.augmented else None
+        return self.data.batch(index, augment, part)
+
+    def _mixed(
+        self, x: Tensor, y: Tensor, share: float, index: Tensor, part: slice | None
+    ) -> tuple[Tensor, Tensor]:
+        """Images blended with those at the mirrored places of the step, and these images' labels."""
+        if part is None:
+            others, labels = x.flip(0), y.flip(0)
+        else:
+            others, labels = self._augmented(index, torch.arange(len(index)).flip(0)[part])
+        return torch.lerp(others, x, share), labels
 
     def layer_statistics(self) -> dict[str, LayerStatistics]:
         """Measure the batch-norm layers on the first training images; the training is left as it was."""
@@ -157,29 +205,33 @@ class Training:
             figures = self.world.all_reduce(_figures(self._unread)).tolist()
             first = self.step - len(self._unread)
             rows = zip(figures, self._unread, strict=True)
-            for step, ((loss, hits), (*_, count)) in enumerate(rows, first):
-                if self.diverged is None and not math.isfinite(loss):
+            for step, ((objective, loss, hits), (*_, count)) in enumerate(rows, first):
+                if self.diverged is None and not math.isfinite(objective):
                     self.diverged = step
-                self._loss = _move(self._loss, loss / count if self._summed else loss)
-                self._accuracy = _move(self._accuracy, hits / count)
+                self.newest_loss = loss / count
+                self._loss = _move(self._loss, loss / count, step)
+                self._accuracy = _move(self._accuracy, hits / count, step)
             self._unread.clear()
         return Progress(
             step=self.step,
             steps=self.steps,
             epoch=self.epoch,
+            epochs=self.step / self.order.steps_per_epoch,
             images=self.images,
             loss=self._loss,
             accuracy=self._accuracy,
-            learning_rate=learning_rate(self.recipe, min(self.step, self.steps - 1), self.steps),
+            learning_rate=self.rate(min(self.step, self.steps - 1)),
         )
 
 
-_BUFFER = "momentum_buffer."
+def first_batch(data: DeviceImages, order: Order, seed: int) -> Tensor:
+    """The images of the first step as the network is given them, float32 ``(B, C, H, W)``."""
+    return data.batch(order.indices(0), generator_for(seed, 0, _AUGMENT))[0]
 
 
 def _kinds(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """The tensors of a state: the model's, the optimizer's, the random generators'."""
-    kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
+    kinds: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "average": {}, "random": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         kinds.setdefault(kind, {})[rest] = tensor
@@ -190,7 +242,9 @@ def check_state(state: State, model: nn.Module, source: object) -> None:
     """Raise ``WeightsError`` unless a training of this model can go on from a state; change nothing."""
     kinds, wanted = _kinds(state.tensors), model.state_dict()
     parameters = {name: value.detach() for name, value in model.named_parameters()}
-    for kind, known in (("model", wanted), ("optimizer", {_BUFFER + n: p for n, p in parameters.items()})):
+    buffers = {f"{kind}.{n}": p for kind in (*SGD.kinds, *AdamW.kinds) for n, p in parameters.items()}
+    buffers |= {f"steps.{name}": p.new_zeros(()) for name, p in parameters.items()}
+    for kind, known in (("model", wanted), ("optimizer", buffers), ("average", parameters)):
         for name, tensor in kinds[kind].items():
             if name not in known:
                 raise WeightsError(f"{source} does not fit the network, which has no {name[:100]}")
@@ -205,87 +259,35 @@ def check_state(state: State, model: nn.Module, source: object) -> None:
             raise WeightsError(f"{source} holds no state of PyTorch's random generator") from None
 
 
-def _move(average: float, new: float) -> float:
-    return new if average != average else (1 - MOVING_WEIGHT) * average + MOVING_WEIGHT * new
+def _move(average: float, new: float, step: int) -> float:
+    """The moving average after a step, from 0: debiased, so that the first counts no more."""
+    if average != average:
+        return new
+    return average + (new - average) * MOVING_WEIGHT / (1 - (1 - MOVING_WEIGHT) ** (step + 1))
 
 
 def _figures(steps: list[tuple[Tensor, Tensor, Tensor, int]]) -> Tensor:
-    """Loss and hits of each step, float64 ``(steps, 2)``, in a few operations for all of them."""
-    losses, logits, labels, _ = zip(*steps, strict=True)
-    hits = (torch.cat(logits).argmax(1) == torch.cat(labels)).double()
+    """Objective, plain cross-entropy and hits of each step, summed: float64 ``(steps, 3)``."""
+    objectives, logits, labels, _ = zip(*steps, strict=True)
+    every, truth = torch.cat(logits), torch.cat(labels)
+    losses = F.cross_entropy(every, truth, reduction="none").double()
+    hits = (every.argmax(1) == truth).double()
     lengths = torch.tensor([len(part) for part in labels])
     step = torch.arange(len(steps)).repeat_interleave(lengths).to(hits.device)
-    return torch.stack(
-        (torch.stack(losses).double(), hits.new_zeros(len(steps)).index_add_(0, step, hits)), 1
-    )
-
-
-class SGD:
-    """Stochastic gradient descent with momentum; weight decay spares γ, β and biases.
-
-    One operator of PyTorch moves all parameters of a kind. ``torch.optim.SGD`` takes the same step. But it
-    serves hooks, profilers and closures and sorts its tensors at every step, which costs several times as
-    much as the arithmetic of a small network. And making one loads PyTorch's compiler, which takes a third as
-    long as a whole training.
-
-    With weight decay λ, momentum μ and learning rate η: ``g ← g + λ w``, then ``b ← μ b + g`` (at first
-    ``b = g``) and ``w ← w - η b``, or ``w - η (g + μ b)`` with Nesterov's (Sutskever et al. 2013, as PyTorch
-    has it).
-
-    Attributes:
-        momentum_buffers: ``b`` of each parameter that has been moved, in the parameter's own layout.
-    """
-
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self._momentum, self._nesterov = recipe.momentum, recipe.nesterov
-        self.momentum_buffers: dict[Tensor, Tensor] = {}
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        kinds: dict[tuple[torch.device, torch.dtype, float], list[Tensor]] = {}
-        for parameter in self._parameters:
-            decay = recipe.weight_decay if parameter.dim() > 1 else 0.0
-            kinds.setdefault((parameter.device, parameter.dtype, decay), []).append(parameter)
-        self._groups = [(decay, parameters) for (_, _, decay), parameters in kinds.items()]
-
-    def zero_grad(self) -> None:
-        """Drop all gradients."""
-        for parameter in self._parameters:
-            parameter.grad = None
-
-    @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """Move the parameters that have a gradient, with this learning rate."""
-        for decay, group in self._groups:
-            parameters = [p for p in group if p.grad is not None]
-            new = [p for p in parameters if p not in self.momentum_buffers] if self._momentum else []
-            if new:
-                self.momentum_buffers |= {p: torch.empty_like(p) for p in new}
-                self._move(new, decay, rate, first=True)
-                parameters = [p for p in parameters if p not in {*new}]
-            if parameters:
-                self._move(parameters, decay, rate, first=False)
-
-    def _move(self, parameters: list[Tensor], decay: float, rate: float, *, first: bool) -> None:
-        torch._fused_sgd_(
-            parameters,
-            [p.grad for p in parameters],  # type: ignore[misc]
-            [self.momentum_buffers[p] for p in parameters] if self._momentum else [],
-            weight_decay=decay,
-            momentum=self._momentum,
-            lr=rate,
-            dampening=0.0,
-            nesterov=self._nesterov,
-            maximize=False,
-            is_first_step=first,
-        )
+    sums = [hits.new_zeros(len(steps)).index_add_(0, step, each) for each in (losses, hits)]
+    return torch.stack((torch.stack(objectives).double(), *sums), 1)
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Return the learning rate of step ``step`` (from 0) of ``steps``: a linear warm-up, then a fall.
 
-    The rate is taken in the middle of the step, so that no step is wasted at zero.
+    The rate is taken in the middle of the step, so that no step is wasted at zero. One cycle (Smith 2018)
+    rises from a 25th of the highest rate, by a cosine.
     """
     position = (step + 0.5) / steps
     if position < recipe.warmup:
+        if recipe.schedule == "one-cycle":
+            return recipe.learning_rate * (0.04 + 0.96 * _eased(position / recipe.warmup))
         return recipe.learning_rate * position / recipe.warmup
     if recipe.schedule == "constant":
         return recipe.learning_rate
@@ -293,3 +295,19 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     left = 1 - gone if recipe.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * gone))
     last = recipe.final_learning_rate
     return recipe.learning_rate * (last + (1 - last) * left)
+
+
+def momentum(recipe: Recipe, step: int, steps: int) -> float:
+    """Return the momentum of a step: of one cycle 0.1 less at the highest rate (Smith 2018, 4.3)."""
+    if recipe.schedule != "one-cycle":
+        return recipe.momentum
+    position = (step + 0.5) / steps
+    risen = position < recipe.warmup
+    gone = position / recipe.warmup if risen else (position - recipe.warmup) / (1 - recipe.warmup)
+    height = _eased(gone) if risen else 1 - _eased(gone)
+    return max(0.0, recipe.momentum - 0.1 * height)
+
+
+def _eased(gone: float) -> float:
+    """From 0 to 1 along half a cosine."""
+    return 0.5 * (1 - math.cos(math.pi * gone))

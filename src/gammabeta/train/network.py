@@ -13,16 +13,6 @@ from ..stats.preserve import preserved
 SMALLEST_SIDE = 16  # two valid convolutions (3, 5) and two poolings leave one pixel
 
 
-def training_bytes(channels: int, height: int, width: int, classes: int, batch: int) -> tuple[int, int]:
-    """Bytes that the weights take, and all of a training: gradients, momentum, the layers of a batch."""
-    rows, columns = (((side - 2) // 2 - 4) // 2 for side in (height, width))
-    weights = 4 * (180 * channels + 25_000 + 50 * rows * columns * 128 + 128 * classes)
-    layers = (
-        4 * batch * height * width * (channels + 2 * 20)
-    )  # the first convolution's output and its gradient
-    return weights, 3 * weights + layers
-
-
 @dataclass(frozen=True)
 class LayerView:
     """What one layer did to a batch. Per-channel tensors are float32 of shape ``(C,)``, variances named."""

@@ -1,4 +1,4 @@
-"""Pictures of a training: curves, the confusion matrix, the worst mistakes; curves of several runs."""
+"""Pictures as PNG: the confusion matrix, the worst mistakes, curves of runs. No training loads this."""
 
 import io
 from collections.abc import Iterable, Sequence
@@ -12,11 +12,12 @@ from matplotlib.figure import Figure
 from ..errors import UsageError
 from ..files import write_atomically
 from ..text import fit_fonts, for_figure
+from .rate import RateRange
 from .run import Run
 
 # Okabe and Ito's colour-blind-safe palette.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_BLUE, _ORANGE, _GREEN, _GREY = *COLORS[:3], "#777777"
+_BLUE, _ORANGE, _GREEN = COLORS[:3]
 _NAME = 24  # letters of a class's name, where many stand side by side
 
 
@@ -28,101 +29,44 @@ def save_figure(figure: Figure, path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def curves(rows: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Draw loss and accuracy over epochs from the lines of ``metrics.jsonl``."""
-    figure, loss_axes, accuracy_axes = _loss_and_accuracy(height=4)
-    figure.suptitle(for_figure(title))
-    steps = _rows(rows, "progress")
-    style: dict[str, Any] = {"color": _BLUE, "label": "training, moving average"}
-    _line(loss_axes, steps, "loss", **style)
-    _line(accuracy_axes, steps, "accuracy", **style)
-    for split, color, marker in (("train", _GREY, "s"), ("validation", _GREEN, "^"), ("test", _ORANGE, "o")):
-        if judged := _rows(rows, "evaluation", split):
-            last = judged[-1]
-            label = f"all {last['count']:,} {split} images: {100 * _number(last['accuracy']):.2f} %"
-            _line(accuracy_axes, judged, "accuracy", color=color, marker=marker, label=label, linewidth=1)
-    seen = [row["accuracy"] for row in steps[len(steps) // 4 :] if row["accuracy"] is not None]
-    low = min([90.0, *(100 * accuracy for accuracy in seen)])
-    loss_axes.set(ylabel="loss (cross-entropy, nats)")
-    accuracy_axes.set(ylabel="accuracy (%)", ylim=(max(low - 1, 0), 100.2))
-    for axes in (loss_axes, accuracy_axes):
-        axes.legend(frameon=False)
-    return figure
-
-
 def curves_of_runs(runs: Sequence[Run]) -> Figure:
     """Draw loss and accuracy of all runs over epochs; ``UsageError`` if none has any figures yet."""
-    figure, loss_axes, accuracy_axes = _loss_and_accuracy(height=4.2)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2)
+    _tidy(axes)
     for number, run in enumerate(runs):
         rows = run.metrics()
-        if steps := _rows(rows, "progress"):
-            style: dict[str, Any] = {
-                "color": COLORS[number % len(COLORS)],
-                "label": for_figure(run.path.absolute().name),
-            }
-            _line(loss_axes, steps, "loss", **style)
-            _line(accuracy_axes, _rows(rows, "evaluation", "test"), "accuracy", marker="o", **style)
-    if not loss_axes.lines:
+        steps = [row for row in rows if row["kind"] == "progress"]
+        judged = (
+            [row for row in rows if row["kind"] == "evaluation" and row["split"] == "test"] if steps else []
+        )
+        style = {"color": COLORS[number % len(COLORS)], "label": for_figure(run.path.absolute().name)}
+        for each, some, key in ((axes[0], steps, "loss"), (axes[1], judged, "accuracy")):
+            # NaN leaves a gap where there is no figure.
+            y = [
+                float("nan") if row[key] is None else row[key] * (1 if key == "loss" else 100) for row in some
+            ]
+            if some:
+                each.plot([row["epochs"] for row in some], y, marker="o" * (key == "accuracy"), **style)
+    if not axes[0].lines:
         raise UsageError("none of these runs has figures yet")
-    loss_axes.set(ylabel="training loss, moving average (nats)")
-    accuracy_axes.set(ylabel="test accuracy (%)")
-    loss_axes.legend(frameon=False)
+    axes[0].set(xlabel="epoch", ylabel="training loss, moving average (nats)", yscale="log")
+    axes[1].set(xlabel="epoch", ylabel="test accuracy (%)")
+    axes[0].legend(frameon=False)
     return figure
 
 
-def _rows(rows: Sequence[dict[str, Any]], kind: str, split: str | None = None) -> list[dict[str, Any]]:
-    return [row for row in rows if row["kind"] == kind and split in (None, row.get("split"))]
-
-
-def _loss_and_accuracy(height: float) -> tuple[Figure, Axes, Axes]:
-    figure = Figure(figsize=(10, height), layout="constrained")
-    loss_axes, accuracy_axes = figure.subplots(1, 2)
-    _tidy((loss_axes, accuracy_axes))
-    loss_axes.set(xlabel="epoch", yscale="log")
-    accuracy_axes.set(xlabel="epoch")
-    return figure, loss_axes, accuracy_axes
-
-
-def _line(axes: Axes, rows: Sequence[dict[str, Any]], figure: str, **style: Any) -> None:
-    """Draw a figure over epochs; the accuracy in percent."""
-    scale = 100 if figure == "accuracy" else 1
-    axes.plot([row["epochs"] for row in rows], [scale * _number(row[figure]) for row in rows], **style)
-
-
-def _number(figure: float | None) -> float:
-    """A figure as it is drawn; NaN leaves a gap where there is none."""
-    return float("nan") if figure is None else figure
-
-
-def statistics(rows: Sequence[dict[str, Any]], title: str) -> Figure:
-    """Draw each batch-norm layer's statistics over epochs from the lines of ``metrics.jsonl``."""
-    rows = _rows(rows, "statistics")
-    names = [name for name in rows[0]["layers"] if all(name in row["layers"] for row in rows)]
-    figure = Figure(figsize=(max(3.3 * len(names), 5), 8), layout="constrained")
+def rate_range(found: RateRange, title: str) -> Figure:
+    """Draw the loss over the learning rates of a range test."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
     figure.suptitle(for_figure(title))
-    grid = figure.subplots(3, len(names), squeeze=False, sharex=True)
-    x = [row["epochs"] for row in rows]
-    for (top, middle, bottom), name in zip(grid.T, names, strict=True):
-        layers = [row["layers"][name] for row in rows]
-        top.set_title(for_figure(name))
-        low, median, high = zip(*(map(_number, layer["percentiles"]) for layer in layers), strict=True)
-        top.fill_between(x, low, high, color=_BLUE, alpha=0.2, label="15th to 85th percentile")
-        top.plot(x, median, color=_BLUE, label="median")
-        for axes, key, color, label in (
-            (middle, "mean", _BLUE, "mean"),
-            (middle, "var", _ORANGE, "variance"),
-            (bottom, "mean_distance", _BLUE, "mean"),
-            (bottom, "var_distance", _ORANGE, "ln variance"),
-        ):
-            if layers[0][key] is not None:
-                axes.plot(x, [_number(layer[key]) for layer in layers], color=color, label=label)
-        bottom.set_xlabel("epoch")
-        bottom.set_ylim(bottom=0)
-    labels = ("input of the activation", "batch, mean over channels", "distance from running values")
-    for axes, label in zip(grid[:, 0], labels, strict=True):
-        axes.set_ylabel(label)
-        axes.legend(frameon=False, fontsize=8)
-    _tidy(grid.flat)
+    axes = figure.subplots()
+    _tidy([axes])
+    axes.plot(found.rates, found.losses, color=_BLUE)
+    axes.axvspan(found.low, found.high, color=_GREEN, alpha=0.12, label="the loss falls")
+    axes.axvline(found.suggested, color=_ORANGE, label=f"suggested: {found.suggested:.2g}")
+    axes.set(xlabel="learning rate", ylabel="loss (cross-entropy, nats), smoothed", xscale="log")
+    axes.legend(frameon=False)
     return figure
 
 
@@ -157,22 +101,40 @@ def confusion(table: np.ndarray, classes: Sequence[str], title: str) -> Figure:
     return figure
 
 
+def seen(images: np.ndarray, lines: Sequence[tuple[str, str, bool]], title: str) -> Figure:
+    """Draw images ``(K, C, H, W)`` uint8 as a network saw them; below each its name, answer and doubt."""
+    words = [
+        f"{for_figure(name, _NAME)}\n{for_figure(answer, _NAME)}{' ?' if doubt else ''}"
+        for name, answer, doubt in lines
+    ]
+    colors = [_ORANGE if doubt else "black" for *_, doubt in lines]
+    return _pictures(images, words, colors, title, min(8, max(4, len(images))))
+
+
 def mistakes(
     images: np.ndarray, truth: Sequence[str], guess: Sequence[str], confidence: Sequence[float], title: str
 ) -> Figure:
     """Draw images ``(K, C, H, W)`` uint8 with what they are, what was said, and how surely (0 to 1)."""
-    columns = 6
+    words = []
+    for true, said, p in zip(truth, guess, confidence, strict=False):
+        true, said = for_figure(true, _NAME), f"said {for_figure(said, _NAME)}"
+        line = f"{true}, {said}" if len(true + said) <= _NAME else f"{true},\n{said}"
+        words.append(f"{line}\n{100 * p:.1f} % sure")
+    return _pictures(images, words, ["black"] * len(words), title, 6)
+
+
+def _pictures(
+    images: np.ndarray, words: Sequence[str], colors: Sequence[str], title: str, columns: int
+) -> Figure:
+    """Draw images in rows, above each its words."""
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(columns * 1.6, rows * 1.95 + 0.5), layout="constrained")
     figure.suptitle(for_figure(title))
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, image, true, said, p in zip(grid.flat, images, truth, guess, confidence, strict=False):
-        axes.imshow(
-            image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1), cmap="gray", vmin=0, vmax=255
-        )
-        true, said = for_figure(true, _NAME), f"said {for_figure(said, _NAME)}"
-        words = f"{true}, {said}" if len(true + said) <= _NAME else f"{true},\n{said}"
-        axes.set_title(f"{words}\n{100 * p:.1f} % sure", fontsize=8)
+    for axes, image, line, color in zip(grid.flat, images, words, colors, strict=False):
+        pixels = image[0] if len(image) == 1 else np.moveaxis(image[:3], 0, -1)
+        axes.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        axes.set_title(line, fontsize=8, color=color)
     return figure

@@ -4,10 +4,10 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..errors import RunError, UsageError
 from ..files import read_bytes
@@ -15,7 +15,25 @@ from ..text import storable
 from .documents import complaint, tell_unknown
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-BEFORE: dict[str, Any] = {}  # of each field that 0.1.0 did not have: what a training did then
+# Of each field that 0.1.0 did not have: what a training did then. A file without a base has these too.
+BEFORE: dict[str, Any] = {
+    "network": "digits",
+    "width": 32,
+    "depth": 1,
+    "optimizer": "sgd",
+    "second_momentum": 0.999,
+    "clip": 0.0,
+    "average": "none",
+    "average_from": 0.5,
+    "average_weight": 0.01,
+    "class_weights": "none",
+    "crop": 1.0,
+    "rotation": 0.0,
+    "color": 0.0,
+    "mixup_alpha": 0.0,
+    "evaluate_train": 0,
+    "patience": 0,
+}
 _LONGEST_FILE = 1 << 20  # bytes; a recipe has one thousand
 _LONGEST_CHAIN = 20  # files that build on one another
 
@@ -41,12 +59,28 @@ class Recipe(BaseModel):
     loss: Literal["sum", "mean"] = Field(description="How the loss of a batch is reduced.")
     label_smoothing: float = Field(ge=0, lt=1, description="Weight of equal shares in the target.")
     learning_rate: float = Field(gt=0, le=1e6, description="The highest learning rate of the schedule.")
-    schedule: Literal["constant", "linear", "cosine"] = Field(description="Its fall after the warm-up.")
+    schedule: Literal["constant", "linear", "cosine", "one-cycle"] = Field(
+        description="Its fall after the warm-up; one-cycle: rise and fall by cosine, momentum the other way."
+    )
     warmup: Fraction = Field(description="Share of the steps in which the learning rate rises linearly.")
     final_learning_rate: Fraction = Field(description="Last learning rate, as a share of the highest.")
-    momentum: float = Field(ge=0, lt=1, description="Momentum of stochastic gradient descent.")
+    optimizer: Literal["sgd", "adamw"] = Field(description="Gradient descent with momentum, or AdamW.")
+    momentum: float = Field(ge=0, lt=1, description="Momentum of gradient descent; AdamW's β₁.")
+    second_momentum: float = Field(ge=0, lt=1, description="AdamW's β₂, of the squared gradient.")
     nesterov: bool = Field(description="Nesterov's form of momentum.")
     weight_decay: float = Field(ge=0, le=1e6, description="L2 penalty on weights; never on γ, β and biases.")
+    clip: float = Field(ge=0, le=1e9, description="Largest norm of all gradients together; 0: any.")
+    average: Literal["none", "ema", "swa"] = Field(
+        description="End with a mean of the weights: ema, a moving average; swa, over all steps alike."
+    )
+    average_from: Fraction = Field(description="Share of the steps after which the mean begins.")
+    average_weight: float = Field(gt=0, le=1, description="Weight of the newest step in ema.")
+    class_weights: Literal["none", "balanced"] = Field(
+        description="balanced: images of rare classes count more, so that every class counts alike."
+    )
+    network: Literal["digits", "residual"] = Field(description="The notebook's network, or a residual one.")
+    width: int = Field(ge=1, le=4096, description="Channels of the residual network's first stage.")
+    depth: int = Field(ge=1, le=100, description="Residual blocks in each of its three stages.")
     initialization: Literal["notebook", "he"] = Field(
         description="notebook: everything N(0, 0.01) and γ N(1, 0.01); he: He et al. 2015, γ = 1, β = 0."
     )
@@ -65,10 +99,28 @@ class Recipe(BaseModel):
     )
     shift: int = Field(ge=0, le=64, description="Random translation, at most this many pixels each way.")
     flip: bool = Field(description="Random mirror images, left and right.")
+    crop: float = Field(gt=0, le=1, description="Least share of the area of a random crop; 1: no crop.")
+    rotation: float = Field(ge=0, le=180, description="Random turn, at most this many degrees each way.")
+    color: Fraction = Field(description="Random factors of brightness, contrast and saturation, 1 ± this.")
+    mixup_alpha: float = Field(ge=0, le=100, description="α of mixup, which blends two images; 0: none.")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         description="auto: bf16 where the processor computes in it, else fp32."
     )
     evaluate: Literal["epoch", "end"] = Field(description="Judge after every epoch, or once at the end.")
+    evaluate_train: int = Field(
+        ge=0, lt=1 << 63, description="How many training images are judged, drawn once and for all; 0: all."
+    )
+    patience: int = Field(
+        ge=0,
+        le=10_000,
+        description="Stop after so many epochs without a lower test loss; 0: never.",
+    )
+
+    @model_validator(mode="after")
+    def _averaged_weights_have_statistics(self) -> Self:
+        if self.average != "none" and self.batch_norm and not self.recalibrate:
+            raise ValueError("averaged weights need statistics of their own: set recalibrate above 0")
+        return self
 
     def to_toml(self) -> str:
         """Return the recipe as a TOML document that ``load_recipe`` reads back."""
@@ -93,9 +145,12 @@ def load_recipe(name_or_path: str | Path, overrides: Mapping[str, Any] | Sequenc
         UsageError: The recipe or a field is unknown, or a value has the wrong type or range.
     """
     settings = _read(str(name_or_path), seen=())
-    settings.update(_parse(overrides) if not isinstance(overrides, Mapping) else overrides)
+    given = overrides if isinstance(overrides, Mapping) else _parse(overrides)
     try:
-        return Recipe.model_validate(settings)
+        recipe = Recipe.model_validate(settings | dict(given))
+        # An option is text; in a file a number is a number, and "24" is none.
+        read = {name: getattr(recipe, name) for name in given}
+        return Recipe.model_validate(settings | read, strict=True)
     except ValidationError as error:
         raise UsageError(f"recipe {name_or_path}: {_first_complaint(error)}") from None
 
@@ -143,7 +198,7 @@ def _read(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     settings = _toml(source)
     base = settings.pop("base", None)
     if base is None:
-        return settings
+        return BEFORE | settings
     if not isinstance(base, str):
         raise UsageError(f"recipe {source}: base is not a name: give a recipe's, or a file ending in .toml")
     return {**_read(base, (*seen, source)), "name": storable(Path(source).stem), **settings}
@@ -194,6 +249,8 @@ def _first_complaint(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f'field {field!r} is missing: give it, or add base = "fast"{more}'
     message = first["msg"].removeprefix("Value error, ")
+    if not field:  # of several fields together
+        return message
     given = repr(first["input"])
     given = given if len(given) <= 100 else f"{given[:100]}…"
     return f"{field} = {given}: {message[0].lower()}{message[1:]}{more}"

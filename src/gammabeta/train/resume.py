@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from ..errors import RunError, UsageError, WeightsError
 from ..files import check_values, fit_weights, load_weights, reporting
@@ -14,9 +15,8 @@ from ..text import storable
 from .batches import Order
 from .checkpoint import Checkpoints
 from .documents import CheckpointInfo, InitialWeights, complaint
-from .load import network_of
 from .loop import State, check_state, learning_rate
-from .network import DigitNetwork
+from .networks import network_of
 from .recipe import Recipe, differences, recipe_of
 from .run import Run
 from .world import resolve_device, resolve_precision
@@ -33,16 +33,17 @@ class Resumption:
     recipe: Recipe
     state: State | None
     messages: list[str]
+    given: nn.Module | None = None  # the network, where it is made by the user's code
 
     @classmethod
-    def of(cls, path: Path, epochs: float | None = None) -> "Resumption":
+    def of(cls, path: Path, epochs: float | None = None, given: nn.Module | None = None) -> "Resumption":
         """Read a run; ``RunError`` if it is finished and no more epochs are asked for, or was changed."""
         run = Run.open(path)
         finished = run.info.status == "finished"
         if finished and epochs is None:
             raise RunError(f"{path} is finished: there is nothing to resume; --epochs N trains it further")
         with torch.device("meta"):
-            network = network_of(run.info.network)
+            network = network_of(run.info.network, given)
 
         def check(state: State) -> None:
             check_state(state, network, "it")
@@ -54,7 +55,7 @@ class Resumption:
             check(state)
         if state is not None:
             _check_unchanged(run, state.values, "" if epochs is None else "epochs")
-        return cls(run, _with_epochs(run.recipe, epochs), state, messages)
+        return cls(run, _with_epochs(run.recipe, epochs), state, messages, given)
 
     def begin(self, images: int) -> list[str]:
         """Lock the folder and write it further; return what to tell. ``images``: of the training set."""
@@ -118,7 +119,11 @@ def _check_unchanged(run: Run, values: dict[str, Any], but: str) -> None:
     if values["recipe"] is not None:
         before = recipe_of(values["recipe"], run.path / "checkpoints")
         if changed := differences(run.recipe, before, but=but):
-            more = "" if but else ", or say with --epochs how many epochs it shall have"
+            more = (
+                ""
+                if but or "epochs is" not in changed
+                else ", or say with --epochs how many epochs it shall have"
+            )
             raise RunError(f"{path} was changed since the checkpoint: {changed}; change it back{more}")
     if values["seed"] not in (None, run.info.seed):
         raise RunError(
@@ -154,7 +159,7 @@ def _elsewhere(run: Run) -> list[str]:
 
 
 def warm_start(
-    network: DigitNetwork, source: str, classes: list[str], sha256: str | None = None
+    network: nn.Module, source: str, classes: list[str], sha256: str | None = None
 ) -> tuple[InitialWeights, str]:
     """Give a network the last weights of the run ``source``; those of classes that it has not stay new.
 
@@ -181,9 +186,13 @@ def warm_start(
     check_values(tensors, path)
     theirs = {name: place for place, name in enumerate(run.info.network.classes)}
     fresh = [name for name in classes if name not in theirs]
-    for name in ("fc2.weight", "fc2.bias"):
-        own, old = network.state_dict()[name], tensors.get(name)
-        if old is not None and old.shape == (len(run.info.network.classes), *own.shape[1:]):
+    for name in ("fc2.weight", "fc2.bias", "fc.weight", "fc.bias"):  # the last layer's, in either network
+        own, old = network.state_dict().get(name), tensors.get(name)
+        if (
+            own is not None
+            and old is not None
+            and old.shape == (len(run.info.network.classes), *own.shape[1:])
+        ):
             rows = [old[theirs[c]] if c in theirs else own[i] for i, c in enumerate(classes)]
             tensors[name] = torch.stack(rows)
     try:

@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, Self, TextIO, cast
@@ -18,7 +17,7 @@ from ..data import Dataset, Preparation, Split, picture_style
 from ..data.dataset import hold_out_training
 from ..data.download import Progress
 from ..data.preparation import earlier, earlier_training
-from ..errors import RunError, UnavailableError, UsageError, installing
+from ..errors import RunError, UsageError
 from ..files import (
     check_values,
     fit_weights,
@@ -35,10 +34,12 @@ from .metrics import cut_metrics, read_metrics
 from .provenance import provenance
 from .recipe import Recipe, run_recipe
 from .source import find, storable_source
+from .trackers import Trackers
 
 _INFO, _RECIPE, _METRICS, _LOCK = "run.json", "recipe.toml", "metrics.jsonl", ".lock"
 _WEIGHTS, _BEST = "model.safetensors", "best.safetensors"
 
+_AUGMENTATION = ("shift", "flip", "crop", "rotation", "color", "mixup_alpha")
 Status = Literal["running", "finished", "interrupted", "failed"]
 
 
@@ -56,7 +57,8 @@ class Job:
     place: str | None = None  # where a run's data were; None: only ``source`` is known
     skip_damaged: bool = False  # pass over pictures that cannot be read
     holdout_rule: HoldoutRule = "classes"  # held out of each class, by the seed; or the last, as 0.1.0 did
-    init: str | None = None  # a run folder with whose weights to begin; None: with random ones
+    init: str | None = None  # a run folder with whose weights to begin, or a file; None: with random ones
+    model: str | None = None  # the network, timm:NAME or module:function; None: the recipe's
 
     def load(self, progress: Progress | None = None) -> Dataset:
         """Load the data set; ``progress`` is called during a download, as in ``gammabeta.data.load``."""
@@ -95,14 +97,13 @@ class Run:
     ``model.safetensors``   parameters and buffers, with ``network`` of run.json as metadata
     ``best.safetensors``    the same at the epoch with the lowest test loss, where several were evaluated
     ``checkpoints/``        what is needed to continue after an interruption
-    ``curves.png``          loss and accuracy
-    ``statistics.png``      each batch-norm layer's statistics over time
+    ``run.html``            a page with all there is to see
     ======================  ============================================================================
     """
 
     def __init__(self, path: Path, info: RunInfo, recipe: Recipe) -> None:
         self.path, self.info, self.recipe = path, info, recipe
-        self.events: Events | None = None
+        self.trackers: Trackers | None = None
         self._ignored: dict[str, Any] = {}  # fields of recipe.toml that a later version added
         self._lock = FileLock(path / _LOCK)
         self._metrics: TextIO | None = None
@@ -160,12 +161,18 @@ class Run:
         job = Job(stored(info.data), self.recipe, info.seed, info.holdout, size, info.device, read)
         place = stored(info.data_path or info.data)
         init = None if info.init is None else stored(info.init.run)
-        job = replace(job, place=place, init=init)
+        job = replace(job, place=place, init=init, model=network.model)
         return replace(job, skip_damaged=info.skip_damaged, holdout_rule=info.holdout_rule)
+
+    def calibrated(self, temperature: float) -> None:
+        """Note the temperature of predictions, for every document that describes the network."""
+        network = self.info.network.model_copy(update={"temperature": temperature})
+        self.info = self.info.model_copy(update={"network": network})
 
     def move_data(self, source: str) -> None:
         """Write down that the data are found elsewhere now."""
-        self.info = self.info.model_copy(update=storable_source(source))
+        name = self.info.data_name or (self.info.data if self.info.data in data.known_names() else None)
+        self.info = self.info.model_copy(update={**storable_source(source), "data_name": name})
         self._save_info()
 
     @property
@@ -174,7 +181,7 @@ class Run:
         network = self.info.network
         if network.preparation is not None:
             return network.preparation
-        style = picture_style(stored(self.info.data), network.channels)
+        style = picture_style(self.info.data_name or stored(self.info.data), network.channels)
         return earlier(network.channels, (network.height, network.width), style)
 
     @property
@@ -197,6 +204,8 @@ class Run:
     def open(cls, path: str | Path) -> Self:
         """Open a run folder for reading; ``RunError`` if it is missing, not a run, or damaged."""
         folder = Path(path)
+        if folder.is_file():
+            raise RunError(f"{folder} is a file, not a run folder")
         if not folder.is_dir():
             raise RunError(
                 f"there is no run folder {folder}: `gammabeta train --out {for_shell(folder)}` makes one"
@@ -213,8 +222,8 @@ class Run:
         """Append a line to ``metrics.jsonl`` and flush it."""
         if self._metrics is None:
             raise RunError(f"{self.path} was opened for reading")
-        if self.events is not None:
-            self.events.record(kind, values)
+        if self.trackers is not None:
+            self.trackers.record(kind, values)
         with reporting(f"write {self.path / _METRICS}"):
             self._metrics.write(to_json({"kind": kind, **values}) + "\n")
             self._metrics.flush()
@@ -248,8 +257,8 @@ class Run:
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
-        if self.events is not None:
-            self.events.close()
+        if self.trackers is not None:
+            self.trackers.finish()
         try:
             self._save_info()
         finally:
@@ -263,39 +272,21 @@ class Run:
         return self.path / (_BEST if best else _WEIGHTS)
 
 
-class Events:
-    """Writes a run's records as TensorBoard scalars into ``RUN/tensorboard`` too."""
-
-    def __init__(self, run: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer: Any = SummaryWriter(str(run / "tensorboard"), flush_secs=5)
-
-    def record(self, kind: str, values: dict[str, Any]) -> None:
-        """Write a record of ``metrics.jsonl``."""
-        if kind == "statistics":
-            for layer, figures in values["layers"].items():
-                low, median, high = figures["percentiles"]
-                levels = {"percentile_15": low, "percentile_50": median, "percentile_85": high}
-                self._scalars(f"{kind}/{layer}", figures | levels, values["step"])
-            return
-        prefix = f"{kind}/{values['split']}" if "split" in values else kind
-        self._scalars(prefix, {name: v for name, v in values.items() if name != "step"}, values["step"])
-
-    def _scalars(self, prefix: str, figures: dict[str, Any], step: int) -> None:
-        for name, value in figures.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(f"{prefix}/{name}", value, step)
-
-    def close(self) -> None:
-        """Flush everything to the disk."""
-        self._writer.close()
-
-
-def check_tensorboard() -> None:
-    """Raise ``UnavailableError`` unless TensorBoard is installed."""
-    if find_spec("tensorboard") is None:
-        raise UnavailableError(f"TensorBoard is not installed: {installing('tensorboard')}")
+def incomparable(runs: Sequence[Run]) -> list[str]:
+    """Return what in the figures of several runs cannot be compared, a sentence each."""
+    told = []
+    if len({(run.info.data_sha256, run.info.holdout) for run in runs}) > 1:
+        told.append("accuracies and test losses are not comparable: the runs have other images")
+    smoothed = [run for run in runs if run.info.loss == "objective" and run.recipe.label_smoothing]
+    if smoothed and len(runs) > 1:
+        names = ", ".join(str(run.path) for run in smoothed)
+        told.append(
+            f"training losses are not comparable: of {names} they are smoothed, as earlier versions had it"
+        )
+    augmentation = [[getattr(run.recipe, name) for name in _AUGMENTATION] for run in runs]
+    if any(each != augmentation[0] for each in augmentation):
+        told.append("training losses are not comparable: they are of images that were augmented differently")
+    return told
 
 
 def comparison(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -7,26 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..data import Dataset
 from ..data.classes import as_classes
-from ..errors import DataError, DivergedError, RunError
+from ..errors import DataError, DivergedError, RunError, UsageError
+from ..guard import Noticed
 from ..memory import lacking
 from ..memory import size as in_words
+from ..stats.preserve import preserved
 from ..text import stored
 from .batches import Scaling, batch_starts
 from .checkpoint import Checkpointer
-from .documents import InitialWeights, NetworkInfo, warn
+from .documents import InitialWeights, NetworkInfo
 from .evaluate import Evaluation, LayerStatistics
-from .fitting import Observer, Outcome, TrainingInterrupted, build_network, fit
+from .fitting import Observer, Outcome, TrainingInterrupted, fit
+from .given import given_network, take_weights
 from .loop import Progress
-from .network import DigitNetwork, training_bytes
-from .plots import curves, save_figure, statistics
+from .networks import build_network, training_bytes
+from .page import Shown, write_page
 from .provenance import torchrun_job
 from .recipe import Recipe
 from .resume import Resumption, warm_start
-from .run import Events, Job, Run, check_tensorboard
+from .run import Job, Run
 from .source import dataset_sha256, is_same, storable_source
+from .trackers import Trackers, check_trackers
 from .world import ALONE, AnotherFailed, World, resolve_device, resolve_precision
 
 # What rank 0 sends: the job, the data's checksum, the classes in the network's order, weights if not random.
@@ -42,10 +47,10 @@ def train_run(
     observer: Observer,
     *,
     checkpoint_every: float = CHECKPOINT_SECONDS,
-    tensorboard: bool = False,
+    track: Sequence[str] = (),
     world: World = ALONE,
 ) -> tuple[Run, Outcome]:
-    """Train the digit network on a data set, which ``job.load()`` gave, into a new run folder ``path``.
+    """Train a network on a data set, which ``job.load()`` gave, into a new run folder ``path``.
 
     ``checkpoint_every``: seconds between checkpoints within an epoch. This process is rank 0 of ``world``,
     and the others ``follow``. After a ``TrainingInterrupted``, because the observer asked to stop, the folder
@@ -55,7 +60,8 @@ def train_run(
     first = dataset.train.images[:1]
     if first.min() == first.max() == dataset.train.images.max() == dataset.train.images.min():
         raise DataError(f"{job.source}: every training image is the same flat colour: nothing can be learned")
-    _check_memory(dataset, job.recipe)
+    if job.model is None:
+        _check_memory(dataset, job.recipe)
     network, init = _start(job, dataset, observer.tell)
     info = {
         "seed": job.seed,
@@ -66,21 +72,20 @@ def train_run(
         "holdout": job.holdout,
         "holdout_rule": job.holdout_rule,
         "skip_damaged": job.skip_damaged,
-        "network": describe(dataset, job.recipe),
+        "network": describe(dataset, job.recipe, job.model),
         "init": init,
+        "loss": "cross-entropy",
     }
-    if tensorboard:
-        check_tensorboard()
+    track = check_trackers(track)
     run = Run.create(path, info, job.recipe)
-    if tensorboard:
-        run.events = Events(path)
+    run.trackers = Trackers(track, path, job.recipe.model_dump() | {"seed": job.seed, "data": job.source})
     return run, _fit_and_record(run, network, dataset, observer, Checkpointer(run, checkpoint_every), world)
 
 
 def _check_memory(dataset: Dataset, recipe: Recipe) -> None:
     """Refuse a network that cannot be held, before it is built."""
     batch = min(recipe.batch_size, len(dataset.train.labels))
-    weights, whole = training_bytes(*dataset.image_shape, len(dataset.classes), batch)
+    weights, whole = training_bytes(recipe, dataset, batch)
     if lack := lacking(whole):
         _, height, width = dataset.image_shape
         raise DataError(
@@ -115,11 +120,15 @@ def resume_run(
             f"{moved or run.info.data} is not what {run.path} was trained on: it has changed since, or is "
             "another data set; name the right one with --data"
         )
-    _check_memory(dataset, run.recipe)
+    if run.info.network.model is None:
+        _check_memory(dataset, run.recipe)
     job, init = run.job, run.info.init
     if state is not None:
         job = replace(job, init=None)  # its weights are in the checkpoint
-    network, _ = _start(job, dataset, tell, None if init is None else init.sha256)
+    if resumed.given is None:
+        network, _ = _start(job, dataset, tell, None if init is None else init.sha256)
+    else:
+        network = resumed.given
     messages = resumed.begin(len(dataset.train.labels))
     if moved is not None:
         run.move_data(moved)
@@ -131,14 +140,38 @@ def resume_run(
 
 def _start(
     job: Job, dataset: Dataset, tell: Callable[[str], None], sha256: str | None = None
-) -> tuple[DigitNetwork, InitialWeights | None]:
+) -> tuple[nn.Module, InitialWeights | None]:
     """Build the network that a training begins with; its weights are random, or those of another run."""
-    network = build_network(job.recipe, dataset, job.seed)
+    network = _network(job, dataset)
     if job.init is None:
         return network, None
+    if job.model is not None:
+        init, message = take_weights(network, Path(job.init), sha256)
+        tell(message)
+        return network, init
     init, message = warm_start(network, job.init, list(dataset.classes), sha256)
     tell(message)
     return network, init
+
+
+def _network(job: Job, dataset: Dataset) -> nn.Module:
+    if job.model is None:
+        return build_network(job.recipe, dataset, job.seed)
+    channels, classes = dataset.image_shape[0], len(dataset.classes)
+    network = given_network(job.model, channels, classes, job.seed)
+    example = torch.zeros(2, *dataset.image_shape)
+    try:
+        with preserved(network), torch.inference_mode():
+            found = network.eval()(example)
+    except Exception as error:
+        shape = "×".join(map(str, dataset.image_shape))
+        raise UsageError(
+            f"{job.model} does not take images of {shape}: {type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(found, torch.Tensor) or found.shape != (2, classes):
+        shown = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        raise UsageError(f"{job.model} gives {shown} for 2 images: logits of shape (2, {classes}) are needed")
+    return network
 
 
 def follow(world: World, stop: Callable[[], bool]) -> None:
@@ -155,7 +188,7 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
         raise DataError(f"{job.source} is not the data set that rank 0 has under this name")
     observer = Observer()
     observer.stop_requested = stop  # type: ignore[method-assign]
-    network = build_network(job.recipe, dataset, job.seed)
+    network = _network(job, dataset)
     if weights is not None:
         network.load_state_dict(weights)
     try:
@@ -164,7 +197,7 @@ def follow(world: World, stop: Callable[[], bool]) -> None:
         raise AnotherFailed from None
 
 
-def _fit(job: Job, network: DigitNetwork, dataset: Dataset, **options: Any) -> Outcome:
+def _fit(job: Job, network: nn.Module, dataset: Dataset, **options: Any) -> Outcome:
     options |= {"device": job.device, "seed": job.seed, "watch_points": WATCH_POINTS}
     return fit(network, dataset, job.recipe, **options)
 
@@ -202,7 +235,7 @@ def _same_job(theirs: Any, mine: dict[str, str]) -> bool:
 
 def _fit_and_record(
     run: Run,
-    network: DigitNetwork,
+    network: nn.Module,
     dataset: Dataset,
     observer: Observer,
     checkpointer: Checkpointer,
@@ -216,22 +249,23 @@ def _fit_and_record(
         world.broadcast((job, run.info.data_sha256, run.info.network.classes, weights))
         recorder = _Recorder(run, len(dataset.train.labels), observer)
         outcome = _fit(job, network, dataset, observer=recorder, checkpointer=checkpointer, world=world)
+        run.calibrated(outcome.temperature)
         run.save_model(outcome.model)
         checkpointer.write_best()
-        draw_curves(run)
         run.finish("finished", result_of(outcome))
+        write_page(Shown(run, "test", outcome.test, dataset.test, outcome.seen))
     except TrainingInterrupted:
         run.save_model(network)
-        draw_curves(run)
         run.finish("interrupted")
+        write_page(Shown(run))
         raise
     except KeyboardInterrupt:
         run.finish("interrupted")
         raise
     except DivergedError as error:
         message = f"{error}{_saved_good(run, checkpointer, error.steps)}"
-        draw_curves(run)
         run.finish("failed", failure=message)
+        write_page(Shown(run))
         raise DivergedError(message, error.steps) from None
     except BaseException as error:
         with suppress(RunError):  # a full disk, say: the first error is the one to tell
@@ -256,6 +290,7 @@ class _Recorder(Observer):
 
     def __init__(self, run: Run, images: int, then: Observer) -> None:
         self._run, self._then = run, then
+        self.guards = then.guards
         self._steps_per_epoch = len(batch_starts(images, run.recipe.batch_size))
         self._step = 0
 
@@ -278,12 +313,20 @@ class _Recorder(Observer):
         self._write("statistics", layers={name: asdict(layer) for name, layer in statistics.items()})
         self._then.watched(progress, statistics)
 
+    def noticed(self, noticed: Noticed) -> None:
+        found = asdict(noticed.finding) | {"layers": list(noticed.layers), noticed.finding.check: 1}
+        self._run.record("guard", step=noticed.step, **found)
+        self._then.noticed(noticed)
+
+    def compiling(self, done: int, kernels: int) -> None:
+        self._then.compiling(done, kernels)
+
     def stop_requested(self) -> bool:
         return self._then.stop_requested()
 
 
-def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
-    """Return how a run folder describes the digit network and its input."""
+def describe(dataset: Dataset, recipe: Recipe, model: str | None = None) -> NetworkInfo:
+    """Return how a run folder describes the network and its input."""
     _, channels, height, width = dataset.train.images.shape
     scaling = Scaling.of(dataset.train.images, recipe.pixels)
     preparation = dataset.settled().preparation
@@ -296,31 +339,15 @@ def describe(dataset: Dataset, recipe: Recipe) -> NetworkInfo:
         classes=list(dataset.classes),
         pixel_mean=list(scaling.mean),
         pixel_scale=list(scaling.scale),
+        model=model,
+        kind=recipe.network,
+        base_width=recipe.width,
+        blocks=recipe.depth,
         batch_norm=recipe.batch_norm,
         hidden_bias=recipe.hidden_bias,
         eps=recipe.batch_norm_eps,
         preparation=preparation,
     )
-
-
-def draw_curves(run: Run) -> None:
-    """Draw ``curves.png`` and ``statistics.png`` from the run's metrics, if there are any yet.
-
-    What goes wrong is told with a warning: no picture is worth a training.
-    """
-    try:
-        _draw_curves(run)
-    except Exception as error:
-        warn(f"the curves of {run.path} could not be drawn: {error}")
-
-
-def _draw_curves(run: Run) -> None:
-    rows: Sequence[dict[str, Any]] = run.metrics()
-    title = f"{run.info.data}, recipe {run.recipe.name}, seed {run.info.seed}"
-    if any(row["kind"] == "progress" for row in rows):
-        save_figure(curves(rows, title), run.path / "curves.png")
-    if any(row["kind"] == "statistics" for row in rows):
-        save_figure(statistics(rows, f"What batch normalization sees: {title}"), run.path / "statistics.png")
 
 
 def result_of(outcome: Outcome) -> dict[str, Any]:
@@ -330,10 +357,12 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
     return {
         **{f"validation_{name}": value for name, value in figures.items()},
         "epochs": outcome.progress.epoch,
+        "passes": round(outcome.progress.epochs, 4),
         "steps": outcome.progress.step,
         "images": outcome.progress.images,
         "loss": outcome.progress.loss,
         "train_accuracy": outcome.train.accuracy,
+        "train_judged": outcome.train.count,
         "test_accuracy": outcome.test.accuracy,
         "test_loss": outcome.test.loss,
         "precision": outcome.precision,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ..evidence import Evidence, Layer
-from ..finding import Finding
+from ..finding import RECALIBRATE, Finding
 from .registry import check, check_layers
 
 
@@ -38,7 +38,7 @@ def never_updated(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "error",
             f"running mean 0 and variance 1 in all {layer.channels} channels{count}",
             "the layer never ran in training mode, its statistics were reset, or its checkpoint had none",
-            "recalibrate on training data, or load the checkpoint that has the buffers",
+            f"{RECALIBRATE} on training data, or load the checkpoint that has the buffers",
             {"updates": -1 if layer.updates is None else layer.updates},
         )
     elif layer.updates == 0 and not layer.frozen_class:
@@ -70,14 +70,14 @@ def tracking_toggled(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "error",
             "track_running_stats is False, but the layer has running statistics",
             "the attribute was changed after construction: training does not update what evaluation uses",
-            "set track_running_stats back to True and recalibrate, or remove both buffers",
+            f"track again: `layer.track_running_stats = True`, then {RECALIBRATE}; or remove both buffers",
         )
     elif layer.tracks and layer.mean is None:
         yield Finding(
             "warning",
             "track_running_stats is True, but the layer has no running statistics",
             "the attribute was changed, or the buffers were removed, after construction",
-            "create the layer anew and recalibrate: evaluation now depends on the batch",
+            f"create the layer anew: evaluation now depends on the batch; then {RECALIBRATE}",
         )
 
 
@@ -100,7 +100,7 @@ def invalid_statistics(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "error",
             f"of {layer.channels} channels {' and '.join(counts)}",
             "a batch with NaN or infinity, overflow in half precision, or a variance as E[x²] - E[x]²",
-            "recalibrate; guard training against non-finite batches",
+            f"{RECALIBRATE}; look for such batches in training: `guard = gammabeta.watch(model, optimizer)`",
             {"not_finite": infinite, "negative": negative},
         )
 
@@ -124,7 +124,7 @@ def half_precision_buffers(layer: Layer, evidence: Evidence) -> Iterator[Finding
             f"running statistics in {str(layer.buffer_dtype).removeprefix('torch.')}:"
             f" the average stops {stall:.1%} before its true value",
             "the whole model was cast to half precision, or created so",
-            "keep this layer in float32 with .float(), then recalibrate",
+            f"keep the layer in float32: `layer.float()`, then {RECALIBRATE}",
             {"stall": stall},
         )
 
@@ -147,6 +147,6 @@ def rank_divergence(evidence: Evidence) -> Iterator[Finding]:
             "warning",
             f"buffers differ between the {evidence.ranks.world_size} processes",
             "each process averages its own batches, and the averages were not made equal afterwards",
-            "recalibrate on all processes together, or broadcast the buffers",
+            f"{RECALIBRATE} on all processes together, or broadcast the buffers",
             layer=name,
         )

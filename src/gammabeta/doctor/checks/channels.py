@@ -4,16 +4,16 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ..evidence import Evidence, Layer
-from ..finding import Finding, Severity
+from ..evidence import Activity, Evidence, Layer
+from ..finding import RECALIBRATE, Finding, Severity
 from .registry import check_layers
 
 FEW = 0.1
 
 
-def _severity(count: int, layer: Layer) -> Severity:
-    """A note where few of the layer's channels are concerned."""
-    return "warning" if count >= FEW * layer.channels else "note"
+def _severity(count: int, layer: Layer, *, by_chance: bool = False) -> Severity:
+    """A note where few of the layer's channels are concerned, or weights that have hardly been trained."""
+    return "warning" if count >= FEW * layer.channels and not (by_chance and layer.young) else "note"
 
 
 PEERS, ABSOLUTE, SIGMAS = 1e-3, 1e-6, 4.0
@@ -28,7 +28,8 @@ def dead_gamma(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     ReLU follows, β/|γ| below -4 (always off) or above 4 (always on: the ReLU does nothing).
     Threshold: a thousandth is below half precision's resolution (2^-11) of its peers. A normal variable
     exceeds four standard deviations once in 30000 values. A note under 10 % of the channels, since weight
-    decay and sparsity penalties do this on purpose; a warning from there. Always on is a note.
+    decay and sparsity penalties do this on purpose, and for whole layers of fewer than 100 updates, where γ
+    may have started at 0 on purpose; a warning else. Always on is a note.
     Fix: prune the channels; check weight decay on γ; for whole layers, check whether γ started at 0 (as in
     the last layer of a residual branch) and never learned.
     Source: Liu et al. (2017), "Network slimming": small γ marks a channel without effect.
@@ -41,7 +42,7 @@ def dead_gamma(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     count = int(dead.sum())
     if count:
         yield Finding(
-            _severity(count, layer),
+            _severity(count, layer, by_chance=count == layer.channels),
             f"γ is almost 0 in {count} of {layer.channels} channels (median {usual:.1e})",
             "weight decay or a sparsity penalty on γ; or γ = 0 at the start and never learned",
             "prune the channels, or exempt γ from weight decay",
@@ -73,30 +74,43 @@ def _relus(layer: Layer, ratio: Tensor) -> Iterator[Finding]:
         )
 
 
+MOVED = 4.0
+
+
 @check_layers(Evidence.stored)
 def collapsed_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Running variances under ``eps``.
 
     Symptom: channels that carry no signal; or whose smallest change is magnified by up to 1/sqrt(eps), about
     300.
-    Computation: channels whose running variance is below ``eps``.
+    Computation: channels whose running variance is below ``eps``; with data, those of them whose variance in
+    the data is more than four times as large.
     Threshold: at ``eps`` the divisor sqrt(var + eps) is already sqrt(2) too large, below it ``eps`` decides
-    alone. A few dead channels are common in trained networks: a note under 10 % of the layer's channels, a
-    warning from there.
-    Fix: prune the channels, repair the initialisation before them, or scale the input.
+    alone. Where data shows the same small variance, the statistics are right: ``dead-input`` tells of such
+    channels. A few dead channels are common in trained networks: a note under 10 % of the layer's channels,
+    and in layers of fewer than 100 updates; a warning else.
+    Fix: give data, which shows whether the channels are constant; prune them, or recalibrate.
     Source: Ioffe and Szegedy (2015), algorithm 1: eps is there for stability, not to set the scale.
     """
     _, var = layer.running
-    dead = int(((var >= 0) & (var < layer.eps)).sum())
-    if dead:
+    low, seen = (var >= 0) & (var < layer.eps), evidence.seen(layer)
+    if seen is not None:
+        low &= seen.population.variance > MOVED * var
+    count = int(low.sum())
+    if count:
+        moved = seen is not None and count >= FEW * layer.channels
+        beside = "" if seen is None else "; those of the data are not"
         yield Finding(
-            _severity(dead, layer),
-            f"{dead} of {layer.channels} running variances are under eps {layer.eps:g},"
-            f" the least {float(var.min()):.1e}",
+            "warning" if moved else _severity(count, layer, by_chance=True),
+            f"{count} of {layer.channels} running variances are under eps {layer.eps:g},"
+            f" the least {float(var[low].min()):.1e}{beside}",
             "inputs that never change, weights near zero, or statistics damaged by hand",
-            "check whether the channels are constant in the data, too; prune or re-initialise them",
-            {"channels": dead},
+            RECALIBRATE if seen is not None else "give data: it shows whether the channels are constant",
+            {"channels": count},
         )
+
+
+SILENT, CONFIRMED = 1e-6, 300
 
 
 @check_layers()
@@ -104,22 +118,41 @@ def dead_input(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     """Channels whose input is constant on every batch.
 
     Symptom: channels that carry nothing; the layer passes on β alone.
-    Computation: channels whose batch variance stayed under ``eps`` on every batch of the data.
-    Threshold: ``eps``, below which the channel is no longer brought to unit variance. A note under 10 % of
-    the channels, which trained networks often have; a warning from there.
-    Fix: look at what produces the channel: zero weights, a ReLU that is always off, an empty input plane.
+    Computation: channels whose batch variance stayed under a millionth of ``eps`` on every batch of the data.
+    Threshold: what varies by less leaves the layer with a deviation under a thousandth, half precision's
+    resolution (2^-11); up to ``eps`` it is a note. A note under 10 % of the channels, which trained networks
+    often have; where the layer normalises the data itself, whose planes may be empty; where fewer than 300
+    values were seen of channels that the running variance says were alive, or the layer has fewer than 100
+    updates and its running variances agree: such is the chance of random weights. A warning else.
+    Fix: look at what produces the channel: zero weights, a ReLU that is always off.
     Source: Ioffe and Szegedy (2015), algorithm 1.
     """
     seen = evidence.seen(layer)
-    dead = int(seen.dead.sum()) if seen is not None else 0
-    if dead:
-        yield Finding(
-            _severity(dead, layer),
-            f"{dead} of {layer.channels} channels are constant (variance under eps) on every batch",
-            "zero weights, a ReLU that is always off, or an empty plane of the input",
-            "repair or prune what produces these channels",
-            {"channels": dead},
-        )
+    if seen is None:
+        return
+    silent, low = seen.largest < SILENT * layer.eps, int((seen.largest < layer.eps).sum())
+    if not low:
+        return
+    dead, of_data = int(silent.sum()), evidence.around(layer).of_data
+    why = "zero weights, or a ReLU that is always off", "repair or prune what produces these channels"
+    if of_data:
+        why = "planes of the data that are empty", "nothing, if the data is as it should be"
+    yield Finding(
+        _of_dead(layer, seen, silent) if dead >= FEW * layer.channels and not of_data else "note",
+        f"{dead} of {layer.channels} channels are constant on every batch,"
+        f" {low - dead} more have a variance under eps {layer.eps:g}",
+        *why,
+        {"channels": dead, "low": low},
+    )
+
+
+def _of_dead(layer: Layer, seen: Activity, silent: Tensor) -> Severity:
+    """How bad it is that many channels are constant in the data: were they so before?"""
+    if layer.stored and not layer.trivial:
+        alive = int((layer.running[1][silent] >= layer.eps).sum())
+        if alive >= FEW * layer.channels:
+            return "warning" if seen.population.count >= CONFIRMED else "note"
+    return "note" if layer.young else "warning"
 
 
 LARGEST_HALF, DECADES = 65504.0, 1e6
@@ -153,6 +186,6 @@ def exploding_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             f"{max(beyond_half, beyond_peers)} of {layer.channels} running variances are {what}:"
             f" largest {largest:.2e}, median {usual:.2e}",
             "unscaled input, a diverging layer before this one, or one batch of outliers",
-            "scale the input or recalibrate; keep this layer in float32",
+            f"scale the input; or keep the layer in float32: `layer.float()`, then {RECALIBRATE}",
             {"largest": largest, "median": usual},
         )

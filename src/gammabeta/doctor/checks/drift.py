@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..evidence import Activity, Evidence, Layer
-from ..finding import Finding
+from ..finding import RECALIBRATE, Finding
 from .registry import check_layers
 
 DRIFT, TIMES, SEVERE = 0.3, 4.0, 1.0
@@ -50,7 +50,7 @@ def statistics_drift(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             f"means are off by {drift.mean:.2g} standard deviations (chance: {drift.chance_mean:.1g}),"
             f" variances by a factor of {math.exp(min(drift.variance, 50.0)):.3g}",
             "statistics of other data, other weights, too few updates, or an unsuitable momentum",
-            "recalibrate on training data",
+            f"{RECALIBRATE} on training data; if only other data shows it, look at how that is prepared",
             {"mean": drift.mean, "log_variance": drift.variance},
         )
 
@@ -118,7 +118,7 @@ def dropout_before_bn(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "warning",
             f"{how}: the variance is {ratio:.2f} times as large in training as in evaluation",
             f"dropout {around.dropout:g} before this layer: the running variance includes its noise",
-            "move dropout after the last batch normalization, or recalibrate",
+            f"move dropout after the last batch normalization, or {RECALIBRATE}",
             {"ratio": ratio, "p": around.dropout},
         )
 

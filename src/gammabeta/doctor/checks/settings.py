@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from ..evidence import Evidence, Layer
-from ..finding import Finding, Severity
+from ..finding import RECALIBRATE, Finding, Severity
 from .registry import check, check_layers
 
 DEFAULTS = {"pytorch": 1e-5, "keras": 1e-3, "flax": 1e-5, "equinox": 1e-5, "mxnet": 1e-5, "onnx": 1e-5}
@@ -29,14 +29,14 @@ def eps(evidence: Evidence) -> Iterator[Finding]:
         dtypes = [d for d in (layer.parameter_dtype, layer.buffer_dtype) if d is not None]
         lost = [d for d in dtypes if layer.eps > 0 and float(torch.tensor(layer.eps, dtype=d)) == 0]
         if layer.eps <= 0:
-            cause = "a channel with constant input divides by zero"
-            yield Finding("error", f"eps is {layer.eps:g}", cause, "set it to 1e-5", layer=layer.name)
+            why = "a constant channel divides by zero", "raise it: `layer.eps = 1e-5`"
+            yield Finding("error", f"eps is {layer.eps:g}", *why, layer=layer.name)
         elif lost:
             yield Finding(
                 "error",
                 f"eps {layer.eps:g} is 0 in {str(lost[0]).removeprefix('torch.')}",
                 "an eps for float32 in a layer of half precision",
-                "use 1e-5, or keep the layer in float32",
+                "raise it: `layer.eps = 1e-5`; or keep the layer in float32",
                 layer=layer.name,
             )
         elif expected is not None and not 0.5 < layer.eps / expected < 2:
@@ -44,7 +44,7 @@ def eps(evidence: Evidence) -> Iterator[Finding]:
                 "warning",
                 f"eps is {layer.eps:g}; the default of {evidence.source} is {expected:g}",
                 "eps is not part of the weights, and was not copied with them",
-                f"set it to what the original model used, {expected:g} unless it says otherwise",
+                f"as in the original model, {expected:g} if it says nothing else: `layer.eps = {expected:g}`",
                 {"eps": layer.eps},
                 layer=layer.name,
             )
@@ -84,7 +84,7 @@ def momentum(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
                 "warning",
                 f"momentum None weighs all batches the same: {misplaced:.0%} of the weight is misplaced",
                 "batches of uneven size under a plain average of batches",
-                "drop the last batch, or recalibrate, which gives every value the same weight",
+                f"drop the last batch, or {RECALIBRATE}, which gives every value the same weight",
                 {"misplaced": misplaced},
             )
     elif not OTHER_CONVENTION > value > 0:
@@ -99,19 +99,16 @@ def misplaced_weight(sizes: tuple[int, ...]) -> float:
 
 
 def _cause_and_fix(value: float) -> tuple[str, str]:
+    right = 1 - value if 0 < value < 1 else 0.1
+    fix = f"set it to {right:.3g}: `layer.momentum = {right:.3g}`, then {RECALIBRATE}"
     if not 0 <= value <= 1:
-        return "a weight must lie between 0 and 1", "set it to 0.1"
+        return "a weight must lie between 0 and 1", fix
     if value == 0:
-        return (
-            "with momentum 0 the running statistics never change",
-            "set it to 0.1 and recalibrate; to freeze the layer use eval() or FrozenBatchNorm",
-        )
+        fix += "; to freeze the layer use eval() or FrozenBatchNorm"
+        return "with momentum 0 the running statistics never change", fix
     if value == 1:
-        return "with momentum 1 the running statistics are the last batch's", "set it to 0.1 and recalibrate"
-    return (
-        "in PyTorch, momentum is the weight of the new value; elsewhere it is that of the old one",
-        f"set it to {1 - value:.3g} and recalibrate",
-    )
+        return "with momentum 1 the running statistics are the last batch's", fix
+    return "in PyTorch, momentum is the weight of the new value; elsewhere it is that of the old one", fix
 
 
 @check_layers()
@@ -136,21 +133,21 @@ def partly_frozen(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "error",
             "in training mode, inside a model in evaluation mode",
             "train() was called on this layer, or eval() did not reach it",
-            "call eval() on the whole model",
+            "call eval() on the whole model: `model.eval()`",
         )
     elif layer.training and layer.affine_learns is False:
         yield Finding(
             "warning",
             "γ and β do not learn, but the running statistics are updated",
             "requires_grad_(False) does not freeze statistics",
-            "call eval() on the layer after each train(), or convert it to FrozenBatchNorm",
+            "hold it still after each train(): `layer.eval()`; or convert it to FrozenBatchNorm",
         )
     elif evidence.model_training and not layer.training and layer.affine_learns and others_train:
         yield Finding(
             "warning",
             "in evaluation mode inside a model in training; γ and β still learn",
             "eval() does not freeze parameters",
-            "call requires_grad_(False), too; or train() to train it with the others",
+            "freeze them, too: `layer.requires_grad_(False)`; or train() to train it with the others",
         )
 
 

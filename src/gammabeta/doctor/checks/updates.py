@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...stats.moments import Moments
 from ..evidence import Evidence, Layer
-from ..finding import Finding
+from ..finding import RECALIBRATE, Finding
 from .registry import check, check_layers
 
 SHARE, EXCESS, SEVERE = 0.01, 0.1, 0.3
@@ -61,8 +61,7 @@ def init_residue(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
         f"{share:.2g} of the initial mean 0 and variance 1 remain after {layer.updates} updates;"
         f" the median running variance is {usual:.2g}",
         f"too few updates for momentum {layer.momentum:g} to forget where it started",
-        "recalibrate, or train longer"
-        + ("" if seen else "; if it was recalibrated, give data to confirm it"),
+        f"{RECALIBRATE}, or train longer" + ("" if seen else "; if it was recalibrated, give data"),
         {"share": share, "excess": excess, "updates": layer.updates},
     )
 
@@ -90,7 +89,7 @@ def double_update(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
             "warning",
             "the running statistics change during the backward pass",
             "activation checkpointing runs the layer's forward again, and updates again",
-            "convert to gammabeta.nn layers, which skip the second update, or use 1 - sqrt(1 - momentum)",
+            "our layers skip the second one: `model = gammabeta.convert(model)`; or 1 - sqrt(1 - momentum)",
         )
     elif steps and layer.updates and evidence.updated_in_backward is None:
         ratio = layer.updates / (steps * (evidence.around(layer).calls or 1))
@@ -135,7 +134,7 @@ def unequal_updates(evidence: Evidence) -> Iterator[Finding]:
                     "warning" if known else "note",
                     f"{count:g} updates per call, where its neighbours have {usual[part]:g}",
                     "skipped, frozen for a while, checkpointed, or restored from another file",
-                    "recalibrate, so that all statistics come from the same weights",
+                    f"{RECALIBRATE}, so that all statistics come from the same weights",
                     {"updates": count, "usual": usual[part]},
                     layer=layer.name,
                 )
