@@ -52,7 +52,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def photo_run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "run"
-    settings = ["--epochs", "8", "--image-size", "32x32", "--set", "batch_size=16", "--quiet"]
+    settings = [
+        "--recipe",
+        "fast",
+        "--epochs",
+        "8",
+        "--image-size",
+        "32x32",
+        "--set",
+        "batch_size=16",
+        "--quiet",
+    ]
     assert command_line(["train", str(photos), "--out", str(path), *settings]) == 0
     return path
 

@@ -18,10 +18,9 @@ def test_version_and_help(gammabeta: Call) -> None:
     assert gammabeta("--version")[1] == f"gammabeta {gb.__version__}\n"
     code, out, _ = gammabeta("--help")
     assert code == 0
-    for command in ("train", "evaluate", "predict", "info"):
-        assert command in out
+    for command in ("train", "evaluate", "predict", "info", "bench", "reproduce", "lab"):
+        assert f"\n│ {command} " in out
         assert gammabeta(command, "--help")[0] == 0
-    assert "bench" not in out
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -57,7 +56,7 @@ def test_evaluate_judges_and_draws(gammabeta: Call, trained_run: Path, tmp_path:
     for picture in document["pictures"]:
         with Image.open(picture) as image:
             assert min(image.size) > 150
-    assert f"accuracy {document['accuracy']:.4f}" in gammabeta("evaluate", trained_run, "--out", tmp_path)[1]
+    assert f"accuracy {document['accuracy']} (" in gammabeta("evaluate", trained_run, "--out", tmp_path)[1]
 
 
 def test_figures_are_printed_where_no_picture_can_be_written(
@@ -120,7 +119,10 @@ def test_compare_tells_what_differs(
     gammabeta: Call, trained_run: Path, digits_file: Path, tmp_path: Path
 ) -> None:
     twin = tmp_path / "twin"
-    assert gammabeta("train", digits_file, "-o", twin, "--no-batch-norm", "--epochs", 1, "-q")[0] == 0
+    assert (
+        gammabeta("train", digits_file, "-r", "fast", "-o", twin, "--no-batch-norm", "--epochs", 1, "-q")[0]
+        == 0
+    )
     code, out, _ = gammabeta("compare", trained_run, twin, "--out", tmp_path / "both.png", "--json")
     first, second = json.loads(out)["runs"]
     assert code == 0
@@ -130,10 +132,25 @@ def test_compare_tells_what_differs(
     assert "batch_norm" in gammabeta("compare", trained_run, twin, "-o", tmp_path / "both.png")[1]
 
 
+def test_compare_prints_its_figures_where_no_picture_can_be_written(
+    gammabeta: Call, trained_run: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    out = tmp_path / "file" / "both.png"
+    code, shown, err = gammabeta("compare", trained_run, trained_run, "-o", out, "--json")
+    document = json.loads(shown)
+    assert (code, len(document["runs"]), document["picture"], err.count("\n")) == (2, 2, None, 1)
+    code, shown, _ = gammabeta("compare", trained_run, trained_run, "-o", out)
+    assert code == 2
+    assert "finished" in shown
+
+
 def test_tensorboard_events_are_written(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = tmp_path / "run"
-    assert gammabeta("train", digits_file, "-o", run, "--epochs", 1, "-q", "--tensorboard")[0] == 0
+    assert (
+        gammabeta("train", digits_file, "-r", "fast", "-o", run, "--epochs", 1, "-q", "--tensorboard")[0] == 0
+    )
     events = event_accumulator.EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     tags = events.Tags()["scalars"]
@@ -143,8 +160,8 @@ def test_tensorboard_events_are_written(gammabeta: Call, digits_file: Path, tmp_
 def test_tensorboard_asked_for_and_missing(
     gammabeta: Call, digits_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gammabeta.train.run.find_spec", lambda _: None)
-    code, _, err = gammabeta("train", digits_file, "-o", tmp_path / "run", "--tensorboard")
+    monkeypatch.setattr("gammabeta.train.trackers.find_spec", lambda _: None)
+    code, _, err = gammabeta("train", digits_file, "-r", "fast", "-o", tmp_path / "run", "--tensorboard")
     assert (code, err.count("\n")) == (2, 1)
     assert ".[tensorboard]" in err
     assert not (tmp_path / "run").exists()

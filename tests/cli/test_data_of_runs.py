@@ -22,7 +22,7 @@ from gammabeta.train.session import dataset_sha256, train_run
 
 Call = Callable[..., tuple[int, str, str]]
 
-TRAIN = ("--epochs", 3, "--set", "batch_size=8", "--precision", "fp32", "-q")
+TRAIN = ("-r", "fast", "--epochs", 3, "--set", "batch_size=8", "--precision", "fp32", "-q")
 
 
 def bar(place: int, random: np.random.Generator) -> np.ndarray:
@@ -107,6 +107,7 @@ def test_figures_of_each_class(gammabeta: Call, pets_run: Path, tmp_path: Path):
     cat, dog = found["by_class"]
     assert dog == {
         "class": "dog",
+        "f1": 0.8,
         "count": 3,
         "predicted": 2,
         "correct": 2,
@@ -270,7 +271,7 @@ def test_words_that_lead_to_the_remedy(gammabeta: Call, pets_run: Path, tmp_path
     np.savez(
         tmp_path / "s.npz", images=random.integers(0, 256, (20, 8, 8), np.uint8), labels=np.arange(20) % 2
     )
-    _, _, err = gammabeta("train", tmp_path / "s.npz", "-o", tmp_path / "run", "-q")
+    _, _, err = gammabeta("train", tmp_path / "s.npz", "-r", "fast", "-o", tmp_path / "run", "-q")
     assert "--image-size" in err
     code, _, err = gammabeta("predict", tmp_path / "model.ONNX", tmp_path / "s.png")
     assert code == 2

@@ -28,6 +28,17 @@ def loss(output, target):
 def broken():
     raise RuntimeError("no such disk")
 
+def spare():
+    model = make()
+    model.more = nn.BatchNorm2d(3)
+    model.forward = nn.Sequential(*list(model)[:-1]).forward
+    return model
+
+def two_inputs():
+    model = make()
+    model.forward = lambda x, z: x + z
+    return model
+
 class Fails(nn.Module):
     def __init__(self):
         super().__init__()
@@ -125,11 +136,29 @@ def test_recalibrate_saves_what_the_library_computes(gammabeta, here):
     assert all(torch.equal(saved[key], expected[key]) for key in expected)
 
 
+def test_what_was_not_recalibrated_is_a_note_and_not_counted(gammabeta, here):
+    done = gammabeta("recalibrate", f"{here}:spare", "--data", f"{here}:loader", "-o", "w.pt")
+    assert done.code == 0
+    assert done.err == "gammabeta: note: not recalibrated: more: the data did not reach it\n"
+    assert "1 layer recalibrated from" in done.out
+    again = gammabeta("recalibrate", f"{here}:spare", "--data", f"{here}:loader", "-o", "w.pt", "--json")
+    assert json.loads(again.out)["kept"] == {"more": "the data did not reach it"}
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("recalibrate", "-o", "w.pt")])
+def test_a_batch_that_does_not_fit_is_explained_without_python(gammabeta, here, command):
+    failed = gammabeta(*command, f"{here}:two_inputs", "--data", f"{here}:loader")
+    assert failed.code == 2
+    assert "missing a required argument: 'z'" in failed.err
+    assert f"or {here}:two_inputs a model that takes the batch" in failed.err
+    assert "forward_fn" not in failed.err
+
+
 def test_a_run_of_ours(gammabeta, trained_run, tmp_path):
     before = {path: path.read_bytes() for path in trained_run.rglob("*") if path.is_file()}
     found = gammabeta("doctor", trained_run, "--samples", "256")
     assert found.code in (0, 1)
-    assert "batch-normalization layers on 256 samples" in found.out
+    assert "batch-normalization layers on 256 samples" in " ".join(found.out.split())
     done = gammabeta("recalibrate", trained_run, "--out", tmp_path / "w.safetensors")
     assert done.code == 0
     assert "3 layers recalibrated from 640 samples" in done.out
@@ -153,13 +182,16 @@ def test_a_data_set_of_ours_for_any_model(gammabeta, here, digits_file):
 
 
 ERRORS = [
-    (["doctor", "nowhere"], "neither a run folder nor module:factory"),
+    (["doctor", "nowhere"], "neither a run folder nor module:function"),
+    (["doctor", "runs/:heart: $x$"], "neither a run folder nor module:function"),
+    (["doctor", "{0}.py:make"], "name a function of it, as in {0}:make"),
     (["doctor", "{0}:nothing"], "has no nothing"),
     (["doctor", "no_such_module:make"], "could not be imported"),
     (["doctor", "{0}:broken"], "no such disk"),
     (["doctor", "{0}:number"], "function that takes no arguments"),
     (["doctor", "{0}:loader"], "not a torch.nn.Module"),
     (["doctor", "{0}:make", "--data", "{0}:number"], "not something to iterate over"),
+    (["doctor", "{0}:make", "--data", "data/:a:"], "no such data set or path"),
     (["doctor", "{0}:make", "--data", "mnist", "--split", "all"], "unknown split"),
     (["doctor", "{0}:make", "--weights", "none.safetensors"], "no weights file"),
     (["doctor", "{0}:make", "--weights", "none.pt"], "does not exist"),
@@ -171,6 +203,8 @@ ERRORS = [
     (["doctor", "{0}:make", "--fix", "recalibrate"], "go together"),
     (["doctor", "{0}:make", "--fix", "recalibrate", "--out", "w.pt"], "needs data"),
     (["doctor", "{0}:make", "--html", "no/such/page.html"], "not a folder"),
+    (["doctor", "{0}:make", "--html", "."], "is a folder"),
+    (["doctor", "{0}:make", "--data", "{0}:loader", "--loss", "{0}:number"], "must name a function"),
     (["doctor", "{0}:Fails", "--data", "{0}:loader"], "cannot multiply"),
     (["recalibrate", "{0}:make", "--out", "w.pt"], "needs data"),
     (["recalibrate", "{0}:make", "--data", "{0}:loader", "--out", "no/such/w.pt"], "not a folder"),
@@ -183,7 +217,7 @@ def test_what_cannot_run_is_one_line_and_exit_code_2(gammabeta, here, arguments,
     save_file({"a": torch.zeros(2)}, "other.safetensors")
     result = gammabeta(*(argument.format(here) for argument in arguments))
     assert result.code == 2
-    assert message in result.err
+    assert message.format(here) in result.err
     assert len(result.err.strip().splitlines()) == 1
     assert not Path("w.pt").exists()
 

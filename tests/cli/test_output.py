@@ -6,8 +6,10 @@ import json
 import os
 import re
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from rich.text import Text
 
 import gammabeta as gb
 from gammabeta.cli.app import run
+from gammabeta.cli.evaluate import _print_confusions
 from gammabeta.cli.output import Screen
 from gammabeta.train.plots import confusion, mistakes, save_figure
 
@@ -54,7 +57,18 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
         found = Photos(tmp_path_factory.mktemp("photos"))
     except OSError:
         pytest.skip("files cannot have such names here")
-    options = ["--epochs", "2", "--precision", "fp32", "--set", "batch_size=11", "--device", "cpu"]
+    options = [
+        "-r",
+        "fast",
+        "--epochs",
+        "2",
+        "--precision",
+        "fp32",
+        "--set",
+        "batch_size=11",
+        "--device",
+        "cpu",
+    ]
     assert run(["train", str(found.data), "--out", str(found.run), *options]) == 0
     return found
 
@@ -149,6 +163,21 @@ def test_tables_are_as_wide_as_what_they_show() -> None:
     assert rest == ["a", r"b\x1b[2J [i]x two\nlines"]
 
 
+def test_no_cell_is_cut_where_a_name_is_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    names = ["עברית\u202e日本", "x"]
+    _print_confusions(SimpleNamespace(confusion=torch.tensor([[0, 3], [0, 0]])), names)
+    layers = OrderedDict({names[0]: torch.nn.BatchNorm1d(3)})
+    Screen(file=sys.stdout, width=200).print(gb.diagnose(torch.nn.Sequential(layers), [torch.randn(9, 3)]))
+    sys.stdout.flush()
+    shown = re.sub(r"\s", "", raw.getvalue().decode("ascii"))
+    escaped = names[0].encode("unicode_escape").decode("ascii")
+    table = shown[shown.index("layerkind") :]  # below the findings, which name it too
+    assert escaped in shown[: shown.index("layerkind")]
+    assert escaped + "BatchNorm1d" in table
+
+
 def test_doctor_says_which_file_it_wrote(
     gammabeta: Call, trained_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +197,7 @@ def test_pages_and_weights_that_cannot_be_written(gammabeta: Call, trained_run: 
     ):
         code, _, err = gammabeta(*command)
         assert (code, err.count("error")) == (2, 1)
-        assert "cannot write" in err.splitlines()[-1]
+        assert "is a folder" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +215,33 @@ def test_memory_that_runs_out_is_one_line(
         code, _, err = gammabeta(command, trained_run, *more)
         assert (code, err.count("\n")) == (2, 1)
         assert "out of memory" in err
+
+
+@pytest.mark.parametrize("command", [["info"], ["info", "--json"], ["--help"], ["--version"]])
+@pytest.mark.parametrize("place", ["closed pipe", "/dev/full"])
+def test_an_output_that_takes_nothing(
+    monkeypatch: pytest.MonkeyPatch, place: str, command: list[str]
+) -> None:
+    if place == "/dev/full" and not Path(place).exists():
+        pytest.skip("there is no full device here")
+    if place == "closed pipe":
+        read, write = os.pipe()
+        os.close(read)
+    else:
+        write = os.open(place, os.O_WRONLY)
+    errors = io.StringIO()
+    with os.fdopen(write, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", errors)
+        code = run(command)
+    found = errors.getvalue()
+    if place == "closed pipe":
+        assert (code, found) == (0, "")
+    else:
+        assert (code, found) == (
+            2,
+            "gammabeta: error: the output cannot be written: No space left on device\n",
+        )
 
 
 def test_other_bugs_keep_their_traceback(gammabeta: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,3 +305,13 @@ def test_pictures_of_long_names(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         with Image.open(path) as picture:
             assert max(picture.size) < 2000
+
+
+def test_no_figure_of_a_table_is_cut_where_the_terminal_is_narrow() -> None:
+    table = Table("class", "images", "correct", "accuracy")
+    table.add_row("seven", "1,028", "1,015", "0.9874")
+    written = io.StringIO()
+    Screen(file=written, width=20).print(table)
+    lines = [line.strip("│┃").split("│") for line in written.getvalue().splitlines() if line.startswith("│")]
+    columns = ["".join(cell.strip() for cell in cells) for cells in zip(*lines, strict=True)]
+    assert columns == ["seven", "1,028", "1,015", "0.9874"]

@@ -90,6 +90,22 @@ def test_standard_input_that_is_no_picture(gammabeta, trained_run, monkeypatch, 
     assert "standard input" in result.err
 
 
+def test_paths_of_which_the_first_is_missing(gammabeta, trained_run, digits, monkeypatch):
+    content = f"gone.png\n{digits / 'a' / '0.png'}\n".encode()
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    result = gammabeta("predict", trained_run, "-")
+    assert (result.code, result.out.count("\n")) == (2, 1)
+    assert "gone.png: no such file" in result.err
+
+
+def test_a_table_on_a_terminal_has_no_control_sequence(gammabeta, trained_run, digits, tmp_path, monkeypatch):
+    odd = tmp_path / "\x1b[31mred.png"
+    odd.write_bytes((digits / "a" / "0.png").read_bytes())
+    assert "\x1b" in gammabeta("predict", trained_run, odd, "--csv").out  # data for programs
+    monkeypatch.setattr("gammabeta.cli.predict._on_terminal", lambda: True)
+    assert "/\\x1b[31mred.png,1," in gammabeta("predict", trained_run, odd, "--csv").out
+
+
 def test_standard_input_is_read_once(gammabeta, trained_run):
     assert "can be read once" in gammabeta("predict", trained_run, "-", "-").err
 
@@ -110,7 +126,7 @@ def test_a_table(gammabeta, trained_run, digits, tmp_path):
 
 
 def test_pictures_are_held_a_batch_at_a_time(gammabeta, trained_run, digits, monkeypatch):
-    held, most, original = [], [], Preparation.prepare
+    held, most, original = [], [], Preparation.prepared
 
     def prepare(self, source, **options):
         held.append(source)
@@ -121,9 +137,9 @@ def test_pictures_are_held_a_batch_at_a_time(gammabeta, trained_run, digits, mon
         held.clear()
         return np.zeros(len(pictures))
 
-    monkeypatch.setattr(Preparation, "prepare", prepare)
+    monkeypatch.setattr(Preparation, "prepared", prepare)
     monkeypatch.setattr("gammabeta.data.likeness.Likeness.distance", distance)
-    monkeypatch.setattr("gammabeta.cli.predict._BATCH", 4)
+    monkeypatch.setattr("gammabeta.data.classify._BATCH", 4)
     assert gammabeta("predict", trained_run, digits).code == 0
     assert most == [4, 4, 2]
 
@@ -157,3 +173,91 @@ def test_one_s_own_digits_on_paper(gammabeta, trained_run, tmp_path):
     ]
     assert sum(right) >= 14
     assert json.loads((trained_run / "run.json").read_text())["network"]["preparation"]["style"] == "digit"
+
+
+def test_what_the_network_saw_is_drawn(gammabeta, trained_run, digits, tmp_path):
+    for target in (tmp_path / "seen.png", tmp_path / "folder"):
+        result = gammabeta("predict", trained_run, digits, "--show", target)
+        assert result.code == 0, result.err
+        written = target if target.suffix else target / "predictions.png"
+        assert str(written) in result.err
+        with Image.open(written) as picture:
+            assert min(picture.size) > 200
+    assert "--show writes a PNG" in gammabeta("predict", trained_run, digits, "--show", "x.pdf").err
+
+
+def test_doubt_is_told_everywhere(gammabeta, trained_run, digits, tmp_path):
+    page = Image.new("L", (300, 120), 255)
+    for place in (10, 110, 210):
+        with Image.open(digits / "a" / "0.png") as digit:
+            page.paste(Image.fromarray(255 - np.asarray(digit)).resize((84, 84)), (place, 20))
+    page.save(tmp_path / "three.png")
+    (row,) = json.loads(gammabeta("predict", trained_run, tmp_path, "--json").out)["predictions"]
+    assert row["doubt"] is True
+    assert row["why"].startswith("3 pieces found")
+    (cells,) = csv.DictReader(io.StringIO(gammabeta("predict", trained_run, tmp_path, "--csv").out))
+    assert (cells["doubt"], cells["why"]) == ("yes", row["why"])
+    assert "3 pieces found" in gammabeta("predict", trained_run, tmp_path).out
+
+
+def test_a_face_is_no_digit(gammabeta, trained_run, tmp_path):
+    """Brows, eyes, nose and mouth: each as dark as ink, none of them much of the whole."""
+    face = Image.new("L", (120, 140), 225)
+    for box in ((30, 20, 52, 27), (64, 18, 92, 27), (36, 40, 46, 55), (76, 40, 86, 55), (56, 62, 66, 82),
+                (40, 104, 80, 112)):  # fmt: skip
+        face.paste(40, box)
+    face.save(tmp_path / "face.png")
+    document = json.loads(gammabeta("predict", trained_run, tmp_path / "face.png", "--json").out)
+    (row,) = document["predictions"]
+    assert row["doubt"]
+    assert row["why"].startswith("the ink is in 6 pieces")
+
+
+def test_python_and_the_command_give_the_same(gammabeta, trained_run, digits):
+    import gammabeta as gb
+
+    paths = sorted(digits.rglob("[0-9].png"))
+    rows = json.loads(gammabeta("predict", trained_run, *paths, "--json", "--top", 3).out)["predictions"]
+    model = gb.load(trained_run)
+    from_paths = model.predict(paths, top=3)
+    with Image.open(paths[0]) as picture:
+        from_image = model.predict(picture)
+        from_array = model.predict(np.asarray(picture))
+    several = model.predict(data.load("mnist").test.images[:10])
+    for row, answer, alike in zip(rows, from_paths, several, strict=True):
+        assert [tuple(guess.values()) for guess in row["predictions"]] == list(answer.top)
+        assert (row["doubt"], row["why"], row["image"]) == (answer.doubt, answer.why, answer.image)
+        assert (alike.label, alike.probability) == (answer.label, answer.probability)
+    assert from_image.top == from_array.top == from_paths[0].top[:1]
+    assert str(from_paths[0]).startswith(f"{paths[0]}: {from_paths[0].label} ")
+    with pytest.raises(gb.errors.DataError, match="uint8 array"):
+        model.predict(np.zeros((28, 28)))
+
+
+def test_the_temperature_is_the_run_s_and_the_file_s(gammabeta, trained_run, digits, tmp_path):
+    import gammabeta as gb
+
+    temperature = json.loads((trained_run / "run.json").read_text())["network"]["temperature"]
+    assert temperature != 1.0
+    file = tmp_path / "model.onnx"
+    assert gammabeta("export", trained_run, "--out", file).code == 0
+    model = gb.load(file)
+    assert model.temperature == temperature
+    picture = digits / "a" / "0.png"
+    one, other = model.predict(picture), gb.load(trained_run).predict(picture)
+    assert one.label == other.label
+    assert one.probability == pytest.approx(other.probability, abs=1e-5)
+
+
+def test_no_picture_that_had_to_be_prepared_is_made_surer():
+    from gammabeta.data.classify import Classifier
+
+    preparation = data.load("mnist").settled().preparation
+    shares = np.array([[0.7, 0.3]], np.float32)
+    sure = shares ** (1 / 0.5) / (shares ** (1 / 0.5)).sum()
+    classifier = Classifier(("a", "b"), preparation, lambda pictures: sure.repeat(len(pictures), 0), 0.5)
+    digit = data.load("mnist").test.images[3, 0]
+    paper = np.pad(np.kron(255 - digit, np.ones((6, 6), np.uint8)), 20, constant_values=255)
+    as_trained, brought = classifier.predict([digit, paper])
+    assert as_trained.probability == pytest.approx(float(sure[0, 0]))
+    assert brought.probability == pytest.approx(0.7)

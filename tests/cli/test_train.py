@@ -39,6 +39,7 @@ def test_json_is_one_object_on_standard_output(gammabeta: Call, digits_file: Pat
     assert set(document["seconds"]) == {
         "load",
         "prepare",
+        "compile",
         "train",
         "first_step",
         "watch",
@@ -89,7 +90,7 @@ def test_mistakes_get_one_line_exit_code_2_and_nothing_written(
     arguments: list[str],
     words: str,
 ) -> None:
-    code, _, err = gammabeta("train", digits_file, "--out", tmp_path / "run", *arguments)
+    code, _, err = gammabeta("train", digits_file, "-r", "fast", "--out", tmp_path / "run", *arguments)
     assert code == 2
     assert err.startswith("gammabeta: error: ")
     assert err.count("\n") == 1
@@ -100,7 +101,9 @@ def test_mistakes_get_one_line_exit_code_2_and_nothing_written(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_where_there_is_none(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
-    code, _, err = gammabeta("train", digits_file, "--out", tmp_path / "run", "--device", "cuda")
+    code, _, err = gammabeta(
+        "train", digits_file, "-r", "fast", "--out", tmp_path / "run", "--device", "cuda"
+    )
     assert code == 2
     assert "use --device cpu" in err
     assert not (tmp_path / "run").exists()
@@ -114,7 +117,7 @@ def test_unknown_data_is_one_line(gammabeta: Call, tmp_path: Path) -> None:
 
 def test_an_output_folder_that_cannot_be_written(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    code, _, err = gammabeta("train", digits_file, "--out", tmp_path / "file" / "run")
+    code, _, err = gammabeta("train", digits_file, "-r", "fast", "--out", tmp_path / "file" / "run")
     assert code == 2
     assert "choose another folder with --out" in err
 
@@ -126,19 +129,9 @@ def test_a_signal_leaves_a_readable_run(
     digits_file: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     run = tmp_path / "run"
-    command = [
-        sys.executable,
-        "-m",
-        "gammabeta",
-        "train",
-        str(digits_file),
-        "-o",
-        str(run),
-        "--epochs",
-        "9999",
-    ]
+    settings = ["-r", "fast", "--epochs", "9999", "--precision", "fp32"]
     child = subprocess.Popen(
-        [*command, "--epochs", "9999", "--precision", "fp32"],
+        [sys.executable, "-m", "gammabeta", "train", str(digits_file), "-o", str(run), *settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -260,14 +253,16 @@ def test_an_environment_that_names_no_meeting_place(
 ) -> None:
     for name, value in (setting | {"WORLD_SIZE": "2"}).items():
         monkeypatch.setenv(name, value)
-    code, _, err = gammabeta("train", digits_file, "-o", tmp_path / "run")
+    code, _, err = gammabeta("train", digits_file, "-r", "fast", "-o", tmp_path / "run")
     assert (code, err.count("\n")) == (2, 1)
     assert words in err
 
 
 def test_a_divergence_is_one_line_and_exit_code_2(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     settings = ["--no-batch-norm", "--learning-rate", "1e4", "--precision", "fp32", "--epochs", 3]
-    code, out, err = gammabeta("train", digits_file, "-o", tmp_path / "run", *settings, "--json")
+    code, out, err = gammabeta(
+        "train", digits_file, "-r", "fast", "-o", tmp_path / "run", *settings, "--json"
+    )
     assert (code, out) == (2, "")
     errors = [line for line in err.splitlines() if line.startswith("gammabeta: ")]
     assert len(errors) == 1
@@ -278,7 +273,7 @@ def test_a_divergence_is_one_line_and_exit_code_2(gammabeta: Call, digits_file: 
 
 def test_more_epochs_and_a_warm_start(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert gammabeta("train", digits_file, "-o", run, "--precision", "fp32", "-q")[0] == 0
+    assert gammabeta("train", digits_file, "-r", "fast", "-o", run, "--precision", "fp32", "-q")[0] == 0
     code, _, err = gammabeta("train", "--resume", run)
     assert code == 2
     assert "--epochs N trains it further" in err
@@ -286,7 +281,9 @@ def test_more_epochs_and_a_warm_start(gammabeta: Call, digits_file: Path, tmp_pa
     assert code == 0
     assert json.loads(out)["steps"] == 10
     assert "schedule is stretched" in gammabeta("train", "--resume", run, "--epochs", 3)[1]
-    code, out, _ = gammabeta("train", digits_file, "-o", tmp_path / "warm", "--init", run, "--epochs", 1)
+    code, out, _ = gammabeta(
+        "train", digits_file, "-r", "fast", "-o", tmp_path / "warm", "--init", run, "--epochs", 1
+    )
     assert code == 0
     assert f"Beginning with the weights of {run}" in out
     for wrong in (["--init", run], ["--batch-size", 3]):
@@ -297,7 +294,7 @@ def test_more_epochs_and_a_warm_start(gammabeta: Call, digits_file: Path, tmp_pa
 
 def test_notes_are_lines_on_standard_error(gammabeta: Call, digits_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert gammabeta("train", digits_file, "-o", run, "-q")[0] == 0
+    assert gammabeta("train", digits_file, "-r", "fast", "-o", run, "-q")[0] == 0
     document = json.loads((run / "run.json").read_text("utf-8"))
     (run / "run.json").write_text(json.dumps(document | {"[bold]colour": 1}), "utf-8")
     for _ in range(2):

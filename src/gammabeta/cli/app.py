@@ -5,7 +5,7 @@ it (one line says how); 130, 143 and 129
 interrupted by Ctrl-C, SIGTERM and a closed terminal.
 """
 
-import os
+import errno
 import sys
 from typing import Annotated, Any
 
@@ -13,15 +13,20 @@ import typer
 
 from .. import __version__
 from ..errors import GammabetaError, out_of_memory
+from .bench import bench
 from .doctor import doctor, recalibrate
-from .evaluate import compare, evaluate
+from .evaluate import compare, evaluate, report
 from .fold import export, fold
-from .output import Json, console, fail, notes, prepare_streams, print_json
+from .lab import lab
+from .output import Json, console, fail, notes, prepare_streams, print_json, to_nowhere
 from .predict import predict
+from .rate import find_rate
+from .reproduce import reproduce
 from .train import train
 
 # Some releases of typer bring their own copy of click; this is the base of all usage errors in either.
 _ClickError: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 
 
 def info(json: Json = False) -> None:
@@ -58,7 +63,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, compare, doctor, recalibrate, fold, export, info):
+for command in (
+    train,
+    find_rate,
+    evaluate,
+    predict,
+    compare,
+    report,
+    doctor,
+    recalibrate,
+    fold,
+    export,
+    reproduce,
+    bench,
+    lab,
+    info,
+):
     app.command()(command)
 
 
@@ -84,26 +104,33 @@ def run(arguments: list[str] | None = None) -> int:
     try:
         with notes():
             code = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
     except _ClickError as error:
         return _usage_error(error)
     except (KeyboardInterrupt, typer.Abort):
         return fail("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output, `head` say, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as error:  # click and rich turn the one into the other
+        if not isinstance(error, BrokenPipeError) and not isinstance(error.__context__, BrokenPipeError):
+            raise
+        to_nowhere(sys.stdout)  # the reader of our output, `head` say, has gone
         return 0
     except Exception as error:
         if isinstance(error, GammabetaError):
             return fail(out_of_memory(error) or str(error), error.exit_code)
         if told := out_of_memory(error):
             return fail(told, 2)
+        if isinstance(error, OSError) and error.errno in _FULL and error.filename is None:
+            to_nowhere(sys.stdout)
+            return fail(f"the output cannot be written: {error.strerror}", 2)
         raise
     return code if isinstance(code, int) else 0
 
 
 def _usage_error(error: Any) -> int:
-    message = error.format_message().rstrip(".?")
+    message = error.format_message().rstrip(".")
     context = getattr(error, "ctx", None)
     if context is None or not message:  # the help text, asked for by giving no arguments
         error.show()
         return int(error.exit_code)
-    return fail(f"{message}; see `{context.command_path} --help`", 2)
+    see = "? See" if message.endswith("?") else "; see"  # after "Did you mean 'doctor'?"
+    return fail(f"{message.rstrip('?')}{see} `{context.command_path} --help`", 2)

@@ -1,7 +1,9 @@
 """``gammabeta doctor`` and ``gammabeta recalibrate``: what is wrong with a model, and the repair."""
 
 import time
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +17,6 @@ from .model import (
     bar,
     check_folder,
     find_model,
-    imported,
     load_batches,
     running,
     sample_count,
@@ -34,25 +35,30 @@ def doctor(
     weights: Weights = None,
     data: Annotated[
         str | None,
-        typer.Option(help="A data set of ours, or module:loader; default: the run's own, else none."),
+        typer.Option(
+            help="A data set, or module:loader, which gives batches; default: the run's own, if any."
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(help="test or train.")] = "train",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch, as in training.")] = 64,
+    split: Annotated[str, typer.Option(help="Part of a data set: train or test.")] = "train",
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a data set in a batch, as in training.")] = 64,
     samples: Annotated[
         int, typer.Option(min=0, help="Samples to look at, in whole batches; 0: all there are.")
     ] = 2048,
     loss: Annotated[
-        str | None, typer.Option(help="module:function(output, target); default: cross-entropy if it fits.")
+        str | None,
+        typer.Option(
+            help="module:function, called with output and target; default: cross-entropy if it fits."
+        ),
     ] = None,
     source: Annotated[
-        str | None, typer.Option(help=f"Framework that the weights come from: {', '.join(_SOURCES)}.")
+        str | None, typer.Option(help=f"Framework that trained the weights: {', '.join(_SOURCES)}.")
     ] = None,
     severity: Annotated[
         str, typer.Option(help="Exit with 1 from this severity on: error, warning or note.")
     ] = "warning",
     html: Annotated[Path | None, typer.Option(help="Also write one page with pictures to this file.")] = None,
     fix: Annotated[
-        str | None, typer.Option(help="recalibrate: mend the statistics, and diagnose again.")
+        str | None, typer.Option(help="recalibrate: renew the statistics, save to --out, diagnose again.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the mended weights.")] = None,
     device: Device = "auto",
@@ -61,11 +67,20 @@ def doctor(
 ) -> int:
     """Say what is wrong with the batch normalization in a model: evidence, cause, remedy.
 
+    gammabeta doctor models:make --weights net.pt --data models:loader
+
+    Without data only the model's modules and numbers are looked at. Its files stay as they are.
+
     Exit code 0: healthy. 1: findings of the asked severity; after --fix, those that remain. 2: could not run.
     """
     _check_options(severity, source, fix, out)
     subject = find_model(model, weights, device)
     loader = load_batches(subject, data, split, batch)
+    if fix is not None and loader is None:
+        raise UsageError("--fix recalibrate needs data: name a data set or module:loader with --data")
+    for file, option in ((out, "--out"), (html, "--html")):
+        if file is not None:
+            check_folder(file, option)
     loss_function = _loss(loss, subject, loader)
     screen = console(json)
     settings: dict[str, Any] = {"loss": loss_function, "source": source, "samples": samples or None}
@@ -78,7 +93,6 @@ def doctor(
     if html is not None:
         from ..files import write_atomically
 
-        check_folder(html, "--html")
         write_atomically(html, report.to_html().encode(), UsageError)
     if json:
         print_json(report.to_dict())
@@ -114,7 +128,12 @@ def _loss(name: str | None, subject: Model, loader: Any) -> Any:
     from ..stats.preserve import preserved
 
     if name is not None:
-        return imported(name)
+        from ..train.given import imported
+
+        function = imported(name)
+        if not callable(function):
+            raise UsageError(f"{name} is {type(function).__name__}: --loss must name a function")
+        return function
     if loader is None or isinstance(loader, Iterator):
         return None
     with running(subject.name), preserved(subject.module, loader), torch.inference_mode():
@@ -151,8 +170,6 @@ def _mend(
     """Recalibrate, save, and diagnose what was saved."""
     from ..stats.recalibrate import recalibrate as calibrate
 
-    if loader is None:
-        raise UsageError("--fix recalibrate needs data: name a data set or module:loader with --data")
     count = sample_count(loader, settings["samples"], batch)
     with bar(screen, "recalibrating", count, quiet=quiet) as advance, running(subject.name):
         calibrate(subject.module, loader, samples=settings["samples"], progress=advance)
@@ -165,12 +182,13 @@ def recalibrate(
     out: Annotated[Path, typer.Option("--out", "-o", help="File for the weights: .safetensors or .pt.")],
     weights: Weights = None,
     data: Annotated[
-        str | None, typer.Option(help="A data set of ours, or module:loader; default: the run's own.")
+        str | None,
+        typer.Option(help="A data set, or module:loader, which gives batches; default: the run's own."),
     ] = None,
     split: Annotated[
-        str, typer.Option(help="test or train; test data should not be used for this.")
+        str, typer.Option(help="Part of a data set: train or test, which should not be used for this.")
     ] = "train",
-    batch: Annotated[int, typer.Option(min=1, help="Samples in a batch.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Samples of a data set in a batch.")] = 256,
     samples: Annotated[int, typer.Option(min=0, help="Samples to use, in whole batches; 0: all.")] = 0,
     mode: Annotated[
         str, typer.Option(help="joint: one pass; in-order: one pass a layer, exact for any batch size.")
@@ -181,9 +199,11 @@ def recalibrate(
 ) -> None:
     """Replace the running statistics by the exact mean and variance over a data set.
 
-    The model's own files stay as they are.
+    gammabeta recalibrate models:make --weights net.pt --data models:loader --out mended.safetensors
+
+    The model's own files stay as they are. Layers that keep their statistics are named.
     """
-    from ..graph.layers import batch_norm_layers
+    from ..stats.norms import frozen_norms, with_statistics
     from ..stats.recalibrate import recalibrate as calibrate
 
     if mode not in ("joint", "in-order"):
@@ -192,12 +212,16 @@ def recalibrate(
     loader = load_batches(subject, data, split, batch)
     if loader is None:
         raise UsageError("recalibration needs data: name a data set or module:loader with --data")
+    check_folder(out, "--out")
     screen = console(json)
     count = sample_count(loader, samples or None, batch)
+    layers = with_statistics(subject.module)
+    layers = {name: layers[name] for name in layers.keys() - frozen_norms(subject.module, layers)}
     seen: list[int] = []
     clock = time.perf_counter()
     total = count if mode == "joint" else None
-    with bar(screen, "recalibrating", total, quiet=quiet or json) as advance, running(model):
+    progress = bar(screen, "recalibrating", total, quiet=quiet or json)
+    with _told_kept() as kept, progress as advance, running(model):
 
         def advanced(size: int) -> None:
             seen.append(size)
@@ -212,11 +236,26 @@ def recalibrate(
         )
     seconds = time.perf_counter() - clock
     write_weights(subject.module, out)
-    layers = len(batch_norm_layers(subject.module))
+    done = len(layers.keys() - kept)
     if json:
-        document = {"out": str(out), "layers": layers, "samples": sum(seen), "mode": mode}
+        document = {"out": str(out), "layers": done, "samples": sum(seen), "mode": mode, "kept": kept}
         print_json({**document, "seconds": round(seconds, 4)})
     elif not quiet:
-        screen.print(
-            f"{layers} layers recalibrated from {sum(seen):,} samples in {seconds:.2f} s: {out}", markup=False
-        )
+        what = f"{done} layer{'s' * (done != 1)} recalibrated from {sum(seen):,} samples"
+        screen.print(f"{what} in {seconds:.2f} s: {out}", markup=False)
+
+
+@contextmanager
+def _told_kept() -> Iterator[dict[str, str]]:
+    """The layers that recalibration leaves as they are, with the reasons, which are told as a note, too."""
+    from ..stats.recalibrate import NotCalibrated
+
+    kept: dict[str, str] = {}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", NotCalibrated)
+        yield kept
+    for warning in caught:
+        message: Any = warning.message
+        if isinstance(message, NotCalibrated):
+            kept |= message.kept
+        warnings.warn_explicit(message, warning.category, warning.filename, warning.lineno)

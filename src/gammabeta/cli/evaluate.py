@@ -1,15 +1,15 @@
 """``gammabeta evaluate`` and ``gammabeta compare``: how good a run is, and how good several are."""
 
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from .model import Best, lacking, tell
-from .output import Device, Json, Quiet, console, print_json
+from .output import Device, Json, Quiet, console, print_json, share
 
 if TYPE_CHECKING:
     from ..data import Split
@@ -31,6 +31,9 @@ def evaluate(
         Path | None, typer.Option("--out", "-o", help="Folder for the pictures; default: RUN.")
     ] = None,
     best: Best = False,
+    model: Annotated[
+        str | None, typer.Option(help="module:function again, of a run whose network it made.")
+    ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Pass over pictures that cannot be read, and list them.")
     ] = False,
@@ -39,14 +42,12 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Judge a run on its test images, and draw the confusion matrix and the worst mistakes."""
-    from ..train.load import load_dataset, load_model
+    from ..train.given import made_by
+    from ..train.judge import judge
+    from ..train.load import load_model
 
-    trained = load_model(run, device, best=best)
-    dataset = load_dataset(trained, data, skip_damaged=skip_damaged)
-    images = dataset.split(split)
-    clock = time.perf_counter()
-    result = trained.evaluate(images, keep_probabilities=True)
-    seconds = time.perf_counter() - clock
+    found = load_model(run, device, best=best, given=None if model is None else made_by(model))
+    trained, dataset, images, result, seconds = judge(found, data, split, skip_damaged=skip_damaged)
     classes = trained.run.info.network.classes
     rows = result.by_class(classes)
     notes = [*dataset.notes, *lacking(dataset, split)]
@@ -64,6 +65,7 @@ def evaluate(
             "classes": classes,
             "notes": notes,
             "seconds": round(seconds, 4),
+            "pictures": [],
         }
         with _printed(document):
             pictures = _draw(trained.run, images, result, out or run, split)
@@ -80,7 +82,7 @@ def _print_result(
     result: "Evaluation", rows: list[dict[str, Any]], split: str, seconds: float, quiet: bool
 ) -> None:
     screen = console()
-    screen.print(f"accuracy {result.accuracy:.4f} ({result.correct:,} of {result.count:,} {split} images)")
+    screen.print(f"accuracy {share(result.accuracy)} ({result.correct:,} of {result.count:,} {split} images)")
     if not quiet:
         rate = result.count / max(seconds, 1e-9)
         screen.print(f"loss {result.loss:.4f}; {seconds:.2f} s, {rate:,.0f} images/s")
@@ -90,9 +92,6 @@ def _print_result(
 
 def _print_classes(rows: list[dict[str, Any]]) -> None:
     """Print the figures of each class; of very many classes, those that are recognised worst."""
-    from rich.table import Table
-    from rich.text import Text
-
     few = len(rows) <= _SHOWN
     worst = sorted(rows, key=lambda row: 2.0 if row["recall"] is None else row["recall"])[:_WORST]
     title = "Classes" if few else f"The {_WORST} of {len(rows):,} classes with the lowest recall"
@@ -103,14 +102,13 @@ def _print_classes(rows: list[dict[str, Any]]) -> None:
         counts = (f"{row[name]:,}" for name in ("count", "correct", "predicted"))
         figures = (row[name] for name in ("accuracy", "precision", "recall"))
         shares = ("–" if value is None else f"{value:.4f}" for value in figures)
-        table.add_row(Text(row["class"]), *counts, *shares)
+        table.add_row(row["class"], *counts, *shares)
     console().print(table)
 
 
 @contextmanager
 def _printed(document: dict[str, Any]) -> Iterator[None]:
     """Print the figures at the end, also if the pictures cannot be written."""
-    document["pictures"] = []
     try:
         yield
     finally:
@@ -118,9 +116,6 @@ def _printed(document: dict[str, Any]) -> Iterator[None]:
 
 
 def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     off = result.confusion.clone().fill_diagonal_(0)
     worst = off.flatten().topk(min(5, off.numel()))
     pairs = [
@@ -132,14 +127,13 @@ def _print_confusions(result: "Evaluation", classes: list[str]) -> None:
         "true", "predicted", "images", title="Most frequent mistakes", title_justify="left", box=None
     )
     for count, true, guess in pairs:
-        table.add_row(Text(classes[true]), Text(classes[guess]), str(count))
+        table.add_row(classes[true], classes[guess], str(count))
     console().print(table)
 
 
 def _draw(run: "Run", images: "Split", result: "Evaluation", folder: Path, split: str) -> list[Path]:
-    import torch
-
     from ..files import make_folder
+    from ..train.evaluate import worst_mistakes
     from ..train.plots import confusion, mistakes, save_figure
 
     make_folder(folder)
@@ -148,19 +142,44 @@ def _draw(run: "Run", images: "Split", result: "Evaluation", folder: Path, split
     title = f"{result.accuracy:.2%} of {result.count:,} {split} images right"
     save_figure(confusion(result.confusion.numpy(), classes, title), paths[0])
     assert result.probabilities is not None  # asked for above
-    labels = torch.from_numpy(images.labels)
-    sure, guess = result.probabilities.max(1)
-    wrong = (guess != labels).nonzero().flatten()
-    worst = wrong[result.probabilities[wrong, labels[wrong]].argsort()][:_WORST]
+    worst, many = worst_mistakes(result, images.labels, _WORST)
+    sure, guess = result.probabilities[worst].max(1)
     figure = mistakes(
         images.images[worst.numpy()],
-        [classes[int(i)] for i in labels[worst]],
-        [classes[int(i)] for i in guess[worst]],
-        sure[worst].tolist(),
-        f"The {len(worst)} worst of {len(wrong)} mistakes" if len(wrong) else "No mistakes",
+        [classes[int(i)] for i in images.labels[worst.numpy()]],
+        [classes[int(i)] for i in guess],
+        sure.tolist(),
+        f"The {len(worst)} worst of {many} mistakes" if many else "No mistakes",
     )
     save_figure(figure, paths[1])
     return paths
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="One run folder, or several to see side by side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="The page; default: RUN/run.html, or report.html for several."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="Where the runs' data are now.")] = None,
+    device: Device = "auto",
+    json: Json = False,
+) -> None:
+    """Write a page on runs: curves, statistics, mistakes, settings, all in one file."""
+    from ..files import write_atomically
+    from ..train.judge import shown
+    from ..train.page import page, page_path
+    from .model import check_folder
+
+    if out is not None:
+        check_folder(out, "--out")
+    seen = [shown(run, data, device) for run in runs]
+    out = out or page_path(runs)
+    write_atomically(out, page(seen).encode())
+    if json:
+        print_json({"page": str(out), "runs": [str(run) for run in runs]})
+    else:
+        console().print(f"Page: {out}", markup=False)
 
 
 def compare(
@@ -171,29 +190,30 @@ def compare(
     """Compare runs: what they reached, in which settings they differ, and their curves in one picture."""
     from ..files import make_folder
     from ..train.plots import curves_of_runs, save_figure
-    from ..train.run import Run, comparison
+    from ..train.run import Run, comparison, incomparable
 
     opened = [Run.open(path) for path in runs]
-    table = comparison(opened)
+    table, notes = comparison(opened), incomparable(opened)
+    document: dict[str, Any] = {"runs": table, "notes": notes, "picture": None}
     if not json:
         _print_comparison(table)
-    make_folder(out.parent)
-    save_figure(curves_of_runs(opened), out)
-    if json:
-        print_json({"runs": table, "picture": str(out)})
-        return
-    console().print(f"Picture: {out}", markup=False)
+        tell(notes)
+    with _printed(document) if json else nullcontext():
+        make_folder(out.parent)
+        save_figure(curves_of_runs(opened), out)
+        document["picture"] = str(out)
+    if not json:
+        console().print(f"Picture: {out}", markup=False)
 
 
 def _print_comparison(table: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
     screen = console()
-    figures = Table("", "run", "status", "test", "train", "loss", "seconds", box=None)
+    figures = Table("", "run", "status", "test", "train", "test loss", "loss", "seconds", box=None)
     for number, row in enumerate(table, 1):
-        values = [row["test_accuracy"], row["train_accuracy"], row["loss"], row["train_seconds"]]
+        shares = [share(row[name]) for name in ("test_accuracy", "train_accuracy")]
+        values = [row["test_loss"], row["loss"], row["train_seconds"]]
         shown = ["–" if value is None else f"{value:.4f}" for value in values]
-        figures.add_row(str(number), row["run"], row["status"], *shown)
+        figures.add_row(str(number), row["run"], row["status"], *shares, *shown)
     screen.print(figures)
     settings = Table("differs", *map(str, range(1, len(table) + 1)), box=None)
     for field in table[0]["settings"]:

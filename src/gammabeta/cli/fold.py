@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 
 from ..errors import UsageError
-from .model import Best, Name, Shape, Weights, example_input, find_model, tell
+from .model import Best, Name, Shape, Weights, check_folder, example_input, find_model, tell
 from .output import Json, console, print_json
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def fold(
     from ..folding import fold as fold_model
 
     found = find_model(model, weights, "cpu", best=best)
+    if out is not None:
+        check_folder(out, "--out")
     if data is not None and found.trained is None:
         raise UsageError("--data is for a run folder: a model of your own is compared on random inputs")
     example = example_input(found, shape)
@@ -95,8 +97,9 @@ def export(
     found = find_model(model, weights, "cpu", best=best)
     example = example_input(found, shape)
     described = _described(found.trained) if found.trained else {}
-    folder = Path(model) if found.trained else Path()
-    report = export_onnx(found.module.eval(), out or folder / "model.onnx", example, **described)
+    file = out or (Path(model) if found.trained else Path()) / "model.onnx"
+    check_folder(file, "--out")
+    report = export_onnx(found.module.eval(), file, example, **described)
     if json:
         print_json({"model": model, **report.to_dict()})
         return
@@ -117,5 +120,6 @@ def _described(trained: Trained) -> dict[str, Any]:
     network, scaling = trained.run.info.network, trained.scaling
     shape = (network.channels, network.height, network.width)
     preparation = trained.run.preparation
-    preprocessing = Preprocessing(*shape, scaling.mean, scaling.scale, preparation.style, preparation)
+    way = (preparation.style, preparation, network.temperature)
+    preprocessing = Preprocessing(*shape, scaling.mean, scaling.scale, *way)
     return {"classes": network.classes, "preprocessing": preprocessing}

@@ -1,13 +1,12 @@
 """The model that a command works on, and the data to run it on: where they are found, and what can go wrong.
 
-A model is a run folder of ours, or ``module:factory`` of the user's; weights may come from a file.
+A model is a run folder of ours, or ``module:function`` of the user's; weights may come from a file.
 """
 
 from __future__ import annotations
 
-import importlib
 import io
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import DataError, GammabetaError, UsageError, WeightsError, out_of_memory
+from ..errors import DataError, GammabetaError, UsageError, out_of_memory
 from .output import console
 
 if TYPE_CHECKING:
@@ -28,19 +27,23 @@ if TYPE_CHECKING:
     from ..train.load import Trained
 
 Name = Annotated[
-    str, typer.Argument(help="A run folder; or module:factory, a function here that makes a model.")
+    str,
+    typer.Argument(
+        help="A run folder; or module:function, which makes a model (module.py in this folder); or timm:NAME."
+    ),
 ]
 Weights = Annotated[
-    Path | None, typer.Option(help="Weights to load: safetensors, or a torch file without code in it.")
+    Path | None, typer.Option(help="Weights to load: safetensors, or a torch file that holds only tensors.")
 ]
 Shape = Annotated[
     str | None,
-    typer.Option(help="One input of module:factory's model, such as 3x224x224, without the batch."),
+    typer.Option(help="One input of module:function's model, such as 3x224x224, without the batch."),
 ]
 Best = Annotated[bool, typer.Option("--best", help="The best epoch's weights, not the last's.")]
 
 
 _SHOWN = 40  # classes that a note names
+_FACTORY = re.compile(r"[\w.]+(?<!\.py):[\w.]*")  # and no path with a colon in it
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Model:
 
 
 def find_model(name: str, weights: Path | None = None, device: str = "auto", *, best: bool = False) -> Model:
-    """Open a run folder, or import ``module:factory`` from here; then load weights, if a file is named."""
+    """Open a run folder, or make ``module:function`` or ``timm:NAME``; then load weights, if any."""
     from ..train.world import resolve_device
 
     place = resolve_device(device)
@@ -63,15 +66,25 @@ def find_model(name: str, weights: Path | None = None, device: str = "auto", *, 
 
         trained = load_model(name, device, best=best)
         found = Model(name, trained.model, place, trained)
-    elif ":" in name:
-        found = Model(name, _made_by(name).to(place), place)
+    elif _FACTORY.fullmatch(name):
+        from ..train.given import given_network
+
+        found = Model(name, given_network(name, 3, 1000, 0).to(place), place)
     else:
-        raise UsageError(f"{name} is neither a run folder nor module:factory")
+        told = f"{name} is neither a run folder nor module:function nor timm:NAME"
+        raise UsageError(f"{told}{_module_here(name)}")
     if weights is not None:
         from ..files import fit_weights
+        from ..train.given import read_weights
 
         fit_weights(found.module, read_weights(weights), weights)
     return found
+
+
+def _module_here(name: str) -> str:
+    """What to write where somebody named a module, or its file, without a function of it."""
+    stem = name.partition(":")[0].removesuffix(".py")
+    return f"; name a function of it, as in {stem}:make" if Path(f"{stem}.py").is_file() else ""
 
 
 def example_input(model: Model, shape: str | None) -> Tensor:
@@ -87,68 +100,6 @@ def example_input(model: Model, shape: str | None) -> Tensor:
     if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UsageError(f"--shape is sizes joined by x, such as 3x224x224, not {shape!r}")
     return torch.randn(2, *map(int, parts))
-
-
-def _made_by(name: str) -> nn.Module:
-    from torch import nn
-
-    made = imported(name)
-    model = made if isinstance(made, nn.Module) else _called(name, made)
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"{name} gave a {type(model).__name__}, not a torch.nn.Module")
-    return model
-
-
-def _called(name: str, factory: Any) -> Any:
-    if not callable(factory):
-        raise UsageError(f"{name} is a {type(factory).__name__}: name a function that takes no arguments")
-    try:
-        return factory()
-    except GammabetaError:
-        raise
-    except Exception as error:
-        raise UsageError(f"{name} could not be called: {type(error).__name__}: {error}") from error
-
-
-def imported(name: str) -> Any:
-    """The object that ``module:object`` names; the current directory is looked at first."""
-    module_name, _, attribute = name.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:
-        raise UsageError(f"module {module_name} could not be imported: {error}") from error
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"module {module_name} has no {attribute}")
-        found = getattr(found, part)
-    return found
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from safetensors, or from a torch file, of which no code is run; else ``WeightsError``."""
-    import torch
-    from torch import Tensor
-
-    from ..files import load_weights
-
-    if path.suffix.lower() == ".safetensors":
-        return load_weights(path)[0]
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{path} is not a torch file of plain weights: {reason}") from None
-    for key in ("state_dict", "model_state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} holds no state dict")
-    return {key.removeprefix("module."): value for key, value in content.items()}
 
 
 def write_weights(model: nn.Module, path: Path) -> None:
@@ -169,6 +120,8 @@ def write_weights(model: nn.Module, path: Path) -> None:
 
 def check_folder(path: Path, option: str) -> None:
     """Raise ``UsageError`` unless the file that an option names would be in a folder that exists."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: {option} must name a file in it")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a folder: {option} must name a file in one that exists")
 
@@ -207,11 +160,13 @@ def load_batches(model: Model, data: str | None, split: str, batch: int) -> Iter
     None when no data are named and the model is not a run. What is to be told of the data goes to standard
     error.
     """
-    if data is not None and ":" in data and not Path(data).exists():
+    if data is not None and _FACTORY.fullmatch(data) and not Path(data).exists():
+        from ..train.given import called, imported
+
         made = imported(data)
-        loader = _called(data, made) if callable(made) else made
+        loader = called(data, made) if callable(made) else made
         if not isinstance(loader, Iterable):
-            raise UsageError(f"{data} gave a {type(loader).__name__}, not something to iterate over")
+            raise UsageError(f"{data} gave {type(loader).__name__}, not something to iterate over")
         return loader
     if model.trained is not None:
         from ..train.load import load_dataset
@@ -247,6 +202,12 @@ def running(what: str) -> Iterator[None]:
     """Turn what a user's model or loader raises into one line."""
     try:
         yield
+    except UsageError as error:
+        unfit, found, _ = str(error).partition(": give forward_fn=")
+        if not found:
+            raise
+        advice = f"let the loader give what it takes, or {what} a model that takes the batch"
+        raise UsageError(f"{unfit}: {advice}") from error
     except (GammabetaError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -261,7 +222,8 @@ def bar(screen: Console, title: str, total: int | None, *, quiet: bool) -> Itera
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=screen, disable=quiet, transient=True) as progress:
+    hidden = quiet or not screen.is_terminal  # in a file it would leave an empty line
+    with Progress(*columns, console=screen, disable=hidden, transient=True) as progress:
         task = progress.add_task(title, total=total)
         yield lambda count: progress.advance(task, count)
 

@@ -1,24 +1,27 @@
 """What every command prints with: people's text on a console, one JSON object for programs."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from typing import Annotated, Any
+from contextlib import contextmanager, suppress
+from typing import IO, Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from rich.table import Table
 from rich.text import Text
 
-from ..errors import GammabetaWarning
+from ..errors import GammabetaWarning, UsageError
 from ..jsontext import to_json
+from ..kernels.cpu.cache import hush
 from ..text import for_terminal, one_line
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object; everything else goes to standard error.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.", callback=hush)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 
 
@@ -39,6 +42,8 @@ class Screen(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render; whatever the text went through, the terminal gets no more than text."""
+        for column in renderable.columns if isinstance(renderable, Table) else ():
+            column.overflow = "fold"  # a figure is never cut: without its end it is another one
         for segment in super().render(renderable, options):
             if segment.control or (segment.text.isascii() and segment.text.isprintable()):
                 yield segment
@@ -71,6 +76,14 @@ def fail(message: str, code: int) -> int:
     return code
 
 
+def to_nowhere(stream: IO[str]) -> None:
+    """Let what is left in a stream's buffer go to nowhere, now and when Python ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
 @contextmanager
 def notes() -> Iterator[None]:
     """Print our own warnings as lines on standard error, each once."""
@@ -85,3 +98,18 @@ def notes() -> Iterator[None]:
         warnings.simplefilter("default", GammabetaWarning)
         shown_before, warnings.showwarning = warnings.showwarning, show
         yield
+
+
+def share(value: float | None) -> str:
+    """An accuracy as every command writes it; a dash where there is none."""
+    return "–" if value is None else f"{value:.5g}"
+
+
+def size_of(text: str | None) -> tuple[int, int] | None:
+    """(H, W) of an option such as ``32x48``, or of one side, ``32``."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not (height.isdecimal() and (width or height).isdecimal()):
+        raise UsageError(f"{text!r} is not HxW, for example 32x32")
+    return int(height), int(width or height)

@@ -6,46 +6,27 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from ..errors import DataError, UsageError
-from .model import Best, bar
+from ..loading import load
+from ..text import for_terminal
+from .model import Best, bar, check_folder
 from .output import Device, Json, Quiet, console, fail, print_json
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
+    from ..data.classify import Prediction
     from ..data.picture import Style
-    from ..data.preparation import Preparation
 
-_BATCH = 64  # pictures that are held at once, fewer of large ones
+_MOST_SHOWN = 240  # pictures on a sheet
 _STDIN = "-"
 _MOST_STDIN = 1 << 30  # bytes of one picture, or of a list of paths
-
-
-@dataclass(frozen=True)
-class _Classifier:
-    classes: Sequence[str]
-    preparation: Preparation
-    probabilities: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """The likeliest classes of one picture, or why there are none; ``unlike``: what is strange about it."""
-
-    image: str
-    guesses: Sequence[tuple[str, float]] = ()
-    distance: float | None = None
-    unlike: str | None = None
-    error: str | None = None
 
 
 def predict(
@@ -66,36 +47,50 @@ def predict(
     ] = None,
     best: Best = False,
     device: Device = "auto",
+    sheet: Annotated[
+        Path | None,
+        typer.Option("--show", help="Write what the network saw and said as a PNG, or into a folder."),
+    ] = None,
     csv_wanted: Annotated[
-        bool, typer.Option("--csv", help="Print a table: image, rank, class, probability, distance, unlike.")
+        bool,
+        typer.Option(
+            "--csv", help="Print a table: image, rank, class, probability, distance, unlike, doubt, why."
+        ),
     ] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> int:
     """Name the class of each picture, and how probable it is; an ONNX file needs no torch.
 
-    A picture unlike those of the training is marked, and its probabilities are drawn towards equal shares.
+    A picture unlike those of the training is marked, and its probabilities are drawn towards equal shares. An
+    answer is in doubt then, where no class is probable, and where several digits are found on a picture.
     Pictures that cannot be read are named at the end, on standard error; the exit code is then 2.
     """
     if style not in (None, "digit", "object", "plain"):
         raise UsageError(f"unknown style {style!r}: choose digit, object or plain")
     if csv_wanted and json:
         raise UsageError("--csv and --json both want standard output: give one of them")
-    onnx = run.suffix.lower() == ".onnx"
-    classifier = _from_onnx(run) if onnx else _from_run(run, device, best)
+    target = None if sheet is None else _sheet_file(sheet)
+    classifier = load(run, device, best=best).classifier
     if style is not None:
         preparation = replace(classifier.preparation, style=cast("Style", style))
         classifier = replace(classifier, preparation=preparation)
     found = list(_listed(images))
     show = _Json(run) if json else _Table() if csv_wanted else _Lines()
     failures: list[str] = []
+    shown: list[Prediction] = []
     with _progress(len(found), quiet, streams=not json) as advance:
-        for answer in _answers(classifier, found, top):
-            if answer.error is not None:
-                failures.append(answer.error)
-            show.add(answer)
+        for name, answer in classifier.answers(found, top):
+            if isinstance(answer, DataError):
+                failures.append(str(answer))
+                show.failed(name, str(answer))
+            else:
+                show.add(answer)
+                shown += [answer] if target is not None and len(shown) < _MOST_SHOWN else []
             advance(1)
     show.end()
+    if target is not None:
+        _write_sheet(target, shown, len(found) - len(failures), run)
     for failure in failures:
         fail(failure, 2)
     if failures and len(found) > 1:
@@ -103,22 +98,34 @@ def predict(
     return 2 if failures else 0
 
 
-def _from_run(run: Path, device: str, best: bool) -> _Classifier:
-    from ..train.load import load_model
+def _sheet_file(path: Path) -> Path:
+    """Where ``--show`` writes: the picture that is named, or ``predictions.png`` in a folder."""
+    folder = path.is_dir() or not path.suffix
+    if not folder and path.suffix.lower() != ".png":
+        raise UsageError(f"--show writes a PNG: name a folder or a file such as {path.stem}.png")
+    if not folder:
+        check_folder(path, "--show")
+    return path / "predictions.png" if folder else path
 
-    trained = load_model(run, device, best=best)
-    return _Classifier(
-        trained.run.info.network.classes,
-        trained.preparation,
-        lambda pictures: trained.probabilities(pictures).numpy(),
-    )
 
+def _write_sheet(target: Path, shown: Sequence[Prediction], count: int, run: Path) -> None:
+    """Draw the prepared pictures with their answers; of very many, the first."""
+    if not shown:
+        return
+    import numpy as np
 
-def _from_onnx(file: Path) -> _Classifier:
-    from ..data.onnxfile import OnnxClassifier
+    from ..files import make_folder
+    from ..train.plots import save_figure, seen
 
-    model = OnnxClassifier.open(file)
-    return _Classifier(model.classes, model.preparation, model.probabilities)
+    make_folder(target.parent)
+    lines = [
+        (Path(answer.image).name, f"{answer.label} {answer.probability:.1%}", answer.doubt)
+        for answer in shown
+    ]
+    some = "" if len(shown) == count else f"; the first {len(shown)} of {count:,}"
+    title = f"What {run.name} saw{some}"
+    save_figure(seen(np.stack([answer.prepared for answer in shown]), lines, title), target)
+    console(True).print(f"Picture: {target}", markup=False)
 
 
 def _progress(count: int, quiet: bool, *, streams: bool) -> Any:
@@ -165,61 +172,27 @@ def _from_stdin() -> Iterator[tuple[str, Any]]:
         raise DataError("standard input: more than 1 GB; give the files by name")
     lines = content[: 1 << 24].split(b"\0" if content.rstrip(b"\n").endswith(b"\0") else b"\n")
     paths = [os.fsdecode(line.rstrip(b"\r")) for line in lines if line.strip()]
-    if paths and len(content) < 1 << 24 and b"\0" not in os.fsencode(paths[0]) and os.path.exists(paths[0]):  # noqa: PTH110
+    if paths and len(content) < 1 << 24 and _is_path(paths[0]):
         yield from _listed([path for path in paths if path != _STDIN])
     else:
         yield _STDIN, io.BytesIO(content)
 
 
-def _answers(classifier: _Classifier, found: list[tuple[str, Any]], top: int) -> Iterator[_Answer]:
-    """Answers in the order of the pictures, which are read and classified in batches."""
-    height, width = classifier.preparation.size
-    batch = max(1, min(_BATCH, (_BATCH << 14) // (height * width)))
-    for start in range(0, len(found), batch):
-        yield from _batch(classifier, found[start : start + batch], top)
+def _is_path(line: str) -> bool:
+    """Whether the first line of standard input is a path, of something here or by its looks."""
+    from ..data.decode import SUFFIXES
 
-
-def _batch(classifier: _Classifier, found: list[tuple[str, Any]], top: int) -> Iterator[_Answer]:
-    import numpy as np
-
-    like = classifier.preparation.like
-    pictures: list[npt.NDArray[np.uint8]] = []
-    errors: list[str | None] = []
-    for _, source in found:
-        try:
-            if isinstance(source, DataError):
-                raise source
-            pictures.append(classifier.preparation.prepare(source))
-            errors.append(None)
-        except DataError as error:
-            errors.append(str(error))
-    row = 0
-    if pictures:
-        stack = np.stack(pictures)
-        shares = classifier.probabilities(stack)
-        distances = None if like is None else like.distance(stack)
-        if like is not None and distances is not None:
-            shares = like.tempered(shares, distances)
-    for (name, _), message in zip(found, errors, strict=True):
-        if message is not None:
-            yield _Answer(name, error=message)
-            continue
-        likeliest = np.argsort(-shares[row], kind="stable")[:top]
-        guesses = [(classifier.classes[int(at)], float(shares[row, at])) for at in likeliest]
-        distance = None if distances is None else float(distances[row])
-        unlike = None if like is None else like.complaint(stack[row], distance or 0.0)
-        yield _Answer(name, guesses, distance, unlike)
-        row += 1
+    return "\0" not in line and (os.path.exists(line) or line.lower().endswith(SUFFIXES))  # noqa: PTH110
 
 
 class _Lines:
     """A line a picture."""
 
-    def add(self, answer: _Answer) -> None:
-        if answer.error is None:
-            shown = ", ".join(f"{name} {probability:.1%}" for name, probability in answer.guesses)
-            doubt = f" ({answer.unlike})" if answer.unlike else ""
-            console().print(f"{answer.image}: {shown}{doubt}", markup=False)
+    def add(self, answer: Prediction) -> None:
+        console().print(str(answer), markup=False)
+
+    def failed(self, image: str, error: str) -> None:
+        """Errors follow at the end."""
 
     def end(self) -> None:
         """Nothing follows the last line."""
@@ -230,11 +203,15 @@ class _Table:
 
     def __init__(self) -> None:
         self._writer = csv.writer(sys.stdout, lineterminator="\n")
-        self._writer.writerow(["image", "rank", "class", "probability", "distance", "unlike"])
+        columns = ["image", "rank", "class", "probability", "distance", "unlike", "doubt", "why"]
+        self._writer.writerow(columns)
 
-    def add(self, answer: _Answer) -> None:
+    def failed(self, image: str, error: str) -> None:
+        """Errors follow at the end."""
+
+    def add(self, answer: Prediction) -> None:
         distance = "" if answer.distance is None else f"{answer.distance:.3g}"
-        for rank, (name, probability) in enumerate(answer.guesses, 1):
+        for rank, (name, probability) in enumerate(answer.top, 1):
             cells = [
                 _written(answer.image),
                 rank,
@@ -242,6 +219,8 @@ class _Table:
                 f"{probability:.6g}",
                 distance,
                 "yes" if answer.unlike else "no",
+                "yes" if answer.doubt else "no",
+                _written(answer.why or ""),
             ]
             self._writer.writerow(cells)
 
@@ -250,9 +229,15 @@ class _Table:
 
 
 def _written(text: str) -> str:
-    """Text as standard output can take it: what its encoding lacks is escaped."""
+    """Text as standard output can take it: what its encoding lacks, or a terminal obeys, is escaped."""
     encoding = sys.stdout.encoding or "utf-8"
+    if _on_terminal():  # a name is data in a file, and must not act on a terminal
+        return for_terminal(text, encoding)
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _on_terminal() -> bool:
+    return sys.stdout.isatty()
 
 
 class _Json:
@@ -261,17 +246,19 @@ class _Json:
     def __init__(self, run: Path) -> None:
         self._document: dict[str, Any] = {"run": str(run), "predictions": [], "errors": []}
 
-    def add(self, answer: _Answer) -> None:
-        if answer.error is not None:
-            self._document["errors"].append({"image": answer.image, "error": answer.error})
-            return
-        named = [{"class": name, "probability": probability} for name, probability in answer.guesses]
+    def failed(self, image: str, error: str) -> None:
+        self._document["errors"].append({"image": image, "error": error})
+
+    def add(self, answer: Prediction) -> None:
+        named = [{"class": name, "probability": probability} for name, probability in answer.top]
         self._document["predictions"].append(
             {
                 "image": answer.image,
                 "predictions": named,
                 "distance": answer.distance,
                 "unlike": answer.unlike,
+                "doubt": answer.doubt,
+                "why": answer.why,
             }
         )
 

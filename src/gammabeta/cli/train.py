@@ -1,5 +1,6 @@
 """``gammabeta train``: a recipe, a data set, a run folder."""
 
+import os
 import time
 from pathlib import Path
 from typing import Annotated
@@ -7,13 +8,13 @@ from typing import Annotated
 import typer
 
 from ..errors import UsageError
-from .output import Device, Json, Quiet, console, print_json
+from .output import Device, Json, Quiet, console, print_json, share, size_of
 
 
 def _complete_recipe() -> list[str]:
     from ..train.recipe import recipe_names
 
-    return recipe_names()
+    return ["auto", *recipe_names()]
 
 
 def train(
@@ -25,7 +26,7 @@ def train(
         typer.Option(
             "--recipe",
             "-r",
-            help="fast (the default), classic, best or a TOML file.",
+            help="auto (the default: by the data), fast, pictures, classic, best or a TOML file.",
             autocompletion=_complete_recipe,
         ),
     ] = None,
@@ -39,10 +40,15 @@ def train(
         ),
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this run, and not with random ones.")
+        Path | None,
+        typer.Option(help="Begin with the weights of this run (with --model: a file), not random ones."),
     ] = None,
     moved: Annotated[
         str | None, typer.Option("--data", help="With --resume: where the run's data are now.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Another network: timm:NAME, or module:function, which makes one."),
     ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training images.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images per step.")] = None,
@@ -67,7 +73,8 @@ def train(
         ),
     ] = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar="HxW", help="Resize a folder's pictures; default: as they are.")
+        str | None,
+        typer.Option(metavar="HxW", help="Resize a folder's pictures; default: by theirs."),
     ] = None,
     skip_damaged: Annotated[
         bool, typer.Option("--skip-damaged", help="Pass over pictures that cannot be read, and list them.")
@@ -75,12 +82,21 @@ def train(
     checkpoint_every: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Between checkpoints.")
     ] = 30,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard events too.")] = False,
+    track: Annotated[
+        str, typer.Option(metavar="NAMES", help="Hand the numbers on to tensorboard, wandb, trackio.")
+    ] = "",
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="The same as --track tensorboard.")
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch/--no-watch", help="Watch the batch norms, and say once what goes wrong."),
+    ] = True,
     device: Device = "auto",
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train the digit network (or its like, for other images) and leave a run folder behind."""
+    """Train a network on images and leave a run folder behind."""
     began = time.perf_counter()
     named = {
         "epochs": epochs if resume is None else None,
@@ -103,6 +119,10 @@ def train(
             "--resume takes every setting from the run: give it alone, or with --epochs for more of them, or "
             "with --data if its data have moved"
         )
+    if device in ("auto", "cpu") and "WORLD_SIZE" not in os.environ:
+        from ..kernels.cpu.workers import begin
+
+        begin()  # on a core that has nothing to do while PyTorch is imported
     from .training import Request
     from .training import train as carry_out
 
@@ -110,18 +130,20 @@ def train(
         resume=resume,
         epochs=epochs,
         init=init,
-        recipe=recipe or "fast",
+        recipe=recipe or "auto",
+        model=model,
         overrides=overrides,
         source=data or "mnist",
-        size=_size(image_size),
+        size=size_of(image_size),
         out=out,
         seed=seed or 0,
         holdout=holdout or 0,
         device=device,
         checkpoint_every=checkpoint_every,
-        tensorboard=tensorboard,
+        track=(*filter(None, map(str.strip, track.split(","))), *["tensorboard"] * tensorboard),
         skip_damaged=skip_damaged,
         moved=moved,
+        watch=watch,
     )
     screen = console(json)
     result = carry_out(request, screen, quiet=quiet)
@@ -131,22 +153,14 @@ def train(
     if json:
         print_json(result)
     elif quiet:
-        screen.print(f"{result['test_accuracy']:.4f} {result['run']}")
+        screen.print(f"{share(result['test_accuracy'])} {result['run']}")
     else:
         seconds = result["seconds"]
+        epochs = round(result.get("passes", result["epochs"]), 2)
         screen.print(
-            f"Trained on {result['images']:,} images in {seconds['train']:.2f} s "
-            f"({result['images_per_second']:,} images/s, {result['precision']}); "
+            f"Trained for {epochs:g} epochs ({result['images']:,} images) "
+            f"in {seconds['train']:.2f} s ({result['images_per_second']:,} images/s, {result['precision']}); "
             f"recalibrated in {seconds['recalibrate']:.2f} s; evaluated in {seconds['evaluate']:.2f} s; "
             f"{result['total_seconds']:.2f} s in all"
         )
         screen.print(f"The run is in {result['run']}", markup=False)
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    height, _, width = text.lower().partition("x")
-    if not (height.isdecimal() and (width or height).isdecimal()):
-        raise UsageError(f"{text!r} is not HxW, for example 32x32")
-    return int(height), int(width or height)

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -23,9 +23,12 @@ from rich.progress import (
 )
 
 from ..data import Dataset
+from ..guard import Noticed
 from ..text import for_shell
+from ..train.choice import AUTO, choose
 from ..train.evaluate import Evaluation
 from ..train.fitting import Observer, TrainingInterrupted
+from ..train.given import made_by
 from ..train.loop import Progress as Standing
 from ..train.recipe import load_recipe
 from ..train.resume import Resumption
@@ -33,6 +36,9 @@ from ..train.run import Job, Run, default_path
 from ..train.session import begun_before, follow, result_of, resume_run, train_run
 from ..train.world import ALONE, AnotherFailed, World, joined, resolve_device
 from .model import lacking, tell
+from .output import share, to_nowhere
+
+_WIDE, _NARROW = 70, 46  # columns of the progress beside its bar
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Request:
     epochs: float | None  # of a run that is resumed; of a new one they are among the overrides
     init: Path | None
     recipe: str
+    model: str | None
     overrides: list[str]
     source: str
     size: tuple[int, int] | None
@@ -51,9 +58,10 @@ class Request:
     holdout: int
     device: str
     checkpoint_every: float
-    tensorboard: bool
+    track: tuple[str, ...]
     skip_damaged: bool = False
     moved: str | None = None  # where the data of the run to resume are now
+    watch: bool = True
 
 
 def train(request: Request, screen: Console, *, quiet: bool) -> dict[str, Any] | None:
@@ -75,38 +83,53 @@ def train(request: Request, screen: Console, *, quiet: bool) -> dict[str, Any] |
 
 
 def _train(request: Request, screen: Console, quiet: bool, world: World) -> dict[str, Any]:
-    begun = request.resume
+    begun, reporter = request.resume, Reporter(screen, quiet)
+    reporter.guards = request.watch
+    loaded: tuple[Dataset, float] | None = None
     if begun is None:
-        recipe = load_recipe(request.recipe, request.overrides)
+        job = _asked(request)
         resolve_device(world.device(request.device))
-        job = Job(request.source, recipe, request.seed, request.holdout, request.size, request.device)
-        init = None if request.init is None else str(request.init)
-        job = replace(job, skip_damaged=request.skip_damaged, init=init)
+        if request.recipe == AUTO:
+            loaded = reporter.load(job)
+            weights = job.init if job.model is None else None  # else of a file, which says nothing
+            begin_with = None if weights is None else Run.open(weights).info.network
+            recipe, told = choose(loaded[0], request.overrides, begin_with, job.model)
+            job = replace(job, recipe=recipe)
+            reporter.tell(told)
         begun = begun_before(request.out, job)
         done = None if begun is None else Run.open(begun).info.result
         if done is not None:
             world.broadcast(None)  # it was finished when torchrun restarted it: the others have nothing to do
             return {**done, "run": str(begun)}
-        if init is not None:
-            Run.open(init)  # what is wrong with it is said before the data are loaded
     resumed = None
     if begun is not None:  # checked whole before the data are loaded
-        resumed = Resumption.of(begun, None if request.resume is None else request.epochs)
+        made = Run.open(begun).info.network.model
+        given = made_by(made) if made is not None and made == request.model else None
+        resumed = Resumption.of(begun, None if request.resume is None else request.epochs, given)
         job = resumed.run.job
         job = job if request.moved is None else replace(job, source=request.moved, place=None)
-    reporter = Reporter(screen, quiet)
-    dataset, loaded = reporter.load(job)
+    dataset, seconds = loaded or reporter.load(job)
     path = begun or request.out or default_path(job.recipe.name, job.source)
     options: dict[str, Any] = {"checkpoint_every": request.checkpoint_every, "world": world}
     with reporter.training(path):
         if resumed is None:
-            _, outcome = train_run(dataset, job, path, reporter, tensorboard=request.tensorboard, **options)
+            _, outcome = train_run(dataset, job, path, reporter, track=request.track, **options)
         else:
             options |= {"tell": reporter.tell, "moved": request.moved}
             _, outcome = resume_run(resumed, dataset, reporter, **options)
     result = {**result_of(outcome), "run": str(path)}
-    result["seconds"]["load"] = round(loaded, 4)
+    result["seconds"]["load"] = round(seconds, 4)
     return result
+
+
+def _asked(request: Request) -> Job:
+    """The job of a request; what is wrong with it is said before the data are loaded."""
+    recipe = load_recipe("fast" if request.recipe == AUTO else request.recipe, request.overrides)
+    job = Job(request.source, recipe, request.seed, request.holdout, request.size, request.device)
+    init = None if request.init is None else str(request.init)
+    if init is not None and request.model is None:
+        Run.open(init)
+    return replace(job, skip_damaged=request.skip_damaged, init=init, model=request.model)
 
 
 class StopSignal:
@@ -173,11 +196,8 @@ class LastingFile:
     def _closing(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # what is left in its buffer goes to nowhere too, now and when Python ends
-            with suppress(OSError, ValueError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self._stream.fileno())
-                os.close(nowhere)
+        except OSError:
+            to_nowhere(self._stream)
 
 
 class Reporter(Observer):
@@ -189,21 +209,21 @@ class Reporter(Observer):
         self._lines = 0  # printed on the progress, where there is no bar
         self._stop = StopSignal()
         self._validated = False  # whether epochs are judged on validation images
-        self._loss = self._train_accuracy = float("nan")
+        self._loss = float("nan")
+        self._images, self._train = 0, ""  # training images; the accuracy on them, or some of them, in words
+        self._roomy = screen.width >= 80
+        self._epochs = 0.0
         self._bar = Progress(
             "{task.description}",
-            BarColumn(),
-            "{task.percentage:3.0f} %",
-            "loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.4f}",
-            "{task.fields[speed]:,.0f} images/s",
+            BarColumn(max(4, min(40, screen.width - (_WIDE if self._roomy else _NARROW)))),
+            "{task.percentage:3.0f}%",
+            "{task.fields[figures]}",
             TimeRemainingColumn(compact=True),
             console=screen,
             disable=quiet or not screen.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task(
-            "training", total=None, loss=float("nan"), accuracy=float("nan"), speed=0.0
-        )
+        self._task = self._bar.add_task("training", total=None, figures="")
 
     def load(self, job: Job) -> tuple[Dataset, float]:
         """Load a data set, with a bar if it must be downloaded; return it and the seconds it took."""
@@ -220,6 +240,7 @@ class Reporter(Observer):
                 bar.update(tasks[name], completed=done, total=total)
 
             dataset = job.load(fetched)
+        self._images = len(dataset.train)
         loaded = time.perf_counter() - clock
         chosen_by = "" if dataset.validation is None else f", {len(dataset.validation):,} validation"
         count = f"{len(dataset.train):,} training{chosen_by} and {len(dataset.test):,} test images"
@@ -249,9 +270,21 @@ class Reporter(Observer):
         if not self._quiet:
             self._screen.print(line, markup=False)
 
+    def compiling(self, done: int, kernels: int) -> None:
+        """Show which kernel is being compiled; where there is no bar, how many there are."""
+        if not done:
+            self._clock = time.perf_counter()
+        if done < kernels:
+            description = f"compiling kernel {done + 1} of {kernels}"
+            self._bar.update(self._task, description=description, total=kernels, completed=done)
+        else:
+            self._bar.update(self._task, description="training", total=None, completed=0)
+            seconds = time.perf_counter() - self._clock
+            self._print(f"Compiled {kernels} kernel{'s' * (kernels > 1)} in {seconds:.1f} s")
+
     def progressed(self, progress: Standing, seconds: float) -> None:
         """Move the bar, or print a line now and then where there is none."""
-        self._loss = progress.loss
+        self._loss, self._epochs = progress.loss, progress.epochs
         if not self._screen.is_terminal and seconds >= line_due(self._lines):
             while seconds >= line_due(self._lines):
                 self._lines += 1
@@ -262,28 +295,35 @@ class Reporter(Observer):
                 f"loss {progress.loss:.4f}, accuracy {progress.accuracy:.4f}, {rate:,.0f} images/s, "
                 f"{left:,.0f} s left"
             )
-        self._bar.update(
-            self._task,
-            description=f"epoch {progress.epoch}",
-            total=progress.steps,
-            completed=progress.step,
-            loss=progress.loss,
-            accuracy=progress.accuracy,
-            speed=progress.images / max(seconds, 1e-9),
-        )
+        rate = progress.images / max(seconds, 1e-9)
+        if self._roomy:
+            description = f"epoch {progress.epoch}"
+            figures = f"loss {progress.loss:.4f}  accuracy {progress.accuracy:.4f}  {rate:,.0f} images/s"
+        else:
+            description, figures = "", f"loss {progress.loss:.3f} acc {progress.accuracy:.3f} {rate:,.0f}/s"
+        done: dict[str, Any] = {"total": progress.steps, "completed": progress.step, "figures": figures}
+        self._bar.update(self._task, description=description, **done)
 
     def evaluated(self, epoch: int, split: str, result: Evaluation, seconds: float) -> None:
         """Print the notebook's line once both splits are evaluated."""
         if split == "train":
-            self._train_accuracy = result.accuracy
+            some = f" of {result.count:,} images" if result.count < self._images else ""
+            self._train = f"{result.accuracy:.5f}{some}"
         elif split == "test" and self._validated:
-            self._print(f"Test images, looked at once: accuracy {result.accuracy:.5g}")
+            self._print(f"Test images, looked at once: accuracy {share(result.accuracy)}")
         else:
             self._validated = split == "validation"
+            whole = self._epochs == round(self._epochs)
+            # The notebook's words, where they are true.
+            place = f"Epoch {epoch}" if whole else f"After {round(self._epochs, 2):g} epochs"
             self._print(
-                f"Epoch {epoch}. Loss: {self._loss:.4f}, Train_acc {self._train_accuracy:.5f},"
-                f" {split.capitalize()}_acc {result.accuracy:.5g}"
+                f"{place}. Loss: {self._loss:.4f}, Train_acc {self._train},"
+                f" {split.capitalize()}_acc {share(result.accuracy)}"
             )
+
+    def noticed(self, noticed: Noticed) -> None:
+        """Print what the guard found."""
+        self._print(f"Batch normalization, {noticed}")
 
     def stop_requested(self) -> bool:
         """Return whether a signal asked to stop."""
