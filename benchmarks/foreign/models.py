@@ -139,7 +139,9 @@ def _timm(name: str) -> Foreign:
     return Foreign(f"timm {name}", build, _images)
 
 
-def _pytorchcv(name: str) -> Foreign:
+def pytorchcv(name: str) -> Foreign:
+    """A model of pytorchcv; those for CIFAR take 32×32 pixels."""
+
     def build() -> nn.Module:
         model: nn.Module = import_module("pytorchcv.model_provider").get_model(name, pretrained=False)
         return model
@@ -301,6 +303,6 @@ def _transformers(name: str) -> Foreign:
 def everything() -> dict[str, Foreign]:
     """Every model by its name; what is not installed fails when it is built, with an ImportError."""
     found = [_timm(name) for names in TIMM.values() for name in names.split()]
-    found += [_pytorchcv(name) for name in PYTORCHCV.split()]
+    found += [pytorchcv(name) for name in PYTORCHCV.split()]
     found += [_transformers(name) for name in TRANSFORMERS]
     return {one.name: one for one in found}

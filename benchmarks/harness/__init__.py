@@ -35,6 +35,7 @@ class Result:
     machine: str | None = None  # what computed, where that is not the CPU
     draw: Callable[[Path], object] | None = None  # or the suite's own picture
     measured: list[dict[str, Any]] = field(default_factory=list)  # every single run, for the JSON
+    part: str = ""  # of the suite, where a run is of one part: it has a file of its own
 
 
 def _keep_nothing(_: Result) -> None:

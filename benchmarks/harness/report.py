@@ -10,9 +10,9 @@ from . import Result, machine
 
 
 def write(name: str, result: Result, folder: Path) -> list[Path]:
-    """Write ``<name>-<machine>.json``, ``.md`` and, where the suite names a column to draw, ``.svg``."""
+    """Write ``<name>[-<part>]-<machine>.json``, ``.md`` and, where the suite draws, ``.svg``."""
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{name}-{machine.slug(result.machine)}"
+    stem = "-".join(filter(None, (name, result.part, machine.slug(result.machine))))
     about = machine.describe()
     if result.machine:
         about["machine"] = f"{result.machine}, {about['machine']}"
@@ -45,7 +45,7 @@ def measured(name: str, folder: Path) -> list[dict[str, Any]]:
     path = folder / f"{name}-{machine.slug()}.json"
     if not path.exists():
         return []
-    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["measured"]
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8")).get("measured", [])
     return found
 
 

@@ -13,8 +13,17 @@ SUITES = {
     "scaling": "time per image over data set and batch sizes, first and later starts",
     "profile": "where each millisecond of a training step goes",
     "inference": "the digit network served: evaluation mode, folded, ONNX Runtime",
+    "pictures": "folders of pictures trained with no option, beside a plain loop",
     "doctor": "what recalibration and diagnosis cost beside a forward pass",
+    "drawings": "digits drawn by a script in ten styles, and MNIST as photos: how they are read",
+    "corpus": "what the doctor and the guard say of faults that other people reported",
+    "guard": "faults noticed while one trains, false alarms, what the guard costs",
     "surgery": "convert, fold and recalibrate on models of other libraries: right or wrong, and how many",
+    "healthy": "what the doctor says of healthy models, own ones and other libraries'; it should be silent",
+    "masked": "a training step of padded batches, with a mask and without",
+    "tune": "fine-tuning with frozen batch norm: kept memory and time of a step",
+    "way_out": "batch norm replaced by group norm: accuracy before, after fitting, after distillation",
+    "lab": "the lab in a browser: its start, a stroke, frames, memory, what it costs",
     "gpu": "layers and networks on a GPU",
 }
 

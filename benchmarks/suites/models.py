@@ -4,13 +4,15 @@ After it in two ways: as it is by default, and with ``recompute=True``.
 
 The networks are the public definitions of ``pytorchcv`` and, where it is installed, of ``timm``, with random
 weights, at 224×224; a step is forward, cross-entropy, backward and SGD with momentum. Converted or not, the
-weights are the same tensors.
+weights are the same tensors. Measured too is what it costs a rewritten ``forward`` to let a call wait.
 """
 
+import argparse
 import ctypes
 import multiprocessing
 import sys
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from statistics import geometric_mean, median
@@ -25,7 +27,7 @@ from gammabeta.errors import UnavailableError
 from gammabeta.kernels.cpu import allocator
 
 from ..foreign.stub import import_timm
-from ..harness import IncorrectError, Options, Result
+from ..harness import IncorrectError, Options, Result, machine, report
 from ..harness.timing import interleave
 
 NETWORKS = {"ResNet-18": "resnet18", "ResNet-50": "resnet50", "MobileNetV2": "mobilenetv2_w1"}
@@ -40,6 +42,17 @@ TIMM = {
 _BATCH = 8
 _FLOOR = 1e-3
 VARIANTS = ("before", "after", "recompute")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare the suite's options."""
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=(*NETWORKS, *TIMM),
+        metavar="NETWORK",
+        help=f"of {', '.join((*NETWORKS, *TIMM))}; rows of others are kept from the results there are",
+    )
 
 
 def _without_timm() -> str:
@@ -180,34 +193,83 @@ def _memory_summary(name: str, processes: int) -> dict[str, str]:
     return summary
 
 
+class _Two(nn.Module):
+    """A batch norm and a ReLU, as a model calls them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn, self.relu = nn.BatchNorm2d(16), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        out: Tensor = self.relu(self.bn(x))
+        return out
+
+
+class _Direct(_Two):
+    """The same in one call of our layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to the same."""
+        out: Tensor = self.bn(x, activation="relu")
+        return out
+
+
+def guards() -> dict[str, float]:
+    """Seconds of a call of ``_Two`` converted, and of ``_Direct``, whose layer is told what follows it."""
+    direct = _Direct()
+    direct.bn = convert(direct.bn)
+    models = {"rewritten": convert(_Two()), "told": direct}
+    x = torch.randn(2, 16, 4, 4)
+    programs = {name: partial(model.eval(), x) for name, model in models.items()}
+    with torch.no_grad():
+        found = interleave(programs, rounds=401, round_seconds=0.0005)
+    return {name: timing.median for name, timing in found.items()}
+
+
+def _row(name: str, rounds: int) -> dict[str, Any]:
+    _check(name)
+    programs: dict[str, Callable[[], object]] = {variant: Step(name, variant) for variant in VARIANTS}
+    found = interleave(programs, rounds=rounds, round_seconds=0)
+    before, after, recompute = (found[variant].median for variant in VARIANTS)
+    return {
+        "case": f"{name}, batch {_BATCH}",
+        "before ms": before * 1e3,
+        "after ms": after * 1e3,
+        "times faster": before / after,
+        "recompute ms": recompute * 1e3,
+        "times faster, recompute": before / recompute,
+        "spread": (found["after"].upper - found["after"].lower) / after,
+        "commit": machine.commit(Path(__file__).parent),
+    }
+
+
 def run(options: Options) -> Result:
     """Check every network's conversion, then time it."""
-    rows: list[dict[str, Any]] = []
     missing = _without_timm()
     names = [*NETWORKS, *(() if missing else TIMM)]
-    for name in names[: 1 if options.quick else None]:
-        _check(name)
-        programs: dict[str, Callable[[], object]] = {variant: Step(name, variant) for variant in VARIANTS}
-        found = interleave(programs, rounds=3 if options.quick else 9, round_seconds=0)
-        before, after, recompute = (found[variant].median for variant in VARIANTS)
-        rows.append(
-            {
-                "case": f"{name}, batch {_BATCH}",
-                "before ms": before * 1e3,
-                "after ms": after * 1e3,
-                "times faster": before / after,
-                "recompute ms": recompute * 1e3,
-                "times faster, recompute": before / recompute,
-                "spread": (found["after"].upper - found["after"].lower) / after,
-            }
-        )
+    only = vars(options.given).get("only") or names[: 1 if options.quick else None]
+    stem = report.stem_of("models", options.quick)
+    measured = {row["case"]: row for row in report.measured(stem, options.out)}
+    for name in only:
+        row = _row(name, 3 if options.quick else 9)
+        measured[row["case"]] = row
+    cases = [f"{name}, batch {_BATCH}" for name in (*NETWORKS, *TIMM)]
+    rows = [measured[case] for case in cases if case in measured]
     ratios = [row["times faster"] for row in rows]
     slower = [row["times faster, recompute"] for row in rows]
     summary: dict[str, Any] = {
         "training step": f"geometric mean {geometric_mean(ratios):.2f}×, least {min(ratios):.2f}×",
         "with recompute=True": f"geometric mean {geometric_mean(slower):.2f}×, least {min(slower):.2f}×",
-        **_memory_summary("ResNet-18", 1 if options.quick else 3),
     }
+    cost = guards()
+    summary["a batch norm and a ReLU on (2, 16, 4, 4), in evaluation"] = (
+        f"{cost['rewritten'] * 1e6:.1f} µs in a rewritten forward, {cost['told'] * 1e6:.1f} µs in one call "
+        f"of our layer: {(cost['rewritten'] - cost['told']) * 1e6:.1f} µs for the guards"
+    )
+    if "ResNet-18" in only:
+        summary |= _memory_summary("ResNet-18", 1 if options.quick else 3)
     if missing and not options.quick:
         summary["left out"] = f"{', '.join(TIMM)}: {missing}"
-    return Result("Training steps before and after convert(to='fused'), CPU", rows, summary)
+    title = "Training steps before and after convert(to='fused'), CPU"
+    return Result(title, rows, summary, measured=rows)

@@ -104,3 +104,9 @@ def test_a_quick_run_never_takes_the_place_of_a_result(tally, tmp_path):
     main(["tally", "--quick", "--out", str(tmp_path)])
     assert len(list(tmp_path.glob("tally-quick-*"))) == 3
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_a_part_of_a_suite_has_files_of_its_own(tally, tmp_path):
+    options = parse("tally", ["--out", str(tmp_path)])
+    options.save(Result("Tally", [], part="half"))
+    assert len(list(tmp_path.glob("tally-half-*"))) == 2

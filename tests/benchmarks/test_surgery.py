@@ -111,8 +111,22 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
         assert calls == expected
     assert [row["model"] for row in result.measured] == ["a 1", "a 2"]
     assert result.notes[0] == "1 models of none left out: not installed."
+    assert result.summary == {
+        "models": "0 of the 3 of the list, and 2 left out"
+    }  # nothing of what was not run
     surgery.run(Options(out=tmp_path, given=argparse.Namespace(again=True)))
     assert len(calls) == 6
+
+
+@pytest.mark.slow
+def test_several_processes_measure_at_a_time(tmp_path):
+    pytest.importorskip("pytorchcv")
+    names = ["pytorchcv resnet20_cifar10", "pytorchcv preresnet20_cifar10"]
+    given = argparse.Namespace(only=names, operation=["recalibrate"], jobs=2)
+    result = surgery.run(Options(out=tmp_path, given=given))
+    assert [(row["model"], row["recalibrate"]["outcome"]) for row in result.measured] == [
+        (name, "ok") for name in names
+    ]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="torchvision is installed")

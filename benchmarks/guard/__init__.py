@@ -1,0 +1,1 @@
+"""Short trainings, healthy and with a fault, for the guard."""
