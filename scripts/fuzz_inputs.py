@@ -380,18 +380,15 @@ def run_reader(name: str, folder: Path) -> Reader:
     """Read a run folder, of which the content is one file."""
     from gammabeta.train.checkpoint import Checkpoints
     from gammabeta.train.load import load_model
-    from gammabeta.train.plots import curves, statistics
+    from gammabeta.train.page import Shown, page
 
     path = folder / "run" if (folder / "run").is_dir() else make_run(folder)
 
     def read(content: bytes) -> object:
         (path / name).write_bytes(content)
         trained = load_model(path, "cpu")
-        rows = trained.run.metrics()
         if name == "metrics.jsonl":
-            curves(rows, "fuzz")
-            if any(row["kind"] == "statistics" for row in rows):
-                statistics(rows, "fuzz")
+            page([Shown(trained.run)])
         return Checkpoints(path).load()
 
     return read
