@@ -315,3 +315,12 @@ def test_no_figure_of_a_table_is_cut_where_the_terminal_is_narrow() -> None:
     lines = [line.strip("│┃").split("│") for line in written.getvalue().splitlines() if line.startswith("│")]
     columns = ["".join(cell.strip() for cell in cells) for cells in zip(*lines, strict=True)]
     assert columns == ["seven", "1,028", "1,015", "0.9874"]
+
+
+def test_a_file_gets_whole_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    table = Table("run", "accuracy")
+    table.add_row("a name " * 30, "0.9874")
+    written = io.StringIO()
+    Screen(file=written).print(table)
+    assert "a name " * 29 in written.getvalue()

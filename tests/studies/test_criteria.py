@@ -92,7 +92,8 @@ CASES: dict[str, tuple[dict[str, float], list[dict[str, float]]]] = {
             "least": 0.5,
             "furthest_none": 0.02,
             "furthest_after": 0.03,
-            "found_before": 4.0,
+            "found_before": 3.0,
+            "found_first": 1.0,
             "found_after": 0.0,
             "found_none": 0.0,
         },
@@ -101,7 +102,7 @@ CASES: dict[str, tuple[dict[str, float], list[dict[str, float]]]] = {
             {"after": 80.0},
             {"apart": 0.1},
             {"furthest_after": 0.2},
-            {"found_none": 1.0},
+            {"found_first": 0.0},
         ],
     ),
     "batches-of-two": (

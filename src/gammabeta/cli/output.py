@@ -24,6 +24,8 @@ Json = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.", callback=hush)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>.")]
 
+_FILE_WIDTH = 10_000  # columns that a table may take where standard output is no terminal
+
 
 class Screen(Console):
     """A console on which text from outside stays text: no markup, no emoji codes, no control sequences.
@@ -33,6 +35,7 @@ class Screen(Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(highlight=False, soft_wrap=True, **options)
+        self._chosen_width = options.get("width")
 
     def render_str(
         self, text: str, *, style: Any = "", justify: Any = None, overflow: Any = None, **_: Any
@@ -42,8 +45,11 @@ class Screen(Console):
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Render; whatever the text went through, the terminal gets no more than text."""
-        for column in renderable.columns if isinstance(renderable, Table) else ():
-            column.overflow = "fold"  # a figure is never cut: without its end it is another one
+        if isinstance(renderable, Table):
+            for column in renderable.columns:
+                column.overflow = "fold"  # a figure is never cut: without its end it is another one
+            if not (self.is_terminal or self._chosen_width):  # a file has room for whole names
+                options = (options or self.options).update(max_width=_FILE_WIDTH)
         for segment in super().render(renderable, options):
             if segment.control or (segment.text.isascii() and segment.text.isprintable()):
                 yield segment
