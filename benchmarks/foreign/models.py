@@ -101,8 +101,6 @@ TIMM = {
     ),
 }
 
-_SMALLER: dict[str, dict[str, Any]] = {"vgg11_bn": {"num_features": 64}}  # a head of 100 million weights
-
 PYTORCHCV = (
     "resnet10 preresnet10 seresnet10 densenet121 peleenet darknet_ref mobilenet_wd4 fdmobilenet_wd4 "
     "mobilenetv2_wd4 igcv3_wd4 mnasnet_small proxylessnas_cpu fbnet_cb shufflenet_g1_wd4 "
@@ -133,7 +131,7 @@ def _images(batch: int, size: int, seed: int) -> Inputs:
 
 def _timm(name: str) -> Foreign:
     def build() -> nn.Module:
-        model: nn.Module = import_timm().create_model(name, num_classes=10, **_SMALLER.get(name, {}))
+        model: nn.Module = import_timm().create_model(name, num_classes=10)
         return model
 
     return Foreign(f"timm {name}", build, _images)
