@@ -34,6 +34,8 @@ def name() -> str:
     model = info.get("model name") or platform.processor() or platform.machine()
     family = info.get("cpu family", "")
     kind = _MICROARCHITECTURES.get((info.get("vendor_id", ""), int(family) if family.isdigit() else 0))
+    if kind == "Zen 3 or 4" and "avx512f" in info.get("flags", "").split():  # Zen 3 has no AVX-512
+        kind = "Zen 4"
     return f"{cores} cores of an {model}" + (f" ({kind})" if kind else "")
 
 
