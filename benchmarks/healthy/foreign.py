@@ -21,6 +21,10 @@ LARGEST = 6_000_000  # parameters; larger ones only take longer
 BATCH, BATCHES = 16, 2
 
 
+class NotBuiltError(Exception):
+    """A library cannot build one of its models with the packages that are installed."""
+
+
 def forward(model: nn.Module, batch: Any) -> Any:
     """A batch of a foreign model holds all its inputs, positional or by keyword."""
     return model(**batch) if isinstance(batch, dict) else model(*batch)
@@ -33,13 +37,13 @@ def given(one: Foreign, most_values: float = math.inf) -> Given | None:
 
     Raises:
         ImportError: its library is not installed.
+        NotBuiltError: it cannot build this one.
     """
     with contextlib.suppress(Exception), torch.device("meta"):  # some cannot be built there
         if _parameters(one.build()) > LARGEST:
             return None
     for size in one.sizes:
-        torch.manual_seed(0)
-        model = one.build()
+        model = _build(one)
         if _parameters(model) > LARGEST:
             return None
         try:
@@ -54,6 +58,16 @@ def given(one: Foreign, most_values: float = math.inf) -> Given | None:
             gb.recalibrate(model, loader, forward_fn=forward)
         return Given(model.eval(), loader, {"forward_fn": forward})
     return None
+
+
+def _build(one: Foreign) -> nn.Module:
+    torch.manual_seed(0)
+    try:
+        return one.build()
+    except ImportError:
+        raise
+    except Exception as error:
+        raise NotBuiltError(one.name) from error
 
 
 def _parameters(model: nn.Module) -> int:

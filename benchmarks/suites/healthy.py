@@ -32,7 +32,7 @@ from ..healthy.public import MOST_VALUES, light
 
 QUICK = ("own ragged batches", "own U-Net, segmentation", "timm test_resnet", "pytorchcv resnet20_cifar10")
 MADE = (tables, images)  # their cases are in OWN
-TOO_LARGE = f"more than {foreign.LARGEST:,} parameters, too many values, or no size that runs"
+TOO_LARGE = f"that have more than {foreign.LARGEST:,} parameters, too many values, or no size that runs"
 SHOWING = ("html.py", "plots.py", "terminal.py", "report.py")
 
 
@@ -62,8 +62,8 @@ def run(options: Options) -> Result:
         rows.append(kept[name])
         print(f"{number} of {len(chosen)}: {_line(kept[name])}", file=sys.stderr, flush=True)
     ran = [row for row in rows if "left out" not in row]
-    out = Counter(f"{row['case'].split()[0]}: {row['left out']}" for row in rows if "left out" in row)
-    notes = [f"Left out, {count} models of {why}." for why, count in out.items()]
+    out = Counter(f"{row['case'].split()[0]} {row['left out']}" for row in rows if "left out" in row)
+    notes = [f"Left out: {count} models of {why}." for why, count in out.items()]
     title, cells = "The doctor on healthy models", list(map(_cells, ran))
     part = "corpus" if corpus else ""
     return Result(title, cells, summarise(ran), notes, measured=rows, part=part)
@@ -87,7 +87,9 @@ def examine(name: str, corpus: bool = False) -> dict[str, Any]:
                 return {**row, "left out": TOO_LARGE}
             report = diagnose(subject.model, subject.loader, **subject.options)
     except ImportError:
-        return {**row, "left out": "not installed"}
+        return {**row, "left out": "that are not installed"}
+    except foreign.NotBuiltError:
+        return {**row, "left out": "that their library cannot build with these packages"}
     except Exception:
         return {**row, "norms": None, "found": [["crash", "", traceback.format_exc(limit=-1)]], "notes": 0}
     found = [
