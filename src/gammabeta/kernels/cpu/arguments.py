@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 # What the plan must know of the working memory of ``jit.channels_first`` and ``jit.max_pool``
 NEAR = 1024  # elements of a plane too short for the processor to foresee the next image's
 ACCUMULATOR = 448  # bytes for each channel of a group
-UNIT = 16  # tiles that are worked on together, or left, where there is a mask
+RUN = 16  # tiles that are worked on together at most, where there is a mask
 MARGIN = 16  # zeros before a piece of a row of gradients, for the columns to the left of its first window
 
 

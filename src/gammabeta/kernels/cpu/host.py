@@ -257,7 +257,7 @@ def kept_of(x: Tensor, mask: Tensor) -> Kept | None:
 
     They do not serve fewer channels than threads in a contiguous tensor, nor fewer than two values.
     """
-    plan = plan_of(x.shape, x.dtype.itemsize, x.is_contiguous(), None, torch.get_num_threads())
+    plan = _program(x.shape, x.dtype, x.is_contiguous(), False, NOTHING, torch.get_num_threads()).plan
     if not (plan.fused or plan.channels_last):
         return None
     version = -1 if mask.is_inference() else mask._version
@@ -276,23 +276,28 @@ def _kept(mask: Tensor) -> Kept:
     return Kept(mask.detach(), far, count)
 
 
-def _launch_masked(work: _Work, kept: Kept, kernels: tuple[str, ...], activation: str | None) -> None:
+@lru_cache(1024)
+def _masked_steps(
+    channels_last: bool, bf16: bool, activation: str | None, residual: bool, names: tuple[str, ...]
+) -> tuple[Step, ...]:
+    """The kernels of these names; one that finishes is the same as without a mask."""
+    layout = "channels_last" if channels_last else "channels_first"
+
+    def step(name: str) -> Step:
+        if name.startswith("finish"):
+            return Step(Key(name), once=True)
+        end = (None, False) if name == "statistics" else (activation, residual)
+        return Step(Key(f"{layout}_masked_{name}", bf16, *end), once=False)
+
+    return tuple(map(step, names))
+
+
+def _launch_masked(work: _Work, kept: Kept, names: tuple[str, ...], activation: str | None) -> None:
     x, program, fields, residual = work
-    plan = program.plan
     fields["mask"], fields["places"] = kept.mask.data_ptr(), kept.places.data_ptr()
     fields["kept"] = kept.values
-    layout, bf16 = "channels_last" if plan.channels_last else "channels_first", x.dtype is torch.bfloat16
-    steps = []
-    for name in kernels:
-        if name.startswith("finish"):
-            steps.append(Step(Key(name), once=True))
-        else:
-            own = name != "statistics"
-            key = Key(
-                f"{layout}_masked_{name}", bf16, activation if own else None, own and residual is not None
-            )
-            steps.append(Step(key, once=False))
-    _launch(plan, tuple(steps), fields)
+    last, bf16 = program.plan.channels_last, x.dtype is torch.bfloat16
+    _launch(program.plan, _masked_steps(last, bf16, activation, residual is not None, names), fields)
 
 
 def masked_train(call: Call, kept: Kept) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ...epilogue import MaxPool, Pool
-from .arguments import ACCUMULATOR, MARGIN, NEAR, UNIT, Arguments
+from .arguments import ACCUMULATOR, MARGIN, NEAR, Arguments
 
 _GRAIN = 16384  # elements below which a further thread costs more than it brings
 _GROUP_BYTES = 512 << 10  # of a group's planes in all images
@@ -77,8 +77,6 @@ def plan_of(shape: torch.Size, size: int, contiguous: bool, pool: Pool, most_thr
         step += _rounded(_window_bytes(window, channels_last, phase, height, width, channels), 64)
     elif channels_last and pool:
         step += _rounded(4 * width * channels, 64)
-    elif channels_last:
-        step += UNIT * tile + 64  # a mask, a byte an element
     # What is streamed is whole aligned vectors: so every run of elements that a kernel starts anew must be.
     run = width * (channels if channels_last else height if window else 1)
     aligned = run % 16 == 0 or (channels_last and not pool)

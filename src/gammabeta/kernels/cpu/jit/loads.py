@@ -30,7 +30,6 @@ from .simd import (
     instructions,
     intrinsic,
     mask,
-    splat_value,
     vector,
     wide,
 )
@@ -187,12 +186,10 @@ def kept_some(builder, address, index, count):
     return builder.icmp_unsigned("!=", found, ir.Constant(VI8, [0] * LANES))
 
 
-@instructions(types.void, types.int64, types.int64, types.int64)
-def repeat_byte(builder, address, index, source):
-    """Write the byte at ``source`` sixteen times, from ``index`` on."""
-    found = builder.load(builder.inttoptr(source, ir.PointerType()), align=1, typ=I8)
-    same = splat_value(builder, found, VI8)
-    builder.store(same, _pointer(builder, I8, address, index), align=1)
+@instructions(types.int64, types.int64, types.int64)
+def get_byte(builder, address, index):
+    """One byte, 0 to 255."""
+    return builder.zext(builder.load(_pointer(builder, I8, address, index), align=1, typ=I8), I64)
 
 
 def _widen_byte(builder, bytes_):

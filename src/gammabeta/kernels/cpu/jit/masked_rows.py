@@ -1,75 +1,60 @@
 """Channels-last tensors, and (N, C), of which a mask keeps some pixels: a training step.
 
-A pixel is a row of C values. Work is a *unit* after the other: so many tiles (``channels_last``). Of a unit
-that keeps some of its pixels each byte of the mask is repeated for the pixel's values, in working memory, so
-that vectors meet their mask as they meet their parameters, wherever pixels begin. A unit that keeps nothing
-is not read; its results are 0. Memory moved: of the other units as in ``channels_last``.
+A pixel is a row of C values. Pixels that follow each other and are all kept are a *run*, on which the
+arithmetic of ``channels_last`` works as if there were no mask: its tables repeat from pixel to pixel, so a
+run may begin with any. What is not kept is not read; its results are 0. Memory moved: of what is kept, as
+in ``channels_last``.
 """
 
-from ..arguments import UNIT, Arguments
+from ..arguments import RUN, Arguments
 from .channels_last import BLOCK, block_sums_of, flush_sums, forward_walk, sums_prepared
 from .channels_last_backward import apply_kernel_of, apply_walk, reduce_kernel_of, reduce_run_of
-from .loads import byte, fence, repeat_byte
-from .masked import (
-    masked_centred_of,
-    masked_dx,
-    masked_dz_of,
-    masked_forward_of,
-    masked_run,
-    masked_shift_of,
-)
-from .pointwise import Values, dz_of
+from .loads import fence, get_byte
+from .masked import masked_shift_of
+from .pointwise import BackwardRun, Run, Values, centred_of, dx_of, dz_of, forward_of
 from .record import takes
-from .simd import inlined, splat, total
-from .tables import LINE, cut, memory, spread, step_of, sum_tables
-
-_NONE, _SOME, _ALL = 0, 1, 2
-_load_bytes = byte.load_some
+from .simd import inlined, splat
+from .tables import cut, memory, spread, step_of, sum_tables
 
 
-def _units_of(work, leave):
-    """All units of a part: ``work(args, first, count, mask, table, pending)`` of those that keep something.
+def _runs_of(work, leave):
+    """All pixels of a part: ``work(args, first, count, table, pending) -> pending`` for each run.
 
-    ``first`` is the first element, ``count`` how many there are, ``mask`` where their bytes are; pending is
-    handed on. ``leave(args, first, count)`` is called for those that keep nothing.
+    ``first`` is its first element and ``count`` how many there are, ``RUN`` tiles at most.
+    ``leave(args, first, count)`` is called for what lies between runs.
     """
 
     @inlined
-    def units(args, part, table):
-        channels, tile, whole, pending = args.channels, args.tile, False, 0
-        pixels, length = args.images * args.height * args.width, UNIT * tile // step_of(channels)
-        count, mask = (pixels + length - 1) // step_of(length), table + LINE * tile
-        for unit in range(cut(count, args.image_parts, part), cut(count, args.image_parts, part + 1)):
-            first, here = unit * length, min(length, pixels - unit * length)
-            kept = _kept_in(args.mask + first, here)
-            if kept == _NONE:
-                leave(args, first * channels, here * channels)
+    def runs(args, part, table):
+        channels, pending, longest = args.channels, 0, RUN * args.tile // step_of(args.channels)
+        pixels = args.images * args.height * args.width
+        groups = (pixels + longest - 1) // step_of(longest)
+        at = cut(groups, args.image_parts, part) * longest
+        stop = min(cut(groups, args.image_parts, part + 1) * longest, pixels)
+        while at < stop:
+            kept, end, most = get_byte(args.mask, at), at + 1, min(at + longest, stop)
+            while end < most and get_byte(args.mask, end) == kept:
+                end += 1
+            if kept != 0:
+                pending = work(args, at * channels, (end - at) * channels, table, pending)
             else:
-                if kept == _SOME or not whole:
-                    _repeat(args.mask + first, here, mask, channels)
-                    whole = kept == _ALL and here == length
-                pending = work(args, first * channels, here * channels, mask, table, pending)
+                leave(args, at * channels, (end - at) * channels)
+            at = end
 
-    return units
+    return runs
 
 
 @inlined
-def _kept_in(mask, count):
-    """Whether none, some or all of so many pixels are kept."""
-    found, i = splat(0.0), 0
-    while i < count:
-        found = found + _load_bytes(mask, i, min(16, count - i))
-        i += 16
-    kept = total(found)
-    return _NONE if kept == 0 else _ALL if kept == count else _SOME
+def _streamed(args):
+    """Whether results are written past the caches: whole aligned vectors, so from wherever a run begins."""
+    return args.stream if args.channels % 16 == 0 else 0
 
 
 @inlined
-def _repeat(mask, pixels, target, channels):
-    """Each byte so many times; up to fifteen bytes behind the last are written too."""
-    for p in range(pixels):
-        for c in range(0, channels, 16):
-            repeat_byte(target, p * channels + c, mask + p)
+def _backward_run(args, here):
+    dresidual = args.dresidual + here if args.dresidual != 0 else 0
+    grad, dx = args.grad + here, args.dx + here
+    return BackwardRun(args.x + here, args.residual + here, grad, dx, dresidual, _streamed(args))
 
 
 def _zero_of(storage):
@@ -96,24 +81,25 @@ def _left(args, first, count):
 @takes(Arguments)
 def channels_last_masked_statistics(storage, activation, residual, pool):
     """Σ(x - k) and Σ(x - k)² of each part; tables as in ``channels_last_statistics``."""
-    add_block, size = block_sums_of(storage, masked_centred_of(storage)), storage.size
+    add_block, size = block_sums_of(storage, centred_of(storage)), storage.size
     prepare = sums_prepared(masked_shift_of(storage))
 
     @inlined
-    def add(args, first, count, mask, table, pending):
-        add_block(Values(args.x + first * size, mask), 0, count, table, args.tile)
-        pending += UNIT
+    def add(args, first, count, table, pending):
+        tile = args.tile
+        add_block(Values(args.x + first * size, 0), 0, count, table, tile)
+        pending += (count + tile - 1) // step_of(tile)
         if pending >= BLOCK:
-            flush_sums(table, args.tile)
+            flush_sums(table, tile)
             pending = 0
         return pending
 
-    units = _units_of(add, _left)
+    runs = _runs_of(add, _left)
 
     def kernel(args, part):
         table = memory(args, part)
         prepare(args, part, table)
-        units(args, part, table)
+        runs(args, part, table)
         flush_sums(table, args.tile)
         sum_tables(args, part, table + 16 * args.tile)
 
@@ -123,24 +109,26 @@ def channels_last_masked_statistics(storage, activation, residual, pool):
 @takes(Arguments)
 def channels_last_masked_forward(storage, activation, residual, pool):
     """``out = activation((x - mean) * scale + bias + residual)`` where kept."""
-    walk = forward_walk(storage, residual, pool, masked_forward_of(storage, activation, residual))
+    walk = forward_walk(storage, residual, pool, forward_of(storage, activation, residual))
     zero, size = _zero_of(storage), storage.size
 
     @inlined
-    def put(args, first, count, mask, table, pending):
-        walk(args, masked_run(args, first * size, 0, mask), count, table)
+    def put(args, first, count, table, pending):
+        here = first * size
+        run = Run(args.x + here, args.residual + here, args.out + here, 0, _streamed(args))
+        walk(args, run, count, table)
         return pending
 
     @inlined
     def leave(args, first, count):
         zero(args.out + first * size, count)
 
-    units = _units_of(put, leave)
+    runs = _runs_of(put, leave)
 
     def kernel(args, part):
         table = memory(args, part)
         spread(args, table)
-        units(args, part, table)
+        runs(args, part, table)
         if args.stream != 0:
             fence()
 
@@ -150,29 +138,25 @@ def channels_last_masked_forward(storage, activation, residual, pool):
 @takes(Arguments)
 def channels_last_masked_reduce(storage, activation, residual, pool):
     """Σdz and Σdz·(x - mean) of each part; dz where the residual wants it."""
-    reduce_run = reduce_run_of(storage, residual, pool, masked_dz_of(storage, activation, residual))
+    reduce_run = reduce_run_of(storage, residual, pool, dz_of(storage, activation, residual))
     size = storage.size
 
     @inlined
-    def add(args, first, count, mask, table, pending):
-        here = first * size
-        return reduce_run(args, masked_run(args, here, args.grad + here, mask), count, table, pending)
+    def add(args, first, count, table, pending):
+        return reduce_run(args, _backward_run(args, first * size), count, table, pending)
 
-    return reduce_kernel_of(_units_of(add, _left))
+    return reduce_kernel_of(_runs_of(add, _left))
 
 
 @takes(Arguments)
 def channels_last_masked_apply(storage, activation, residual, pool):
     """``dx = scale * (dz - mean_dz - xhat * mean_dz_xhat)`` where kept, and ``dz`` for the residual."""
-    # dz is 0 where nothing is kept: it may be what the residual is handed
-    gradients = (masked_dz_of if residual else dz_of)(storage, activation, residual)
-    walk = apply_walk(storage, residual, pool, gradients, masked_dx)
+    walk = apply_walk(storage, residual, pool, dz_of(storage, activation, residual), dx_of)
     zero, size = _zero_of(storage), storage.size
 
     @inlined
-    def put(args, first, count, mask, table, pending):
-        here = first * size
-        walk(args, masked_run(args, here, args.grad + here, mask), count, table)
+    def put(args, first, count, table, pending):
+        walk(args, _backward_run(args, first * size), count, table)
         return pending
 
     @inlined
@@ -181,4 +165,4 @@ def channels_last_masked_apply(storage, activation, residual, pool):
         if residual and args.dresidual != 0:
             zero(args.dresidual + first * size, count)
 
-    return apply_kernel_of(_units_of(put, leave))
+    return apply_kernel_of(_runs_of(put, leave))
