@@ -124,6 +124,8 @@ def test_activation_corners_are_torch_s(name: str) -> None:
     )
     ours, theirs = elementary.ACTIVATIONS[name](z), Epilogue(name).apply(z)
     close(ours, theirs, equal_nan=True)
+    if name == "hardswish" and torch.__version__ < "2.7":
+        pytest.skip("PyTorch 2.6 has the other one-sided derivative at -3 and 3")
     close(*(torch.autograd.grad(out[:-1].sum(), z)[0][:-1] for out in (ours, theirs)), **_as_torch(name))
 
 

@@ -198,7 +198,8 @@ def test_copies_pickles_traces_and_compiles():
     torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-4)
     program = torch.export.export(converted, (x,))
     torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-4)
-    assert not any("gammabeta" in str(node.target) for node in program.graph.nodes)
+    if hasattr(torch.compiler, "is_exporting"):  # PyTorch 2.6 does not tell that torch.export traces
+        assert not any("gammabeta" in str(node.target) for node in program.graph.nodes)
 
 
 def block(forward):

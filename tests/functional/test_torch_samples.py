@@ -63,7 +63,7 @@ def test_op_info(dtype):
 def test_module_info(name, training, dtype):
     info = MODULES[name]
     samples = info.module_inputs_func(info, "cpu", dtype, requires_grad=True, training=training)
-    assert len(samples) >= 7
+    assert len(samples) >= 6
     for sample in samples:
         args, kwargs = sample.constructor_input.args, sample.constructor_input.kwargs
         theirs = info.module_cls(*args, **kwargs, dtype=dtype).train(training)
@@ -116,6 +116,8 @@ def test_half_precision_is_no_farther_from_the_truth_than_torchs(name, training,
 @pytest.mark.parametrize("name", MODULES)
 def test_module_error_inputs(name):
     info = MODULES[name]
+    if info.module_error_inputs_func is None:
+        pytest.skip("this PyTorch has no samples of errors")
     samples = info.module_error_inputs_func(info, "cpu", torch.float32, requires_grad=False, training=True)
     for sample in samples:
         inputs = sample.module_error_input

@@ -61,7 +61,8 @@ def route(call: Call, running: Running, training: bool, backend: str) -> Route:
     away = not call.x.is_cpu or backend == "gpu"
     kept, left = call.epilogue.parted(numbers=away, windows=away or torch.compiler.is_compiling())
     if left is not NOTHING:
-        call = call._replace(epilogue=kept)
+        # Written out here and below: PyTorch 2.6 traces neither _replace nor a slice of a named tuple.
+        call = Call(call.x, call.weight, call.bias, call.residual, kept, call.eps)
     if backend == "torch":
         return Route("torch", call, "backend='torch' was asked for", left=left)
     choose = choose_operators if torch.compiler.is_compiling() else choose_kernels
@@ -70,7 +71,7 @@ def route(call: Call, running: Running, training: bool, backend: str) -> Route:
         if backend != "auto":
             raise UnavailableError(f"backend={backend!r} cannot run this call: {found}; use backend='auto'")
         return Route("torch", call, found, left=left)
-    return found._replace(left=left)
+    return Route(found.kind, found.call, found.reason, found.name, found.backend, left)
 
 
 def choose_kernels(call: Call, backend: str) -> Route | str:
@@ -95,13 +96,17 @@ def choose_kernels(call: Call, backend: str) -> Route | str:
     return Route("kernels", call, reason, name, kernels)
 
 
+# PyTorch 2.6 does not tell that torch.export traces: there a program holds our operators.
+_exporting = getattr(torch.compiler, "is_exporting", bool)
+
+
 def choose_operators(call: Call, backend: str) -> Route | str:
     """The same while ``torch.compile`` traces: the operators of ``library``, or why not.
 
     Reads nothing but metadata and loads nothing, so that it can be traced; the operator finds its kernels
     when it runs. An exported program holds torch's operators only: it must run where this package is not.
     """
-    if torch.compiler.is_exporting():
+    if _exporting():
         return "torch.export is tracing; the program must run without this package"
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active; torch's operators can be transformed"
@@ -113,7 +118,7 @@ def choose_operators(call: Call, backend: str) -> Route | str:
     name = backends.GRAPHS.get(device)
     if name is None or backend not in ("auto", name) or (device == "cpu" and x.dtype is torch.float16):
         return f"there is no kernel for {x.dtype} on {device!r} here"
-    return Route("graph", readable(call), "torch.compile is tracing", name)
+    return Route("graph", readable(call), "torch.compile is tracing", name, None, NOTHING)
 
 
 def traced(x: Tensor) -> str | None:
