@@ -8,6 +8,12 @@ from ..foreign.models import Foreign, everything, pytorchcv
 
 MOST_VALUES = 600_000  # normalised of a sample at the smallest size that runs; more only takes longer
 
+#: Not healthy as their library builds them: TensorFlow's momentum, which is 1 minus PyTorch's.
+FAULTY = {
+    f"transformers {name}": f"whose momentum is TensorFlow's, {value}: that is the doctor's finding"
+    for name, value in (("MobileNetV1", 0.9997), ("MobileNetV2", 0.997), ("EfficientNet", 0.99))
+}
+
 _PYTORCHCV = """
 resnet20_cifar10 preresnet20_cifar10 resnext20_16x4d_cifar10 resnext20_32x2d_cifar10 seresnet20_cifar10
 sepreresnet20_cifar10 densenet40_k12_cifar10 densenet40_k12_bc_cifar10 rir_cifar10 resdropresnet20_cifar10

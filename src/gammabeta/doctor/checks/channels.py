@@ -84,7 +84,7 @@ def collapsed_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     Symptom: channels that carry no signal; or whose smallest change is magnified by up to 1/sqrt(eps), about
     300.
     Computation: channels whose running variance is below ``eps``; with data, those of them whose variance in
-    the data is more than four times as large.
+    the data, with ``eps``, is more than four times theirs.
     Threshold: at ``eps`` the divisor sqrt(var + eps) is already sqrt(2) too large, below it ``eps`` decides
     alone. Where data shows the same small variance, the statistics are right: ``dead-input`` tells of such
     channels. A few dead channels are common in trained networks: a note under 10 % of the layer's channels,
@@ -95,7 +95,7 @@ def collapsed_variance(layer: Layer, evidence: Evidence) -> Iterator[Finding]:
     _, var = layer.running
     low, seen = (var >= 0) & (var < layer.eps), evidence.seen(layer)
     if seen is not None:
-        low &= seen.population.variance > MOVED * var
+        low &= seen.population.variance + layer.eps > MOVED * (var + layer.eps)
     count = int(low.sum())
     if count:
         moved = seen is not None and count >= FEW * layer.channels
