@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from . import __version__
 from .data import Preparation
 from .data.onnxfile import METADATA
-from .errors import SurgeryError, UnavailableError, UsageError, installing
+from .errors import SurgeryError, UnavailableError, UsageError, first_line, installing
 from .files import write_atomically
 from .folding import FoldReport, fold, plain_mode
 from .folding.layers import plain
-from .folding.verify import Verifier, copied, default_tolerance, distance, first_line
+from .folding.verify import Verifier, copied, default_tolerance, distance
 from .graph.layers import unwrap
 from .graph.record import Inputs, as_inputs, map_tensors, tensors_in
 

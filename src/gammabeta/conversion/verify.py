@@ -5,9 +5,13 @@ training mode, from the same random state. Compared are all tensors of the outpu
 and parameters, the buffers, and the random states afterwards. What the runs change is put back.
 """
 
+import copy
+import math
 import random
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from ..errors import SurgeryError
+from ..errors import SurgeryError, first_line
 from ..graph.record import Inputs, as_inputs, map_tensors, tensors_in
 from ..stats.preserve import preserved, uncompiled
 from .pending import WATCHERS, Pending
 
+_NOISY = 16  # times what rounding does to a model
+_NOTHING = 256  # units in the last place of a module's largest gradient
+_GRADIENT = "the gradient of "
 # Sums in another order, in a deep network; relative to the largest value of a tensor.
 _TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
@@ -55,11 +62,12 @@ def verify(model: Module, twin: Module, example: Any, training: bool, parts: lis
     cases = _cases(model, as_inputs(example), (False, True) if training else (False,))
 
     def wrong() -> str:
-        for inputs, mode, expected in cases:
+        for case in cases:
+            mode = case.training
             try:
-                found = _difference(_observed(twin, inputs, mode), expected)
+                found = case.difference(_observed(twin, case.inputs, mode), model)
             except Exception as error:  # the model's own code may raise anything
-                found = f"it fails: {_first_line(error)}"
+                found = f"it fails: {first_line(error)}"
             if found:
                 return f"{found} in {'training' if mode else 'evaluation'} mode"
         return ""
@@ -85,14 +93,28 @@ def _seen(twin: Module, cases: "list[_Case]") -> dict[Module, str]:
 
     WATCHERS.append(watch)
     try:
-        for inputs, mode, _ in sorted(cases, key=lambda case: not case[1])[:1]:
-            _observed(twin, inputs, mode)
+        for case in sorted(cases, key=lambda case: not case.training)[:1]:
+            _observed(twin, case.inputs, case.training)
     finally:
         WATCHERS.remove(watch)
     return seen
 
 
-_Case = tuple[Inputs, bool, list[tuple[str, Tensor]]]  # inputs, training mode, what the model gives and does
+@dataclass
+class _Case:
+    """Inputs, the mode, and what the model gives and does with them."""
+
+    inputs: Inputs
+    training: bool
+    expected: list[tuple[str, Tensor]]
+    noise: dict[str, float] | None = None
+
+    def difference(self, found: list[tuple[str, Tensor]], model: Module) -> str:
+        """The first thing that differs by more than rounding does in this model; measured where one does."""
+        said = _difference(found, self.expected)
+        if said and self.noise is None:
+            self.noise = _noise(model, self)
+        return said and _difference(found, self.expected, self.noise)
 
 
 def _cases(model: Module, inputs: Inputs, modes: tuple[bool, ...]) -> list[_Case]:
@@ -103,11 +125,11 @@ def _cases(model: Module, inputs: Inputs, modes: tuple[bool, ...]) -> list[_Case
             try:
                 expected = _observed(model, given, mode)
                 if i or not _difference(_observed(model, given, mode), expected):
-                    cases.append((given, mode, expected))
+                    cases.append(_Case(given, mode, expected))
             except Exception as error:
                 if i == 0 and not mode:
                     raise SurgeryError(
-                        f"the given model fails on the example: {_first_line(error)}; example= is a tensor, "
+                        f"the given model fails on the example: {first_line(error)}; example= is a tensor, "
                         "a tuple of arguments or a dict of keyword arguments"
                     ) from error
     return cases
@@ -139,11 +161,6 @@ def _take_back(parts: list[Part], wrong: Callable[[], str]) -> list[Part]:
     return refused
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
 # --- inputs like the example ------------------------------------------------------------------------------
 
 
@@ -158,6 +175,44 @@ def _like(inputs: Inputs) -> Iterator[Inputs]:
 
     yield map_tensors(inputs, flipped)
     yield map_tensors(inputs, halved)
+
+
+def _noise(model: Module, case: _Case) -> dict[str, float]:
+    """How far rounding may move each named tensor.
+
+    Measured: weights and inputs are moved by a few units in their last place, which puts activations on the
+    other side of their corners, too. And a gradient that is next to nothing beside its module's others (of a
+    bias before a batch norm: 0) is all rounding.
+    """
+    generator = torch.Generator("cpu").manual_seed(1)
+
+    def nudged(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        sign = torch.randint(0, 2, tensor.shape, generator=generator, device="cpu").to(tensor) * 2 - 1
+        return tensor * (1 + 4 * torch.finfo(tensor.dtype).eps * sign)
+
+    try:
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.copy_(nudged(parameter))
+        moved = dict(_observed(other, map_tensors(case.inputs, nudged), case.training))
+    except Exception:  # the model's own code may raise anything
+        moved = {}
+    floating = [(n, t) for n, t in case.expected if t.is_floating_point() and t.numel()]
+    allowed: dict[str, float] = {}
+    largest: dict[str, float] = defaultdict(float)  # among the tensors of a module
+    for name, t in floating:
+        module = name.rpartition(".")[0]
+        largest[module] = max(largest[module], float(t.abs().max()))
+    for name, t in floating:
+        nothing = _NOTHING * torch.finfo(t.dtype).eps * largest[name.rpartition(".")[0]]
+        allowed[name] = nothing if name.startswith(_GRADIENT) and float(t.abs().max()) <= nothing else 0.0
+        if name in moved and moved[name].shape == t.shape:
+            gap = _NOISY * float((t.double() - moved[name].double()).abs().max())
+            allowed[name] = max(allowed[name], gap) if math.isfinite(gap) else allowed[name]
+    return allowed
 
 
 _NO_GRADIENTS = "the failure of the backward pass"
@@ -210,10 +265,8 @@ def _gradients(model: Module, outputs: list[Tensor], inputs: list[Tensor]) -> li
     """The gradients of inputs and parameters, of a sum that weighs each value of the outputs differently."""
     goals = [t for t in outputs if t.requires_grad and t.is_floating_point() and t.numel()]
     named: list[tuple[str, Tensor]]
-    named = [(f"the gradient of {n}", p) for n, p in model.named_parameters() if p.requires_grad]
-    named += [
-        (f"the gradient of input {i}", t) for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf
-    ]
+    named = [(f"{_GRADIENT}{n}", p) for n, p in model.named_parameters() if p.requires_grad]
+    named += [(f"{_GRADIENT}input {i}", t) for i, t in enumerate(inputs) if t.requires_grad and t.is_leaf]
     if not goals or not named:
         return []
     generator = torch.Generator("cpu").manual_seed(0)
@@ -225,7 +278,9 @@ def _gradients(model: Module, outputs: list[Tensor], inputs: list[Tensor]) -> li
     return [(name, g.detach()) for (name, _), g in zip(named, found, strict=True) if g is not None]
 
 
-def _difference(found: list[tuple[str, Tensor]], expected: list[tuple[str, Tensor]]) -> str:
+def _difference(
+    found: list[tuple[str, Tensor]], expected: list[tuple[str, Tensor]], noise: dict[str, float] | None = None
+) -> str:
     """The first thing that differs, in words."""
     if expected and expected[-1][0] == _NO_GRADIENTS:
         expected = expected[:-1]
@@ -235,16 +290,16 @@ def _difference(found: list[tuple[str, Tensor]], expected: list[tuple[str, Tenso
     for (name, a), (_, b) in zip(found, expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{name} has another shape or dtype"
-        if not _close(a, b):
+        if not _close(a, b, (noise or {}).get(name, 0.0)):
             return f"{name} differs"
     return ""
 
 
-def _close(a: Tensor, b: Tensor) -> bool:
+def _close(a: Tensor, b: Tensor, noise: float = 0.0) -> bool:
     if not (a.is_floating_point() or a.is_complex()):
         return bool(torch.equal(a, b))
     tolerance = _TOLERANCE.get(a.dtype, 1e-3)
     a, b = (t.double() if t.is_floating_point() else t for t in (a, b))
     finite = b[b.isfinite()]
     size = float(finite.abs().max()) if finite.numel() else 0.0
-    return bool(torch.allclose(a, b, rtol=0.0, atol=tolerance * max(size, 1e-6), equal_nan=True))
+    return bool(torch.allclose(a, b, rtol=0.0, atol=max(tolerance * max(size, 1e-6), noise), equal_nan=True))

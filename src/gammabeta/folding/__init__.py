@@ -12,7 +12,7 @@ from torch import nn
 
 from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
-from ..errors import SurgeryError, UsageError
+from ..errors import SurgeryError, UsageError, first_line
 from ..graph.layers import batch_norm_layers, scripted_norms, unwrap
 from ..graph.record import Inputs, as_inputs, record
 from ..stats.preserve import preserved, remember_random_state, uncompiled
@@ -23,7 +23,7 @@ from .find import Norm, flows_alike, is_known_norm
 from .guard import guard
 from .pack import layouts, packed_copy
 from .plan import Fold, FoldPlan
-from .verify import Errors, Verifier, copied, default_tolerance, first_line, search
+from .verify import Errors, Verifier, copied, default_tolerance, search
 
 __all__ = ["FoldReport", "FoldedLayer", "fold"]
 

@@ -32,12 +32,6 @@ def default_tolerance(model: nn.Module) -> float:
     return max((TOLERANCE.get(kind, 1e-5) for kind in kinds), default=1e-5)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__
-
-
 def copied(model: nn.Module) -> nn.Module:
     """Deep-copy a model, also one whose weight is computed by a hook.
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..conversion.convert import convert
-from ..errors import GammabetaError, SurgeryError, UnavailableError
+from ..errors import GammabetaError, SurgeryError, UnavailableError, first_line
 from ..export import export_onnx, onnx_session
 from ..folding import fold
-from ..folding.verify import copied, first_line
+from ..folding.verify import copied
 from ..graph.record import as_inputs
 from .step import Step, synchronize
 
