@@ -180,10 +180,34 @@ def _like(inputs: Inputs) -> Iterator[Inputs]:
 def _noise(model: Module, case: _Case) -> dict[str, float]:
     """How far rounding may move each named tensor.
 
-    Measured: weights and inputs are moved by a few units in their last place, which puts activations on the
-    other side of their corners, too. And a gradient that is next to nothing beside its module's others (of a
-    bias before a batch norm: 0) is all rounding.
+    It puts activations on the other side of their corners, anywhere: gradients may all be off by the largest
+    share. And a gradient that is next to nothing beside its module's others (of a bias before a batch norm:
+    0) is all rounding.
     """
+    moved = _nudged_run(model, case)
+    floating = [(n, t, float(t.abs().max())) for n, t in case.expected if t.is_floating_point() and t.numel()]
+    largest: dict[str, float] = defaultdict(float)  # among the tensors of a module
+    for name, _, size in floating:
+        module = name.rpartition(".")[0]
+        largest[module] = max(largest[module], size)
+    allowed, share = {}, 0.0
+    for name, t, size in floating:
+        other = moved.get(name, t)
+        gap = float((t.double() - other.double()).abs().max()) if other.shape == t.shape else math.inf
+        gap = gap if math.isfinite(gap) else 0.0
+        nothing = _NOTHING * torch.finfo(t.dtype).eps * largest[name.rpartition(".")[0]]
+        gradient = name.startswith(_GRADIENT)
+        allowed[name] = max(_NOISY * gap, nothing if gradient and size <= nothing else 0.0)
+        if gradient and size > nothing:
+            share = max(share, gap / size)
+    for name, _, size in floating:
+        if name.startswith(_GRADIENT):
+            allowed[name] = max(allowed[name], _NOISY / 4 * share * size)
+    return allowed
+
+
+def _nudged_run(model: Module, case: _Case) -> dict[str, Tensor]:
+    """The model's run with weights and inputs moved by a few units in their last place."""
     generator = torch.Generator("cpu").manual_seed(1)
 
     def nudged(tensor: Tensor) -> Tensor:
@@ -197,22 +221,9 @@ def _noise(model: Module, case: _Case) -> dict[str, float]:
         with torch.no_grad():
             for parameter in other.parameters():
                 parameter.copy_(nudged(parameter))
-        moved = dict(_observed(other, map_tensors(case.inputs, nudged), case.training))
+        return dict(_observed(other, map_tensors(case.inputs, nudged), case.training))
     except Exception:  # the model's own code may raise anything
-        moved = {}
-    floating = [(n, t) for n, t in case.expected if t.is_floating_point() and t.numel()]
-    allowed: dict[str, float] = {}
-    largest: dict[str, float] = defaultdict(float)  # among the tensors of a module
-    for name, t in floating:
-        module = name.rpartition(".")[0]
-        largest[module] = max(largest[module], float(t.abs().max()))
-    for name, t in floating:
-        nothing = _NOTHING * torch.finfo(t.dtype).eps * largest[name.rpartition(".")[0]]
-        allowed[name] = nothing if name.startswith(_GRADIENT) and float(t.abs().max()) <= nothing else 0.0
-        if name in moved and moved[name].shape == t.shape:
-            gap = _NOISY * float((t.double() - moved[name].double()).abs().max())
-            allowed[name] = max(allowed[name], gap) if math.isfinite(gap) else allowed[name]
-    return allowed
+        return {}
 
 
 _NO_GRADIENTS = "the failure of the backward pass"
