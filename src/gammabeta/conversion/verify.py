@@ -301,7 +301,11 @@ def _difference(
     for (name, a), (_, b) in zip(found, expected, strict=True):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{name} has another shape or dtype"
-        if not _close(a, b, (noise or {}).get(name, 0.0)):
+        if _close(a, b, (noise or {}).get(name, 0.0)):
+            continue
+        # An activation on the other side of its corner changes a few values of a gradient, the whole little.
+        whole = noise is not None and name.startswith(_GRADIENT)
+        if not (whole and float((a - b).norm()) <= _TOLERANCE.get(b.dtype, 1e-3) * float(b.norm())):
             return f"{name} differs"
     return ""
 
