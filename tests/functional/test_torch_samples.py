@@ -16,7 +16,7 @@ MODULES = {
 
 
 @pytest.fixture(autouse=True, params=["small", "kernels"])
-def road(request, monkeypatch):
+def path(request, monkeypatch):
     """Each sample twice: as small inputs go, and through the kernels where there is one."""
     if request.param == "kernels":
         for name in ("SMALL_TRAIN", "SMALL_EVAL"):
