@@ -1,4 +1,4 @@
-"""``functional.batch_norm`` beside ``torch.nn.functional``, on every road."""
+"""``functional.batch_norm`` beside ``torch.nn.functional``, on every path."""
 
 import pytest
 import torch

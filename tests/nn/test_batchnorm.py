@@ -14,7 +14,7 @@ from gammabeta.epilogue import ACTIVATIONS, Epilogue
 
 
 @pytest.fixture(autouse=True, params=["small", "kernels"])
-def road(request, monkeypatch):
+def way(request, monkeypatch):
     """Every test twice: as small inputs go, and through the kernels."""
     if request.param == "kernels":
         for name in ("SMALL_TRAIN", "SMALL_EVAL"):
@@ -78,8 +78,8 @@ def test_equals_torch(dim, settings, training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
-def test_what_follows(activation, training, road):
-    if road == "kernels" and activation not in (None, "relu"):
+def test_what_follows(activation, training, way):
+    if way == "kernels" and activation not in (None, "relu"):
         pytest.skip("the kernels of every activation are compared in tests/kernels")
     ours, theirs = pair(2, activation=activation, pool=2)
     ours.train(training), theirs.train(training)
