@@ -84,9 +84,3 @@ def _readable(size: str) -> str:
 def installing(extra: str) -> str:
     """How to install what an extra of ours holds: our name on the index is not ours."""
     return f'in a clone of gammabeta run pip install -c constraints.txt ".[{extra}]"'
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return lines[0].strip() if lines else type(error).__name__

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from . import __version__
 from .data import Preparation
 from .data.onnxfile import METADATA
-from .errors import SurgeryError, UnavailableError, UsageError, first_line, installing
+from .errors import SurgeryError, UnavailableError, UsageError, installing
 from .files import write_atomically
 from .folding import FoldReport, fold, plain_mode
 from .folding.layers import plain
 from .folding.verify import Verifier, copied, default_tolerance, distance
 from .graph.layers import unwrap
 from .graph.record import Inputs, as_inputs, map_tensors, tensors_in
+from .text import first_line
 
 _OTHER_BATCHES = (1, 3)  # sizes to compare at, beside the example's own
 

@@ -152,3 +152,9 @@ def _other_fonts() -> dict[str, str]:
 def _regular(entry: Any) -> bool:
     """Whether a font is upright and of normal weight and width, so that its family's name finds it."""
     return entry.style == "normal" == entry.variant == entry.stretch and entry.weight in (400, "normal")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[0].strip() if lines else type(error).__name__

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from ..errors import SurgeryError, first_line
+from ..errors import SurgeryError
 from ..graph.record import Inputs, as_inputs, map_tensors, tensors_in
 from ..stats.preserve import preserved, uncompiled
+from ..text import first_line
 from .pending import WATCHERS, Pending
 
 _NOISY = 16  # times what rounding does to a model

@@ -12,11 +12,11 @@ from torch import nn
 
 from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
-from ..errors import SurgeryError, UsageError, first_line
+from ..errors import SurgeryError, UsageError
 from ..graph.layers import batch_norm_layers, scripted_norms, unwrap
 from ..graph.record import Inputs, as_inputs, record
 from ..stats.preserve import preserved, remember_random_state, uncompiled
-from ..text import visible
+from ..text import first_line, visible
 from .affine import NotExactError
 from .apply import apply
 from .find import Norm, flows_alike, is_known_norm

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import GammabetaError, SurgeryError, UsageError, first_line, out_of_memory
+from ..errors import GammabetaError, SurgeryError, UsageError, out_of_memory
 from ..folding.verify import copied, distance
 from ..graph.layers import batch_norm_layers, unwrap
 from ..graph.record import as_inputs, tensors_in
 from ..stats.preserve import remember_random_state
+from ..text import first_line
 from .report import EVALUATION, TRAINING, TUNING, BenchmarkReport, Row
 from .step import Step, kept_for_backward, share_of_batch_norm
 from .timing import interleave

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..conversion.convert import convert
-from ..errors import GammabetaError, SurgeryError, UnavailableError, first_line
+from ..errors import GammabetaError, SurgeryError, UnavailableError
 from ..export import export_onnx, onnx_session
 from ..folding import fold
 from ..folding.verify import copied
 from ..graph.record import as_inputs
+from ..text import first_line
 from .step import Step, synchronize
 
 AS_IT_IS = "as it is"
