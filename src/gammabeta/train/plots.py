@@ -32,7 +32,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def curves_of_runs(runs: Sequence[Run]) -> Figure:
     """Draw loss and accuracy of all runs over epochs; ``UsageError`` if none has any figures yet."""
     figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2)
+    axes = figure.subplots(1, 2, sharex=True)
     _tidy(axes)
     for number, run in enumerate(runs):
         rows = run.metrics()
@@ -47,11 +47,13 @@ def curves_of_runs(runs: Sequence[Run]) -> Figure:
                 float("nan") if row[key] is None else row[key] * (1 if key == "loss" else 100) for row in some
             ]
             if some:
-                each.plot([row["epochs"] for row in some], y, marker="o" * (key == "accuracy"), **style)
+                marks: dict[str, Any] = {"marker": "o", "clip_on": False} if key == "accuracy" else {}
+                each.plot([row["epochs"] for row in some], y, **marks, **style)
     if not axes[0].lines:
         raise UsageError("none of these runs has figures yet")
     axes[0].set(xlabel="epoch", ylabel="training loss, moving average (nats)", yscale="log")
     axes[1].set(xlabel="epoch", ylabel="test accuracy (%)")
+    axes[1].set_ylim(top=min(100.0, axes[1].get_ylim()[1]))
     axes[0].legend(frameon=False)
     return figure
 
