@@ -5,6 +5,7 @@ and writes the notebook with its outputs. What the blocks print goes under them 
 into ``docs/pictures/learn-N.png``.
 """
 
+import argparse
 import base64
 import os
 import re
@@ -135,4 +136,8 @@ def main(again: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(again="--run" in sys.argv[1:])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", action="store_true", help="run the blocks though none has changed")
+    main(again=parser.parse_args().run)
