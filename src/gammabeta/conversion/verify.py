@@ -26,6 +26,7 @@ from ..text import first_line
 from .pending import WATCHERS, Pending
 
 _NOISY = 16  # times what rounding does to a model
+_SHARE = 0.05  # of a gradient's size at most, where others are as noisy
 _NOTHING = 256  # units in the last place of a module's largest gradient
 _GRADIENT = "the gradient of "
 # Sums in another order, in a deep network; relative to the largest value of a tensor.
@@ -203,7 +204,7 @@ def _noise(model: Module, case: _Case) -> dict[str, float]:
             share = max(share, gap / size)
     for name, _, size in floating:
         if name.startswith(_GRADIENT):
-            allowed[name] = max(allowed[name], _NOISY / 4 * share * size)
+            allowed[name] = max(allowed[name], min(_NOISY / 4 * share, _SHARE) * size)
     return allowed
 
 
