@@ -1,5 +1,6 @@
 """The lab in a real browser: each bench opened, driven and read back."""
 
+import json
 import os
 import time
 from collections.abc import Callable
@@ -45,6 +46,41 @@ def move(page: Any, control: str, value: float | str) -> None:
     )
 
 
+class Late:
+    """The connection of a page that is not open yet; it holds back what the server says about one thing."""
+
+    def __init__(self, page: Any) -> None:
+        self._held: list[tuple[Any, str]] = []
+        self._about: str | None = None
+        self._page = page
+        page.route_web_socket("**/socket", self._connect)
+
+    def hold(self, about: str) -> None:
+        self._about = about
+
+    def wait(self) -> None:
+        """Until something is held."""
+        while not self._held:
+            self._page.wait_for_timeout(20)
+
+    def release(self) -> None:
+        self.wait()
+        self._about = None
+        for socket, text in self._held:
+            socket.send(text)
+        self._held.clear()
+
+    def _connect(self, socket: Any) -> None:
+        server = socket.connect_to_server()
+        server.on_message(lambda text: self._pass(socket, text))
+
+    def _pass(self, socket: Any, text: str) -> None:
+        if json.loads(text)["about"] == self._about:
+            self._held.append((socket, text))
+        else:
+            socket.send(text)
+
+
 def test_a_drawn_three_is_a_three(watched: Watched, address: str):
     page = opened(watched, address, "bench=draw")
     page.wait_for_selector("#draw-answer[data-label]")
@@ -63,6 +99,45 @@ def test_a_drawn_three_is_a_three(watched: Watched, address: str):
     page.focus("[id='draw.digit']")
     page.keyboard.type("0")
     page.wait_for_selector("#draw-answer[data-label='0']")
+
+
+def test_a_late_answer_does_not_show_what_was_wiped_away(watched: Watched, address: str):
+    connection = Late(watched.page)
+    page = opened(watched, address, "bench=draw")
+    page.wait_for_selector("#draw-answer[data-label]")
+    connection.hold("draw")
+    page.click("#paper")  # a dot: it is sent, and its answer is late
+    page.click("#paper", position={"x": 20, "y": 20})  # this one waits behind it
+    move(page, "draw.digit", 0)
+    page.wait_for_selector("#draw-answer[data-label='0']")
+    shown = number(page, "#draw-answer", "count")
+    connection.release()
+    connection.hold("draw.sample")
+    page.click("#draw-sample")
+    page.click("#draw-clear")
+    connection.release()
+    move(page, "draw.digit", 1)  # when this is answered, whatever was late has come
+    page.wait_for_selector("#draw-answer[data-label='1']")
+    assert number(page, "#draw-answer", "count") == shown + 1
+
+
+def test_late_answers_are_not_counted_with_another_image(watched: Watched, address: str):
+    connection = Late(watched.page)
+    page = opened(watched, address, "bench=mates")
+    page.wait_for_selector("#mates-told[data-training]")
+    connection.hold("mates")
+    page.click("#mates-once")
+    move(page, "mates.image", 40)
+    connection.release()
+    until(lambda: "8 draws" in page.inner_text("#mates-told"))
+    label = page.inner_text("#mates-label")
+    connection.hold("mates.part")
+    page.click("#mates-sizes")
+    connection.wait()
+    move(page, "mates.image", 5)
+    connection.release()
+    until(lambda: page.inner_text("#mates-label") != label)
+    assert "batch of" not in (page.get_attribute("#mates-curve", "aria-label") or "")
 
 
 # The first settings of the page, a learning rate of 0.5, with batches of 32; and of 128, until 98 %.

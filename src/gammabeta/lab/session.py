@@ -80,19 +80,20 @@ class Session:
         """Answer the requests of a bench, one after the other."""
         while True:
             message = await self._queues[bench].get()
-            await self._guarded(bench, self._answer(message))
+            await self._guarded(bench, self._answer(message), getattr(message, "do", None))
 
-    async def _guarded(self, bench: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _guarded(self, bench: str, work: Coroutine[Any, Any, None], request: str | None = None) -> None:
         """Do some work; an error is told on the page, and a bug in the terminal as well."""
+        told = {"about": "error", "bench": bench, "request": request}
         try:
             await work
         except GammabetaError as error:
-            await self.send({"about": "error", "bench": bench, "text": str(error)})
+            await self.send({**told, "text": str(error)})
         except Exception:
             if self._workshop.stopping:
                 return
             _log.exception("the bench %s failed", bench)
-            await self.send({"about": "error", "bench": bench, "text": "This failed: see the terminal."})
+            await self.send({**told, "text": "This failed: see the terminal."})
 
     async def send(self, message: dict[str, Any]) -> None:
         """Send an answer; a page that has gone is not told."""

@@ -1,5 +1,5 @@
 // Bench 5: break, diagnose, mend.
-import { ask, byId, figure, on, percent, send } from "./core.js";
+import { ask, byId, figure, forget, isAsked, on, percent, send } from "./core.js";
 import { axes, draw, line } from "./charts.js";
 
 const LEVEL = { error: "Error", warning: "Warning", note: "Note" };
@@ -98,7 +98,7 @@ export function setUpBreaking() {
   on("break.train", show);
   on("break.frame", (message) => {
     send({ do: "seen", bench: "break" });
-    show(message);
+    if (!isAsked("break.train")) show(message);
   });
   on("break.do", (message) => ({ diagnose: showReport, mend: showMended, stop: show })[message.what](message));
   byId("break-train").addEventListener("click", () => {
@@ -108,6 +108,7 @@ export function setUpBreaking() {
     byId("break-verdict").textContent = "Not asked yet.";
     delete byId("break-verdict").dataset.checks;
     byId("break-told").dataset.finished = "";
+    forget("break.do"); // it was about the network before
     ask({ do: "break.train", faults: switches.filter((s) => s.checked).map((s) => s.id.split(".")[1]) });
   });
   byId("break-diagnose").addEventListener("click", () => examine("diagnose", "The doctor is at work…"));

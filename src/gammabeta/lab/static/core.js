@@ -91,7 +91,7 @@ export function percent(share) {
 // --- the socket ---
 
 const handlers = new Map(); // what an answer is about -> function
-const asked = new Map(); // one request of each kind is on its way; of those behind it the newest is kept
+const asked = new Map(); // kind -> the request on its way: { next: the newest behind it, stale: nobody wants its answer }
 let socket = null;
 
 export const connected = () => socket?.readyState === WebSocket.OPEN;
@@ -105,15 +105,24 @@ export function send(message) {
 }
 
 export function ask(message) {
-  if (asked.has(message.do)) asked.set(message.do, message);
+  const before = asked.get(message.do);
+  if (before) before.next = message;
   else {
-    asked.set(message.do, null);
+    asked.set(message.do, { next: null, stale: false });
     send(message);
   }
 }
 
+/** What was asked of these kinds is not wanted any more: what waits is not sent, what comes is not shown. */
+export function forget(...kinds) {
+  for (const kind of kinds) if (asked.has(kind)) asked.set(kind, { next: null, stale: true });
+}
+
+export const isAsked = (kind) => asked.has(kind);
+export const isStale = (kind) => Boolean(asked.get(kind)?.stale);
+
 function answered(kind) {
-  const next = asked.get(kind);
+  const next = asked.get(kind)?.next;
   asked.delete(kind);
   if (next) ask(next);
 }
@@ -123,11 +132,11 @@ export function connect(lost) {
   socket = new WebSocket(`ws://${location.host}/socket`);
   socket.addEventListener("message", (event) => {
     const message = JSON.parse(event.data);
-    handlers.get(message.about)?.(message);
-    if (message.code) byId(`${message.about.split(".")[0]}-code`).textContent = message.code;
-    if (message.about === "error") {
-      for (const kind of [...asked.keys()]) if (kind.split(".")[0] === message.bench) answered(kind);
-    } else if (message.about !== "lab") answered(message.about);
+    const kind = message.about === "error" ? message.request : message.about;
+    const wanted = !isStale(kind);
+    if (wanted) handlers.get(message.about)?.(message);
+    if (wanted && message.code) byId(`${message.about.split(".")[0]}-code`).textContent = message.code;
+    answered(kind);
   });
   socket.addEventListener("close", () => {
     asked.clear();

@@ -1,5 +1,5 @@
 // Bench 1: strokes go out while they are drawn, one request at a time; answers come back.
-import { ask, byId, figure, on, onSettings, percent, setting } from "./core.js";
+import { ask, byId, figure, forget, on, onSettings, percent, setting } from "./core.js";
 import { draw, maps } from "./charts.js";
 
 const LAYERS = { bn1: "Convolution 1 and its batch norm: 20 channels", bn2: "Convolution 2 and its batch norm: 50 channels", bn3: "Linear layer 1 and its batch norm: 128 channels" };
@@ -50,6 +50,7 @@ export function setUpDrawing() {
       if (Math.hypot(x - last[0], y - last[1]) > 0.008 && stroke.length < 3000) stroke.push([x, y]);
     }
     paint();
+    forget("draw.sample");
     ask({ do: "draw", strokes });
   }
 
@@ -64,15 +65,19 @@ export function setUpDrawing() {
   });
   canvas.addEventListener("pointermove", (event) => drawing && add(event));
   for (const end of ["pointerup", "pointercancel"]) canvas.addEventListener(end, () => (drawing = false));
-  byId("draw-clear").addEventListener("click", () => {
+  function empty() {
     strokes = [];
     paint();
+    forget("draw", "draw.sample");
+  }
+
+  byId("draw-clear").addEventListener("click", () => {
+    empty();
     byId("draw-answer").textContent = "Nothing drawn yet.";
     byId("draw-bars").replaceChildren();
   });
   const sample = () => {
-    strokes = [];
-    paint();
+    empty();
     ask({ do: "draw.sample", digit: setting("draw.digit"), number: number++ % 800 });
   };
   byId("draw-sample").addEventListener("click", sample);
@@ -157,7 +162,7 @@ export function setUpDrawing() {
   on("draw", show);
   on("draw.sample", (message) => {
     show(message);
-    if (!strokes.length) paint(message.seen.flat());
+    paint(message.seen.flat());
   });
   return {
     start() {

@@ -1,5 +1,5 @@
 // Bench 4: one image, other companions.
-import { ask, byId, figure, on, onSettings, setting } from "./core.js";
+import { ask, byId, figure, forget, isStale, on, onSettings, setting } from "./core.js";
 import { axes, draw, line, maps } from "./charts.js";
 
 export function setUpMates() {
@@ -13,11 +13,15 @@ export function setUpMates() {
   const company = () => ({ image: setting("mates.image"), kind: setting("mates.kind"), digit: setting("mates.digit") });
   const exchange = () => ask({ do: "mates", ...company(), size: setting("mates.size"), draw: number++ % 10000 });
 
-  function clear() {
+  function clear(name) {
     training = [];
     evaluation = [];
     answers = [];
+    forget("mates");
     exchange();
+    if (name === "mates.size") return;
+    forget("mates.sizes"); // the curve was another image's, or other companions'
+    showSizes({ rows: [] });
   }
 
   function deviation(values) {
@@ -89,7 +93,7 @@ export function setUpMates() {
   }
 
   on("mates", show);
-  on("mates.part", showSizes);
+  on("mates.part", (message) => isStale("mates.sizes") || showSizes(message));
   on("mates.sizes", showSizes);
   byId("mates-go").addEventListener("click", () => run(!running));
   byId("mates-once").addEventListener("click", exchange);
