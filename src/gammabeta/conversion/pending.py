@@ -104,8 +104,9 @@ def call(callee: Any, *args: Any, **kwargs: Any) -> Any:
     if type(first) is Pending:
         step = step_of(callee, args[1:], kwargs)
         if step is not None and first.joins(step):
-            for name in getattr(callee, "_tail_of", ()):  # of a batch norm of another library's class
-                first = call(getattr(callee, name), first)
+            if step[0] == "norm":  # perhaps of another library's class, with an activation of its own
+                for name in getattr(type(callee), "_tail_of", ()):
+                    first = call(getattr(callee, name), first)
             return first
         first = first.run()
         args = (first, *args[1:])

@@ -122,12 +122,11 @@ def step_of(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step 
 
 def step_of_module(module: Module) -> Step | None:
     """The same for a module that is called with nothing else."""
-    own = getattr(type(module), "_normalising", type(module)).forward  # a class may be another library's, too
-    if isinstance(module, Frozen) and own is Fused.forward and does_nothing_more(module):
-        return "norm", module
     kind = type(module)
     runs = _RUNS.get(kind)
-    if runs is None or kind.forward is not runs[0] or getattr(runs[1], runs[2]) is not runs[3]:
+    if runs is None:
+        return ("norm", module) if isinstance(module, Frozen) and _is_frozen_alone(module) else None
+    if kind.forward is not runs[0] or getattr(runs[1], runs[2]) is not runs[3]:
         return None
     name = activation_of_module(module)
     if name is not None:
@@ -139,6 +138,11 @@ def step_of_module(module: Module) -> Step | None:
         return _pool_step(pooling, {name: getattr(module, name) for name in pooling})
     name = LEARNED.get(kind)
     return ("activation", name) if name is not None else None
+
+
+def _is_frozen_alone(module: Frozen) -> bool:
+    own = getattr(type(module), "_normalising", type(module)).forward  # a class may be another library's, too
+    return own is Fused.forward and does_nothing_more(module)
 
 
 def _drops_nothing(module: Any) -> bool:
