@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gammabeta import functional
-from gammabeta.epilogue import MaxPool, Pool, pooled_shape
+from gammabeta.epilogue import NOTHING, MaxPool, Pool, pooled_shape
+from gammabeta.functional import learned
+from gammabeta.kernels.backend import Call, Running
 
 from ..harness import IncorrectError, Options, Result
 from ..harness.timing import Timing, interleave
@@ -94,6 +96,7 @@ def cases(quick: bool) -> list[Case]:
         ("BN+ReLU+max pool", {"activation": "relu", "pool": MaxPool(3, 2, 1)}, _MAX_POOLED),
         ("BN+add+ReLU", {"activation": "relu", "residual": True}, tuple(SHAPES)),
         ("BN+ReLU bf16", {"activation": "relu", "dtype": torch.bfloat16}, tuple(SHAPES)),
+        ("BN+PReLU", {"activation": "prelu"}, _POOLED),
         ("BN+ReLU evaluation", {"activation": "relu", "training": False}, tuple(SHAPES)),
     ]
     for operation, options, names in operations:
@@ -120,6 +123,7 @@ class Layer:
             self.residual = torch.randn(case.shape).to(case.dtype, memory_format=form).requires_grad_()
         self.weight = (torch.rand(channels) + 0.5).requires_grad_()
         self.bias = torch.randn(channels).requires_grad_()
+        self.slope = torch.full((channels,), 0.25).requires_grad_() if case.activation == "prelu" else None
         self.mean, self.var = torch.zeros(channels), torch.ones(channels)
         with torch.no_grad():
             out = self._torch()
@@ -130,7 +134,9 @@ class Layer:
         y = F.batch_norm(self.x, self.mean, self.var, self.weight, self.bias, case.training)
         if self.residual is not None:
             y = y.add_(self.residual) if inplace else y + self.residual
-        if case.activation:
+        if self.slope is not None:
+            y = F.prelu(y, self.slope)
+        elif case.activation:
             y = F.relu(y, inplace=inplace)
         if isinstance(case.pool, MaxPool):
             return F.max_pool2d(y, *case.pool)
@@ -138,6 +144,9 @@ class Layer:
 
     def _ours(self) -> Tensor:
         case = self.case
+        if self.slope is not None:
+            call = Call(self.x, self.weight, self.bias, None, NOTHING, 1e-5)
+            return learned.train(call, Running(self.mean, self.var, 0.1), self.slope)[0]
         return functional.batch_norm(
             self.x,
             self.mean,
@@ -151,7 +160,7 @@ class Layer:
         )
 
     def _step(self, layer: Callable[[], Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        leaves = [t for t in (self.x, self.weight, self.bias, self.residual) if t is not None]
+        leaves = [t for t in (self.x, self.weight, self.bias, self.residual, self.slope) if t is not None]
         if not self.case.training:
             with torch.inference_mode():
                 return layer(), ()

@@ -255,6 +255,18 @@ def learned_slope(self, x):
     return self.learned(self.bn(x))
 
 
+def learned_slope_by_name(self, x):
+    return F.prelu(self.bn(x), self.learned.weight)
+
+
+def learned_slope_of_a_sum(self, x):
+    return self.learned(self.bn(x) + x)
+
+
+def pooled_after_a_learned_slope(self, x):
+    return F.avg_pool2d(self.learned(self.bn(x)), 2)
+
+
 def other_pool(self, x):
     return self.pool3(self.bn(x))
 
@@ -325,7 +337,10 @@ def residual_is_a_number(self, x):
         (identity_changed_between, {"bn": "relu"}),
         (input_changed_between, {}),
         (residual_is_the_one_changed, {}),
-        (learned_slope, {}),
+        (learned_slope, {"bn": "prelu"}),
+        (learned_slope_by_name, {"bn": "prelu"}),
+        (learned_slope_of_a_sum, {"bn": "residual"}),
+        (pooled_after_a_learned_slope, {"bn": "prelu"}),
         (other_pool, {}),
         (depends_on_values, {}),
         (broadcast_residual, {}),

@@ -18,6 +18,7 @@ class Joined:
     linear: Any = None  # of a convolution or Linear that waits for a frozen batch norm: the module
     residual: Any = None
     activation: str | None = None
+    slope: Tensor | None = None  # of the activation "prelu", which learns it
     pool: Pool = None
     out: Tensor | None = None  # once it has run: then nothing joins any more
 
@@ -46,12 +47,16 @@ class Joined:
             if self.activation is not None:
                 return False
             self.activation = setting
+        elif kind == "prelu":
+            if self.activation is not None or self.residual is not None or self.linear is not None:
+                return False
+            self.activation, self.slope = kind, setting
         elif kind == "residual":
             if self.residual is not None or self.activation is not None:
                 return False
             self.residual = setting
         else:
-            if not self.images:
+            if not self.images or self.slope is not None:
                 return False
             self.pool = setting
         return True

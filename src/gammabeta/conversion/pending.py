@@ -77,18 +77,33 @@ class Pending(Joined):
         layer = self.layer
         if self.linear is not None:
             return run_linear(self)
+        if self.slope is not None:
+            return self._run_with_slope(self.slope)
         if layer is None:
             return batch_norm(
                 self.x, *self.given, residual=self.residual, activation=self.activation, pool=self.pool
             )
-        forward: Callable[..., Tensor] = type(layer).forward
-        if forward is not Fused.forward:
-            forward = getattr(type(layer), "_normalising", type(layer)).forward
-        return forward(layer, self.x, self.residual, activation=self.activation, pool=self.pool)
+        return _forward_of(layer)(layer, self.x, self.residual, activation=self.activation, pool=self.pool)
+
+    def _run_with_slope(self, slope: Tensor) -> Tensor:
+        layer = self.layer
+        if layer is None:
+            return F.prelu(batch_norm(self.x, *self.given), slope)
+        forward = _forward_of(layer)
+        if forward is Fused.forward:
+            return Fused.with_prelu(layer, self.x, slope)
+        return F.prelu(forward(layer, self.x), slope)
 
     def _release(self) -> None:
         if self.layer is not None:
             self.layer.__dict__.pop("_held", None)
+
+
+def _forward_of(layer: Fused) -> Callable[..., Tensor]:
+    forward: Callable[..., Tensor] = type(layer).forward
+    if forward is not Fused.forward:
+        forward = getattr(type(layer), "_normalising", type(layer)).forward
+    return forward
 
 
 #: Called with each ``Pending`` that has run; the observer's way in.

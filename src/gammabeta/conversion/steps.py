@@ -16,10 +16,12 @@ from ..kernels.backend import LARGEST_WINDOW
 from ..nn.frozen import Frozen
 from ..nn.layer import Fused
 
-# What joins a batch norm: ("activation", its name), ("pool", its windows), or NOTHING, which changes nothing.
+# What joins a batch norm: ("activation", its name), ("prelu", its slope), ("pool", its windows), or NOTHING,
+# which changes nothing.
 # What joins a convolution: ("norm", the frozen batch norm).
 Step = tuple[str, Any]
 NOTHING: Step = ("nothing", None)
+_PRELUS = (F.prelu, torch.prelu, "prelu")
 _DROPOUTS = (F.dropout, torch.dropout)  # as they are now: another function in their place does who knows what
 _MODULE_CALL = Module.__call__
 _count_modes = torch._C._len_torch_function_stack
@@ -113,6 +115,8 @@ def step_of(callee: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Step 
         return "activation", name
     if pooling is not None:
         return _pool_step(pooling, {**dict(zip(pooling, args, strict=False)), **kwargs})
+    if callee in _PRELUS and len(args) == 1 and not kwargs:
+        return "prelu", args[0]
     if callee in _DROPOUTS:
         given = {**dict(zip(("p", "training"), args, strict=False)), **kwargs}
         idle = given.get("training", True) is False or given.get("p", 0.5) == 0
@@ -136,6 +140,8 @@ def step_of_module(module: Module) -> Step | None:
     pooling = _POOL_MODULES.get(kind)
     if pooling is not None:
         return _pool_step(pooling, {name: getattr(module, name) for name in pooling})
+    if kind is nn.PReLU:
+        return "prelu", module.weight
     name = LEARNED.get(kind)
     return ("activation", name) if name is not None else None
 
@@ -184,7 +190,7 @@ def note_what_runs(kind: type[Module]) -> None:
     _RUNS[kind] = kind.forward, owner, name, getattr(owner, name)
 
 
-for _kind in (*ACTIVATION_MODULES, *IDLE, *_POOL_MODULES):
+for _kind in (*ACTIVATION_MODULES, nn.PReLU, *IDLE, *_POOL_MODULES):
     note_what_runs(_kind)
 
 

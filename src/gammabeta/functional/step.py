@@ -366,6 +366,13 @@ def _kept(x: Tensor, *statistics: Tensor | None) -> list[Tensor | None]:
     return [None if one is None else one.clone() for one in statistics]
 
 
+def constants(running_mean: Tensor, running_var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``(mean, invstd)`` as kernels take them; copies, since a training step may come before the backward."""
+    with torch.no_grad():
+        mean = running_mean.to(torch.float32, copy=True)
+        return mean, (running_var.to(torch.float32) + eps).rsqrt()
+
+
 def evaluate(
     call: Call, running_mean: Tensor | None, running_var: Tensor | None, backend: str = "auto"
 ) -> Tensor:
@@ -382,10 +389,7 @@ def evaluate(
     if kind in ("refused", "torch") or running_mean is None or running_var is None:
         mean, var = _kept(call.x, running_mean, running_var)
         return left.apply(_torch_batch_norm(call, Running(mean, var), False))
-    with torch.no_grad():
-        # A copy: the running mean may be updated in place between this forward and its backward pass.
-        mean = running_mean.to(torch.float32, copy=True)
-        invstd = (running_var.to(torch.float32) + call.eps).rsqrt()
+    mean, invstd = constants(running_mean, running_var, call.eps)
     if kind == "kernels":
         return left.apply(autograd.apply(kernels, Normalized(call, mean, invstd)))
     x, weight, bias, residual, epilogue, _ = call

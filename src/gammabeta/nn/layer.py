@@ -5,12 +5,13 @@ import warnings
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import Proxy
 
 from ..epilogue import NOTHING, Epilogue, Pool, epilogue_of
 from ..errors import UsageError
-from ..functional import masked, step
+from ..functional import learned, masked, step
 from ..functional import recompute as recomputing
 from ..kernels.backend import Call, Running
 
@@ -236,6 +237,38 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
             self._count(accepted, x)
         return out
 
+    def _run_held(self) -> None:
+        """A call of a converted model that waits for what follows it comes first."""
+        held = self.__dict__.get("_held")
+        if held is not None and (earlier := held()) is not None:
+            earlier.run()
+
+    def with_prelu(self, input: Tensor, slope: Tensor) -> Tensor:
+        """``prelu(self(input), slope)``, in one pass where the layer is a plain one and kernels take it.
+
+        Args:
+            input: as ``forward`` takes it.
+            slope: ``(1,)`` or ``(C,)``, the factor of what is below zero; it gets a gradient.
+        """
+        weight, bias, mean, var = self._tensors()
+        call = Call(input, weight, bias, None, NOTHING, self.eps)
+        batch = self._batch_statistics(mean, var)
+        plain = type(self)._normalise is Fused._normalise and self.activation is None and self.pool is None
+        if not plain or self.recompute or not learned.takes(call, slope, batch):
+            return F.prelu(self(input), slope)
+        self._run_held()
+        check: Any = self._check_input_dim
+        check(input)
+        if batch:
+            running, counts = self._running(mean, var)
+            out, accepted = learned.train(call, running, slope)
+            if counts:
+                self._count(accepted, input)
+        else:
+            out = learned.evaluate(call, mean, var, slope)
+        recomputing.spare(out, input, None, False)
+        return out
+
     def forward(
         self,
         input: Tensor,
@@ -258,9 +291,7 @@ class Fused(torch.nn.modules.batchnorm._BatchNorm):
                 gradients and running values, and all else is 0 in the output.
             lengths: the same for sequences ``(N, C, L)``: how many values come first in each.
         """
-        held = self.__dict__.get("_held")
-        if held is not None and (earlier := held()) is not None:
-            earlier.run()  # a call of a converted model that waits for what follows it: it comes first
+        self._run_held()
         if isinstance(input, Proxy) or isinstance(residual, Proxy):
             given = {"activation": activation, "pool": pool, "mask": mask, "lengths": lengths}
             recorded: Tensor = self._record(input, residual, given)

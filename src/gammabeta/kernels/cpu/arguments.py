@@ -33,6 +33,7 @@ class Arguments(NamedTuple):
     invstd: int = 0
     weight: int = 0
     bias: int = 0
+    leak: int = 0  # slopes below zero that are learned, one a channel
     dweight: int = 0
     dbias: int = 0
     mean_dz: int = 0

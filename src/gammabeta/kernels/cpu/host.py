@@ -165,23 +165,28 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, var
 
 
-def forward_train(call: Call, codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased."""
+def forward_train(
+    call: Call, codes: Tensor | None = None, leak: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Statistics of ``x`` and the output under them: ``(out, mean, var, invstd)``; ``var`` is biased.
+
+    ``leak`` has what the activation "prelu" learned, (C,) float32.
+    """
     x, program, fields, _kept = _work(call)
     mean, var, invstd = _channelwise(x), _channelwise(x), _channelwise(x)
     out = _output(x, call.epilogue.pool)
     fields["mean"], fields["var"], fields["invstd"] = mean.data_ptr(), var.data_ptr(), invstd.data_ptr()
-    fields["out"], fields["codes"] = out.data_ptr(), _address(codes)
+    fields["out"], fields["codes"], fields["leak"] = out.data_ptr(), _address(codes), _address(leak)
     _launch(program.plan, program.train, fields)
     return out, mean, var, invstd
 
 
-def forward(normalized: Normalized, out: Tensor | None = None) -> Tensor:
+def forward(normalized: Normalized, out: Tensor | None = None, leak: Tensor | None = None) -> Tensor:
     """The output under the statistics given, as in evaluation; in ``out``, laid out as ``x`` is, if given."""
     x, program, fields, _kept = _work_normalized(normalized)
     if out is None:
         out = _output(x, normalized.call.epilogue.pool)
-    fields["out"] = out.data_ptr()
+    fields["out"], fields["leak"] = out.data_ptr(), _address(leak)
     _launch(program.plan, program.forward, fields, alone=True)
     return out
 
@@ -201,7 +206,11 @@ def backward_reduce(grad: Tensor, normalized: Normalized) -> tuple[Tensor, Tenso
 
 
 def backward_apply(
-    grad: Tensor, normalized: Normalized, means: tuple[Tensor, Tensor], need_residual: bool
+    grad: Tensor,
+    normalized: Normalized,
+    means: tuple[Tensor, Tensor],
+    need_residual: bool,
+    leak: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """``dx``, and the residual's gradient if wanted; both means are zero where the statistics were given."""
     x, program, fields, _kept = _work_normalized(normalized)
@@ -210,6 +219,7 @@ def backward_apply(
     dresidual = empty_like(x) if need_residual else None
     fields["grad"], fields["dx"], fields["dresidual"] = grad.data_ptr(), dx.data_ptr(), _address(dresidual)
     fields["mean_dz"], fields["mean_dz_xhat"] = means[0].data_ptr(), means[1].data_ptr()
+    fields["leak"] = _address(leak)
     _launch(program.plan, program.apply, fields)
     return dx, dresidual
 

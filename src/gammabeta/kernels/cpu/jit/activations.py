@@ -224,11 +224,38 @@ def gelu_tanh_backward(z, g):
 
 
 class Activation(NamedTuple):
-    """An activation and its derivative times an upstream gradient."""
+    """An activation and its derivative times an upstream gradient; both take a slope if that is learned."""
 
     forward: Callable[..., Any]
     backward: Callable[..., Any]
+    learned: bool = False
 
+
+# --- with a slope that is learned (PReLU) -----------------------------------------------------------------
+
+
+@inlined
+def prelu(z, slope):
+    """``z`` above zero, ``slope * z`` elsewhere."""
+    return select(z > splat(0.0), z, z * slope)
+
+
+@inlined
+def prelu_backward(z, g, slope):
+    """The slope at 0."""
+    return select(z > splat(0.0), g, g * slope)
+
+
+@inlined
+def below_backward(z, g):
+    """What the slope is multiplied by: the gradient where z is not above zero."""
+    return select(z > splat(0.0), splat(0.0), g)
+
+
+_LEARNED = {
+    "prelu": Activation(prelu, prelu_backward, learned=True),
+    "below": Activation(identity, below_backward),
+}
 
 # --- with numbers: constants of the kernel that is made ---------------------------------------------------
 
@@ -297,6 +324,8 @@ def arithmetic_of(name: str | None) -> Activation:
     """The arithmetic of an activation, or of None; one with numbers is made."""
     if name is None or name in ACTIVATIONS:
         return ACTIVATIONS[name]
+    if name in _LEARNED:
+        return _LEARNED[name]
     from ....epilogue import split
 
     base, numbers = split(name)

@@ -17,6 +17,7 @@ class Affine(NamedTuple):
     mean: Any
     scale: Any  # weight * invstd
     bias: Any
+    leak: Any  # the learned slope below zero; read where the activation has one
 
 
 class AffineBackward(NamedTuple):
@@ -25,6 +26,7 @@ class AffineBackward(NamedTuple):
     mean: Any
     scale: Any
     bias: Any
+    leak: Any
     constant: Any  # scale * mean_dz
     slope: Any  # scale * invstd * mean_dz_xhat
 
@@ -73,16 +75,48 @@ def scale_and_bias(args, c):
 def affine_of(args, c):
     """The parameters of a channel in every lane."""
     scale, bias = scale_and_bias(args, c)
-    return Affine(splat(get_f32(args.mean, c)), splat(scale), splat(bias))
+    return Affine(splat(get_f32(args.mean, c)), splat(scale), splat(bias), splat(leak_of(args, c)))
+
+
+@inlined
+def leak_of(args, c):
+    """The learned slope of a channel; 0 where there is none."""
+    return get_f32(args.leak, c) if args.leak != 0 else 0.0
 
 
 @inlined
 def affine_backward_of(args, c, mean_dz, mean_dz_xhat):
     """The same for ``dx``, with the means of dz and of dz * xhat."""
-    mean, scale, bias = affine_of(args, c)
+    mean, scale, bias, leak = affine_of(args, c)
     factor, _ = scale_and_bias(args, c)
     slope = factor * get_f32(args.invstd, c) * mean_dz_xhat
-    return AffineBackward(mean, scale, bias, splat(factor * mean_dz), splat(slope))
+    return AffineBackward(mean, scale, bias, leak, splat(factor * mean_dz), splat(slope))
+
+
+def with_leak(activation):
+    """``forward(z, affine)`` and ``backward(z, g, affine)`` of an activation, its slope learned or not."""
+    forward, backward, learned = activation
+    if learned:
+
+        @inlined
+        def activate(z, affine):
+            return forward(z, affine.leak)
+
+        @inlined
+        def differentiate(z, g, affine):
+            return backward(z, g, affine.leak)
+
+    else:
+
+        @inlined
+        def activate(z, affine):
+            return forward(z)
+
+        @inlined
+        def differentiate(z, g, affine):
+            return backward(z, g)
+
+    return activate, differentiate
 
 
 # --- forward ----------------------------------------------------------------------------------------------
@@ -105,21 +139,21 @@ def centred_of(storage):
 
 def forward_of(storage, activation, residual):
     """``activation(z)`` of sixteen values from ``at`` on, and of ``count``."""
-    load, load_some, activate = storage.load, storage.load_some, activation.forward
+    load, load_some, (activate, _) = storage.load, storage.load_some, with_leak(activation)
 
     @inlined
     def whole(run, at, affine):
         z = fma(load(run.x, at) - affine.mean, affine.scale, affine.bias)
         if residual:
             z = z + load(run.residual, at)
-        return activate(z)
+        return activate(z, affine)
 
     @inlined
     def some(run, at, count, affine):
         z = fma(load_some(run.x, at, count) - affine.mean, affine.scale, affine.bias)
         if residual:
             z = z + load_some(run.residual, at, count)
-        return activate(z)
+        return activate(z, affine)
 
     return whole, some
 
@@ -136,7 +170,7 @@ def backward_run(args, here, grad):
 
 def dz_of(storage, activation, residual):
     """``(x - mean, dz)`` of sixteen values from ``at`` on, and of ``count``: zero beyond them."""
-    load, load_some, activation_backward = storage.load, storage.load_some, activation.backward
+    load, load_some, (_, differentiate) = storage.load, storage.load_some, with_leak(activation)
 
     @inlined
     def whole(run, at, g, affine):
@@ -144,7 +178,7 @@ def dz_of(storage, activation, residual):
         z = fma(centred, affine.scale, affine.bias)
         if residual:
             z = z + load(run.residual, at)
-        return centred, activation_backward(z, g)
+        return centred, differentiate(z, g, affine)
 
     @inlined
     def some(run, at, count, g, affine):
@@ -152,7 +186,7 @@ def dz_of(storage, activation, residual):
         z = fma(centred, affine.scale, affine.bias)
         if residual:
             z = z + load_some(run.residual, at, count)
-        return centred, select(first_lanes(count), activation_backward(z, g), splat(0.0))
+        return centred, select(first_lanes(count), differentiate(z, g, affine), splat(0.0))
 
     return whole, some
 

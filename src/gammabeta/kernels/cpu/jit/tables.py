@@ -2,11 +2,12 @@
 
 A *tile* is a whole number of pixels and of vectors; within it element l belongs to channel l % C. A table
 holds a float32 for each element of a tile, so that vectors meet their parameters: table 0 is the mean, 1 the
-scale (weight * invstd), 2 the bias, and for ``dx`` 3 and 4 are ``constant`` and ``slope`` (``pointwise``).
+scale (weight * invstd), 2 the bias, 7 the leak, and for ``dx`` 3 and 4 are ``constant`` and ``slope``
+(``pointwise``).
 """
 
 from .loads import float32, float64, get_f32, get_f64, put_f32, put_f64
-from .pointwise import Affine, AffineBackward, scale_and_bias
+from .pointwise import Affine, AffineBackward, leak_of, scale_and_bias
 from .simd import inlined, splat
 
 LINE = 48  # bytes of tables for an element of a tile; behind them kernels with pooling have a line or a ring
@@ -65,7 +66,7 @@ def clear(address, count):
 
 @inlined
 def spread(args, table):
-    """Fill the tables of mean, scale and bias."""
+    """Fill the tables of mean, scale, bias and leak."""
     tile = args.tile
     for row in range(0, tile, step_of(args.channels)):
         for c in range(args.channels):
@@ -73,6 +74,7 @@ def spread(args, table):
             put_f32(table, row + c, get_f32(args.mean, c))
             put_f32(table, tile + row + c, scale)
             put_f32(table, 2 * tile + row + c, bias)
+            put_f32(table, 7 * tile + row + c, leak_of(args, c))
 
 
 @inlined
@@ -90,14 +92,15 @@ def spread_means(args, table):
 @inlined
 def affine_at(table, tile, v):
     """The parameters of the sixteen elements from ``v`` on."""
-    return Affine(_load(table, v), _load(table, tile + v), _load(table, 2 * tile + v))
+    mean, scale, bias = _load(table, v), _load(table, tile + v), _load(table, 2 * tile + v)
+    return Affine(mean, scale, bias, _load(table, 7 * tile + v))
 
 
 @inlined
 def affine_backward_at(table, tile, v):
     """The same, with what ``dx`` needs."""
-    mean, scale, bias = affine_at(table, tile, v)
-    return AffineBackward(mean, scale, bias, _load(table, 3 * tile + v), _load(table, 4 * tile + v))
+    mean, scale, bias, leak = affine_at(table, tile, v)
+    return AffineBackward(mean, scale, bias, leak, _load(table, 3 * tile + v), _load(table, 4 * tile + v))
 
 
 @inlined
