@@ -14,7 +14,7 @@ from unittest import mock
 
 import llvmlite.binding as llvm
 
-from gammabeta.kernels.cpu import compiler
+from gammabeta.kernels.cpu import compiler, prepared
 from gammabeta.kernels.cpu.registry import Key
 
 PAGE = Path(__file__).parents[1] / "docs" / "versions.md"
@@ -52,9 +52,9 @@ KEYS = [
 
 
 @cache
-def unoptimised(key: Key) -> str:
+def intermediate(key: Key) -> str:
     """Numba's code of a kernel, the same for all processors but for its first lines."""
-    return compiler._unoptimised(key)
+    return str(compiler.intermediate(key))
 
 
 def assembly(key: Key, processor: Processor) -> str:
@@ -64,12 +64,12 @@ def assembly(key: Key, processor: Processor) -> str:
         cpu=processor.cpu, opt=3, reloc="default", codemodel="jitdefault"
     )
     machine.emit_object = lambda module: machine.emit_assembly(module).encode()
-    text = re.sub(r'(?m)^target triple = ".*"$', f'target triple = "{processor.triple}"', unoptimised(key))
+    text = re.sub(r'(?m)^target triple = ".*"$', f'target triple = "{processor.triple}"', intermediate(key))
     layout = f'target datalayout = "{machine.target_data}"'
     text = re.sub(r'(?m)^target datalayout = ".*"$', layout, text)
     with (
         mock.patch.object(compiler, "_machine", return_value=machine),
-        mock.patch.object(compiler, "_unoptimised", return_value=text),
+        mock.patch.object(prepared, "find", return_value=llvm.parse_assembly(text)),
     ):
         return compiler.machine_code(key).decode()
 

@@ -84,8 +84,8 @@ def test_size_of_rooms_apart(room):
 
 
 def test_size():
-    assert lines_in("core") <= 37_820
-    assert sum(room_of(path) == "core" for path in FILES) <= 226
+    assert lines_in("core") <= 37_900
+    assert sum(room_of(path) == "core" for path in FILES) <= 229
 
 
 def test_no_function_takes_more_than_seven_parameters():

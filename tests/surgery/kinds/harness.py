@@ -289,13 +289,13 @@ def _same(found: Any, wanted: Any, where: str, exact: bool, seen: set[tuple[int,
         for i, (a, b) in enumerate(zip(found, wanted, strict=True)):
             _same(a, b, f"{where}[{i}]", exact, seen)
     elif isinstance(wanted, np.ndarray):
-        if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=1e-9, atol=1e-9):
+        if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=TOLERANCE, atol=TOLERANCE):
             raise DifferentError(f"{where}: other numbers")
     elif isinstance(wanted, enum.Enum | str | bytes | bool | int | set | frozenset | type(None)):
         if found != wanted:
             raise DifferentError(f"{where}: {found!r} where {wanted!r} is right")
     elif isinstance(wanted, float):
-        if not (found == wanted or abs(found - wanted) <= 1e-9 * max(1.0, abs(wanted))):
+        if not (found == wanted or abs(found - wanted) <= TOLERANCE * max(1.0, abs(wanted))):
             raise DifferentError(f"{where}: {found!r} where {wanted!r} is right")
     elif isinstance(wanted, torch.Generator):
         _same_tensor(found.get_state(), wanted.get_state(), where, True)

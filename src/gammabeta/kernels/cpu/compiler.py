@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from . import prepared
 from .cache import alone, keep, read, tell_compiling
 from .registry import Key
 
@@ -134,7 +135,7 @@ def machine_code(key: Key) -> bytes:
     of them in it. So it is asked for neither, and LLVM does both once, for the whole.
     """
     llvm = _llvm()
-    module = llvm.parse_assembly(_unoptimised(key))
+    module = prepared.find(key, llvm) or intermediate(key)
     machine = _machine(llvm)
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = True
@@ -149,8 +150,8 @@ def machine_code(key: Key) -> bytes:
     return bytes(machine.emit_object(module))
 
 
-def _unoptimised(key: Key) -> str:
-    """Numba's IR of a kernel, in which everything but the entry is private."""
+def intermediate(key: Key) -> Any:
+    """Numba's module of a kernel, in which everything but the entry is private and what is dead is gone."""
     from numba import cfunc, types
     from numba import config as settings
     from numba.core.compiler_lock import global_compiler_lock
@@ -174,7 +175,17 @@ def _unoptimised(key: Key) -> str:
             inner.name = "kernel"
         elif not inner.is_declaration:
             inner.linkage = "internal"
-    return str(module)
+    passes = llvm.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.add_sroa_pass()
+    passes.add_simplify_cfg_pass()
+    passes.add_instruction_combine_pass()
+    passes.add_dead_code_elimination_pass()
+    passes.add_ipsccp_pass()  # a kernel cannot raise: the handling of errors is found dead
+    passes.add_simplify_cfg_pass()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, llvm.create_pass_builder(_machine(llvm), llvm.create_pipeline_tuning_options()))
+    return module
 
 
 @cache
@@ -209,13 +220,6 @@ def _fingerprint() -> str:
         _features(llvm),
         version("numba"),
         version("llvmlite"),
-        *(path.read_text(encoding="utf-8") for path in _sources()),
+        prepared.digest(),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def _sources() -> list[Path]:
-    """The files whose text decides what a kernel compiles to."""
-    kernels = Path(__file__).parents[1]
-    patterns = ("*/jit/*.py", "*/*arguments.py", "cpu/compiler.py", "cpu/registry.py")
-    return [path for pattern in patterns for path in sorted(kernels.glob(pattern))]

@@ -4,13 +4,12 @@ Memory is addressed by ``address`` (bytes, int64) and ``index`` (elements). A ta
 elements is read and written by ``count``: lanes beyond it read as zero and are not stored.
 """
 
-from functools import cache
 from types import SimpleNamespace
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import types
 
+from ..features import rounds_to_bf16
 from .simd import (
     F32,
     F64,
@@ -47,18 +46,9 @@ def _widen_bf16(builder, halves):
     return builder.bitcast(whole, V32)
 
 
-@cache
-def _rounds_to_bf16() -> bool:
-    """Whether this processor has an instruction for it (which takes what is below 1.2e-38 for zero)."""
-    try:
-        return bool(llvm.get_host_cpu_features().get("avx512bf16", False))
-    except RuntimeError:  # LLVM cannot tell on some ARM machines
-        return False
-
-
 def _narrow_bf16(builder, value):
     """Round to nearest, ties to even, NaN stays NaN: by adding just under half of the last kept bit."""
-    if _rounds_to_bf16():
+    if rounds_to_bf16():
         return builder.bitcast(builder.fptrunc(value, VBF16), VI16)
     whole = builder.bitcast(value, VI32)
     kept = builder.lshr(whole, ir.Constant(VI32, [16] * LANES))
