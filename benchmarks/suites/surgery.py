@@ -24,7 +24,7 @@ import gammabeta
 
 from ..foreign.measure import OPERATIONS, measure
 from ..foreign.models import Foreign, everything
-from ..harness import Options, Result
+from ..harness import Options, Result, machine, report
 
 QUICK = (
     "timm test_byobnet",
@@ -65,7 +65,7 @@ EXPORTED = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="models, such as 'timm resnet*'")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="models, such as 'timm resnet*'; the others' rows are kept")
     parser.add_argument("--operation", nargs="+", choices=(*OPERATIONS, "export_onnx"), help="these alone")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each")
     parser.add_argument("--again", action="store_true", help="measure again what is in the file already")
@@ -90,7 +90,11 @@ def run(options: Options) -> Result:
             file.write(json.dumps({"code": code, **row}) + "\n")
         rows.append(row)
         print(f"{number} of {len(models)}: {_line(row)}", file=sys.stderr, flush=True)
-    rows.sort(key=lambda row: list(models).index(row["model"]))
+    if given.get("only"):
+        stem = report.stem_of("surgery", options.quick)
+        rows += [row for row in report.measured(stem, options.out) if row["model"] not in models]
+    order = list(everything())
+    rows.sort(key=lambda row: order.index(row["model"]))
     summary = summarise(rows)
     notes = [f"{count} models of {library} left out: not installed." for library, count in missing.items()]
     notes += [f"{row['model']}: left out, {row['skipped']}." for row in rows if "skipped" in row]
@@ -122,7 +126,8 @@ def _row(name: str, operations: list[str] | None) -> dict[str, Any] | None:
         (*OPERATIONS, "export_onnx") if any(fnmatch(name, pattern) for pattern in EXPORTED) else OPERATIONS
     )
     try:
-        return measure(everything()[name], tuple(operations or usual))
+        row = measure(everything()[name], tuple(operations or usual))
+        return {**row, "commit": machine.commit(Path(__file__).parent)}
     except ImportError:
         return None
 
@@ -171,7 +176,8 @@ def _cells(row: dict[str, Any]) -> dict[str, Any]:
         "folded": fold.get("folded"),
         "guarded": fold.get("guarded"),
     }
-    return cells | {name: row.get(name, {}).get("outcome") for name in ("recalibrate", "export_onnx")}
+    cells |= {name: row.get(name, {}).get("outcome") for name in ("recalibrate", "export_onnx")}
+    return cells | {"commit": row.get("commit")}
 
 
 def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
