@@ -65,7 +65,9 @@ EXPORTED = (
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="models, such as 'timm resnet*'; the others' rows are kept")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="models, such as 'timm resnet*'; the others' rows are kept"
+    )
     parser.add_argument("--operation", nargs="+", choices=(*OPERATIONS, "export_onnx"), help="these alone")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each")
     parser.add_argument("--again", action="store_true", help="measure again what is in the file already")
