@@ -66,7 +66,7 @@ EXPORTED = (
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--only", nargs="+", metavar="NAME", help="models, such as 'timm resnet*'; the others' rows are kept"
+        "--only", nargs="+", metavar="NAME", help="models, as 'timm resnet*'; the rows of others are kept"
     )
     parser.add_argument("--operation", nargs="+", choices=(*OPERATIONS, "export_onnx"), help="these alone")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes, of one thread each")
