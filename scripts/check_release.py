@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("py.typed", "data/mnist/", "lab/docs/lab.md", "train/recipes/fast.toml")
+NEEDED = ("py.typed", "data/mnist/", "lab/docs/lab.md", "train/recipes/fast.toml", "kernels/cpu/prepared.xz")
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> str:
@@ -67,6 +68,15 @@ def look(wheel: Path, source: Path) -> None:
     print(f"{source.name}: {source.stat().st_size / 1e6:.1f} MB")
 
 
+def resolve(wheel: Path) -> None:
+    """Ask pip whether the wheel can be installed with each of its extras and the pinned versions."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+    for extra in extras:
+        asked = (f"{wheel}[{extra}]", "-c", ROOT / "constraints.txt")
+        run(sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", *asked)
+    print(f"every extra can be installed: {', '.join(extras)}")
+
+
 def try_it(wheel: Path) -> None:
     """Install the wheel in a fresh environment and train with it, in an empty folder."""
     with tempfile.TemporaryDirectory() as name:
@@ -98,6 +108,7 @@ def main() -> None:
     given = parser.parse_args()
     wheel, source = build(given.out.absolute())
     look(wheel, source)
+    resolve(wheel)
     if not given.no_train:
         try_it(wheel)
     print("ready to publish")
