@@ -5,8 +5,8 @@ After it in two ways: as it is by default, and with ``recompute=True``.
 The networks are the public definitions of ``pytorchcv`` and, where it is installed, of ``timm``, with random
 weights, at 224×224; a step is forward, cross-entropy, backward and SGD with momentum. Converted or not, the
 weights are the same tensors. ``without norms`` says how many times faster the network would be with nothing
-in the place of its batch norms, activations kept. Measured too is what it costs a rewritten ``forward`` to let
-a call wait.
+in the place of its batch norms, activations kept. Measured too is what it costs a rewritten ``forward`` to
+let a call wait.
 """
 
 import argparse

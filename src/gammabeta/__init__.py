@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .folding import fold as fold
     from .guard.watch import watch as watch
     from .loading import load as load
+    from .loading import predict as predict
     from .measure.benchmark import benchmark as benchmark
     from .stats.adapt import adapt as adapt
     from .stats.domains import domains as domains
@@ -48,6 +49,7 @@ _NAMES: dict[str, str] = {
     "fit": ".train.fitting",
     "fold": ".folding",
     "load": ".loading",
+    "predict": ".loading",
     "diagnose": ".doctor.diagnosis",
     "register_norm": ".conversion.adapters",
     "local_statistics": ".stats.merge",

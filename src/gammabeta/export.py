@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
+from .arguments import check_model, check_type
 from .data import Preparation
 from .data.onnxfile import METADATA
 from .errors import SurgeryError, UnavailableError, UsageError, installing
@@ -108,6 +109,8 @@ def export_onnx(
         UsageError: the example is of the wrong kind, or the folder does not exist.
         SurgeryError: the model cannot be exported, or the exported one differs.
     """
+    check_model("export_onnx", model)
+    check_type("export_onnx", "path", path, str | os.PathLike, "the file to write, and the example after it")
     onnx, _ = _libraries()
     target = Path(path)
     if not target.parent.is_dir():

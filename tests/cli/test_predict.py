@@ -245,6 +245,8 @@ def test_the_temperature_is_the_run_s_and_the_file_s(gammabeta, trained_run, dig
     assert model.temperature == temperature
     picture = digits / "a" / "0.png"
     one, other = model.predict(picture), gb.load(trained_run).predict(picture)
+    assert gb.predict(trained_run, picture).top == other.top
+    assert gb.predict(str(file), picture).top == gb.predict(model, picture).top == one.top
     assert one.label == other.label
     assert one.probability == pytest.approx(other.probability, abs=1e-5)
 

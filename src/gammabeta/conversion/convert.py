@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import gammabeta.nn as ours
 
+from ..arguments import check_model, check_type
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import BatchNormLayer, scripted_norms, sharing_copy
 from .adapters import Adapted, adapted_class, gives_the_same, tail_of
@@ -168,6 +169,8 @@ def convert(
         UsageError: a kind that does not exist, or ``recompute`` with one that cannot.
         SurgeryError: the model cannot be copied, does not run on ``example``, or is TorchScript.
     """
+    check_model("convert", model)
+    check_type("convert", "to", to, str, "a kind of batch norm, and the example by name: example=")
     if to not in ("torch", *KINDS, *OTHERS):
         raise UsageError(f"to must be one of {', '.join((*KINDS, *OTHERS))} or torch; got {to!r}")
     if to not in OTHERS and (groups != 32 or fit is not None or standardize):

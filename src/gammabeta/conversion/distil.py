@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_batches, check_model
 from ..errors import DivergedError, SurgeryError, UsageError
 from ..graph.layers import BatchNormLayer
 from ..graph.record import tensors_in
@@ -91,6 +92,9 @@ def distil(
     """
     if steps < 1 or not learning_rate > 0:
         raise UsageError(f"steps and learning_rate must be above 0, not {steps} and {learning_rate}")
+    check_model("distil", new, "new")
+    check_model("distil", old, "old")
+    check_batches("distil", loader)
     if isinstance(loader, Iterator):
         raise UsageError("distil passes over the data many times: give a loader or a list, not an iterator")
     forward = forward_fn or call

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..arguments import check_batches, check_model
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from ..stats import batches
@@ -76,6 +77,9 @@ def diagnose(
     """
     if samples is not None and samples < 1:
         raise UsageError(f"samples must be at least 1, not {samples}")
+    check_model("diagnose", model)
+    if loader is not None:
+        check_batches("diagnose", loader)
     inner = unwrap(model)
     forward = forward_fn or batches.call
     evidence = Evidence(

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..accelerate.chain import attach_chains
 from ..accelerate.packed import unavailable
+from ..arguments import check_model
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import batch_norm_layers, scripted_norms, unwrap
 from ..graph.record import Inputs, as_inputs, record
@@ -165,6 +166,7 @@ def fold(
 
     Ioffe & Szegedy 2015, Algorithm 2, line 11; Jacob et al. 2018, section 3.2.
     """
+    check_model("fold", model)
     put_back = remember_random_state(model)
     try:
         with plain_mode(), uncompiled():

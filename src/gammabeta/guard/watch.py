@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_model
 from ..doctor.evidence import BatchSize, Evidence
 from ..doctor.finding import Finding
 from ..doctor.static import held_layers, read_layers, read_sequences
@@ -108,6 +109,11 @@ def watch(
 
     The checks are the doctor's; docs/design/guard.md says which, and what each step costs.
     """
+    check_model("watch", model)
+    if optimizer is not None and not hasattr(optimizer, "register_step_post_hook"):
+        raise UsageError(
+            f"watch: optimizer is {type(optimizer).__name__}; give a torch.optim.Optimizer, or None"
+        )
     if on not in ("tell", "error"):
         raise UsageError(f"on is 'tell' or 'error', not {on!r}")
     kept = None if held is None else list(held)

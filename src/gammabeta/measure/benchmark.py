@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_model
 from ..errors import GammabetaError, SurgeryError, UsageError, out_of_memory
 from ..folding.verify import copied, distance
 from ..graph.layers import batch_norm_layers, unwrap
@@ -64,6 +65,7 @@ def benchmark(
         raise UsageError(f"unknown {unknown[0]!r} in beside: choose of {', '.join(BESIDE)}")
     if not seconds > 0:
         raise UsageError(f"seconds must be above 0, not {seconds}")
+    check_model("benchmark", model)
     inner, inputs = unwrap(model), as_inputs(example)
     norms = batch_norm_layers(inner)
     if not norms:

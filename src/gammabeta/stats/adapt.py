@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import check_batches, check_model
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from .batches import ForwardFn, call
@@ -60,6 +61,8 @@ def adapt(
     """
     if not 0 <= prior < float("inf"):
         raise UsageError(f"prior is a number of samples of at least 0, not {prior}")
+    check_model("adapt", model)
+    check_batches("adapt", loader)
     inner = unwrap(model)
     if domain is not None:
         check_new(inner, domain)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..arguments import check_model
 from ..errors import SurgeryError, UsageError
 from ..graph.layers import unwrap
 from .norms import statistics, with_statistics
@@ -39,6 +40,7 @@ def domains(model: nn.Module, *, first: str = _FIRST) -> "Domains":
         UsageError: a name that is not made of letters, digits, ``_`` and ``-``, or that modules have a use
             for, such as ``train``.
     """
+    check_model("domains", model)
     inner = unwrap(model)
     kept = getattr(inner, _CHILD, None)
     if not isinstance(kept, Domains):

@@ -27,6 +27,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..arguments import check_batches, check_model
 from ..errors import UsageError
 from ..graph.layers import unwrap
 from .batches import ForwardFn, call
@@ -94,6 +95,8 @@ def recalibrate(
     """
     if mode not in ("joint", "in-order"):
         raise UsageError(f'mode must be "joint" or "in-order", not {mode!r}')
+    check_model("recalibrate", model)
+    check_batches("recalibrate", loader)
     inner = unwrap(model)
     layers, kept = to_measure(inner, include_frozen=include_frozen)
     passes = Passes(inner, loader, samples, forward_fn or call, progress, Ranks.here(merge_ranks), {})

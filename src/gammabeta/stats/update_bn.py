@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import check_batches, check_model
 from ..graph.layers import unwrap
 from .batches import call, move
 from .norms import frozen_norms, with_statistics
@@ -28,6 +29,8 @@ def update_bn(
     Raises:
         SurgeryError, UsageError: as ``recalibrate``; the model is as it was.
     """
+    check_model("update_bn", model)
+    check_batches("update_bn", loader)
     inner = unwrap(model)
     found = with_statistics(inner)
     if not found.keys() - frozen_norms(inner, found):

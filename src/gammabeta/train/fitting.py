@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..accelerate.gradients import quick_layers
 from ..accelerate.stem import one_stem
+from ..arguments import check_type
 from ..conversion.convert import convert
 from ..data import Dataset, load
 from ..errors import DivergedError, NotFiniteError, UsageError, WeightsError
@@ -125,13 +126,13 @@ def fit(
         TrainingInterrupted: The observer asked to stop.
         DivergedError: The loss or the weights are no longer finite numbers.
     """
-    _check_type("model", model, nn.Module, "a torch.nn.Module")
+    check_type("fit", "model", model, nn.Module, "a torch.nn.Module")
     if isinstance(dataset, str | Path):
         dataset = load(dataset)
-    _check_type("dataset", dataset, Dataset, "a gammabeta.data.Dataset, or the name or path of one")
+    check_type("fit", "dataset", dataset, Dataset, "a gammabeta.data.Dataset, or the name or path of one")
     if isinstance(recipe, str | Path):
         recipe = load_recipe(recipe)
-    _check_type("recipe", recipe, Recipe, "a gammabeta.train.Recipe, a recipe's name or a TOML file")
+    check_type("fit", "recipe", recipe, Recipe, "a gammabeta.train.Recipe, a recipe's name or a TOML file")
     if len(dataset.train.labels) < 2:
         raise UsageError("there are fewer than two training images: a batch of one has no variance")
     place = resolve_device(world.device(device))
@@ -188,11 +189,6 @@ def fit(
     test = work.evaluate(epoch, "test", DeviceImages(dataset.test, scaling, place), len(dataset.classes))
     outcome = Outcome(model, scaling, precision, training.progress(), trained, test, work.seconds, chosen)
     return replace(outcome, seen=seen, temperature=calibrated)
-
-
-def _check_type(name: str, value: object, kind: type, wanted: str) -> None:
-    if not isinstance(value, kind):
-        raise UsageError(f"fit: {name} is {type(value).__name__}; give {wanted}")
 
 
 class _Fitting:
