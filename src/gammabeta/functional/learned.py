@@ -122,7 +122,7 @@ def _differentiable(
 def train(call: Call, running: Running, slope: Tensor) -> tuple[Tensor, bool | Tensor]:
     """``step.train`` of a call that is taken (``takes``), and PReLU."""
     found = step.route(_joined(call), running, True, "auto")
-    if found.kind != "kernels":
+    if found.kind != "kernels" or found.name != "cpu":
         out, accepted = step.train(call, running)
         return F.prelu(out, slope), accepted
     x, weight, bias, _, _, eps = found.call
@@ -138,7 +138,7 @@ def train(call: Call, running: Running, slope: Tensor) -> tuple[Tensor, bool | T
 def evaluate(call: Call, running_mean: Tensor | None, running_var: Tensor | None, slope: Tensor) -> Tensor:
     """``step.evaluate`` of a call that is taken, and PReLU."""
     found = step.route(_joined(call), Running(running_mean, running_var), False, "auto")
-    if found.kind != "kernels" or running_mean is None or running_var is None:
+    if found.name != "cpu" or found.kind != "kernels" or running_mean is None or running_var is None:
         return F.prelu(step.evaluate(call, running_mean, running_var), slope)
     x, weight, bias, _, _, eps = found.call
     differentiable: Any = _Learned.apply
