@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks.harness import Options, report
 from benchmarks.suites import models
@@ -22,6 +23,17 @@ def test_networks_that_are_not_asked_for_keep_their_rows(tmp_path, monkeypatch):
     assert [row["case"] for row in result.rows] == ["ResNet-50, batch 8", "MobileNetV2, batch 8"]
     assert result.summary["training step"] == "geometric mean 9.00×, least 9.00×"
     assert "2.0 µs for the guards" in " ".join(result.summary.values())
+
+
+def test_a_network_without_its_norms_keeps_the_activations():
+    class WithActivation(nn.BatchNorm2d):
+        def __init__(self):
+            super().__init__(3)
+            self.act = nn.SiLU()
+
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU(), WithActivation())
+    kinds = [type(module) for module in models._without_norms(model)]
+    assert kinds == [nn.Conv2d, nn.Identity, nn.ReLU, nn.SiLU]
 
 
 @pytest.mark.parametrize("kind", [models._Two, models._Direct])

@@ -39,7 +39,7 @@ def test_names_do_as_well(file: Path, tmp_path: Path) -> None:
     ("arguments", "said"),
     [
         (("model", "mnist", "fast"), "fit: model is str; give a torch.nn.Module"),
-        ((nn.Linear, "mnist", "fast"), "fit: model is type; give a torch.nn.Module"),
+        ((nn.Linear, "mnist", "fast"), "fit: model is the class Linear; give a torch.nn.Module"),
         (
             (model(), np.zeros(3), "fast"),
             "fit: dataset is ndarray; give a gammabeta.data.Dataset, or the name",
