@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import gammabeta as gb
+from gammabeta.data import Preparation
+from gammabeta.data.classify import Classifier
 
 X = torch.randn(4, 3, 8, 8)
 
@@ -54,3 +56,15 @@ def test_what_can_be_gone_through_is_not_refused():
 
     gb.recalibrate(model(), Indexed())
     gb.recalibrate(model(), X[None])  # a stack of batches
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [((3,), "predict: pictures is int; give "), ((None,), "predict: pictures is NoneType; give "),
+     ((X[0].numpy(), 0), "predict: top is the number of classes to name, at least 1, not 0")],
+)  # fmt: skip
+def test_predict_refuses_what_is_no_picture(given, message):
+    classifier = Classifier(["a", "b"], Preparation(1, 8, 8), lambda pixels: pixels, 1.0)
+    with pytest.raises(gb.errors.UsageError) as refused:
+        classifier.predict(*given)
+    assert str(refused.value).startswith(message)

@@ -263,6 +263,12 @@ def learned_slope_of_a_sum(self, x):
     return self.learned(self.bn(x) + x)
 
 
+def slope_changed_after_it_was_used(self, x):
+    y = self.learned(self.bn(x))
+    self.learned.weight.data.mul_(0.5)
+    return self.conv(y) + y
+
+
 def pooled_after_a_learned_slope(self, x):
     return F.avg_pool2d(self.learned(self.bn(x)), 2)
 
@@ -341,6 +347,7 @@ def residual_is_a_number(self, x):
         (learned_slope_by_name, {"bn": "prelu"}),
         (learned_slope_of_a_sum, {"bn": "residual"}),
         (pooled_after_a_learned_slope, {"bn": "prelu"}),
+        (slope_changed_after_it_was_used, {"bn": "prelu"}),
         (other_pool, {}),
         (depends_on_values, {}),
         (broadcast_residual, {}),

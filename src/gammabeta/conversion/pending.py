@@ -230,7 +230,8 @@ def hold(value: Any, known: int = 0, *called: Any) -> Any:
     if type(value) is not Pending or value.out is not None:
         return value
     layer = value.layer
-    if value.residual is not None or not _unshared(value, known):
+    # A slope is a tensor that code in between could change; and nothing more would join.
+    if value.residual is not None or value.slope is not None or not _unshared(value, known):
         return value.run()
     for one in called:
         if one is not None and not (plain(one, layer) if isinstance(one, Module) else is_plain_function(one)):

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import DataError
+from ..arguments import check_type
+from ..errors import DataError, UsageError
 from ..text import visible
 from .decode import Encoded, Source
 from .pieces import Pieces
@@ -93,8 +94,13 @@ class Classifier:
             One `Prediction` for one picture, else a list.
 
         Raises:
+            UsageError: ``pictures`` is no picture and not several, or ``top`` is below 1.
             DataError: a picture cannot be read, or nothing stands out on it.
         """
+        kinds = (Iterable, PathLike, Image.Image)
+        check_type("predict", "pictures", pictures, kinds, "a picture, or a list of pictures")
+        if top < 1:
+            raise UsageError(f"predict: top is the number of classes to name, at least 1, not {top}")
         single = isinstance(pictures, str | PathLike | BytesIO | Image.Image) or (
             isinstance(pictures, np.ndarray) and pictures.ndim < 4
         )

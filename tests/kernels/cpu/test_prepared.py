@@ -34,7 +34,8 @@ def test_file_was_made_from_these_kernels():
 
 def test_texts_hold_nothing_of_the_process_that_wrote_them():
     for name, text in content["texts"].items():
-        assert not re.search(r"inttoptr \(i64 \d{6,}|@Py|@numba|@NRT|/home/|/root/", text), name
+        assert not re.search(r"inttoptr \(i64 \d{6,}|@Py|@numba|@NRT", text), name
+        assert not re.search(r"(?:/[\w.-]+){3,}", text), name  # a path of some machine
 
 
 @needs_this_machine
